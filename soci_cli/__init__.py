@@ -1,0 +1,1 @@
+"""Make container images start before they are downloaded: SOCI indexes and zTOCs in Python."""

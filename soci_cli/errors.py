@@ -1,0 +1,44 @@
+"""The one error family.
+
+Every error that a user can cause, or that bad input can cause, is a `SociError`. Its text is one line
+that says what happened, to which image, layer or file, and what to do. The command line prints that
+line and exits with `exit_code`; everything else is a defect and shows as a traceback with --debug.
+"""
+
+from __future__ import annotations
+
+
+class SociError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(SociError):
+    """The caller asked for something that cannot be meant: a bad size, platform, reference or place."""
+
+    exit_code = 2
+
+
+class ConfigError(SociError):
+    """A settings file cannot be read, or a key in it has the wrong type."""
+
+
+class NotFoundError(SociError):
+    """A reference, blob, platform or file that was asked for does not exist."""
+
+
+class IntegrityError(SociError):
+    """Bytes do not have the digest or the size that their descriptor promised."""
+
+
+class InvalidDataError(SociError):
+    """Data from outside breaks its format: a manifest, a gzip stream, a tar archive, a zTOC."""
+
+
+class UnsupportedLayerError(InvalidDataError):
+    """A layer that is valid but cannot be indexed, such as one with a sparse file."""
+
+
+class StorageError(SociError):
+    """The disk, a folder or the local store refused: full, not writable, locked."""

@@ -1,0 +1,282 @@
+"""Settings from TOML files, and where the local store is.
+
+Two files are read. The reference snapshotter's own file is only checked: none of its keys means
+the same for this program (its max_concurrency is about fetching spans, its min_layer_size about
+mounting), so those it knows are passed over. The user's file holds the keys of `Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import tomli
+
+from soci_cli.errors import ConfigError, UsageError
+from soci_cli.oci import platforms
+from soci_cli.oci.values import describe, quote
+
+SYSTEM_FILE = Path("/etc/soci-snapshotter-grpc/config.toml")
+
+_MAX_FILE = 1 << 20
+_MAX_SIZE = 2**62
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:b|([kmg])(?:i?b)?)?\s*", re.IGNORECASE)
+_SIZE_LENGTH = 40
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_ZSTD_LAYERS = ("skip", "recompress")
+_OPTIMIZATIONS = ("xattr",)
+
+# The reference snapshotter's keys by table; "" is the top level, and a table that is not listed
+# here, such as resolver.host, holds names of the user's choice. Its reader ignores case.
+_REFERENCE_KEYS = {
+    "": "http_cache_type filesystem_cache_type resolve_result_entry debug disable_verification "
+    "max_concurrency no_prometheus mount_timeout_sec fuse_metrics_emit_wait_duration_sec "
+    "metrics_address metrics_network debug_address metadata_store metadata_db_no_sync "
+    "metadata_insertion_chunk_size skip_check_snapshotter_supported http blob directory_cache fuse "
+    "background_fetch content_store prefetch pull_modes kubeconfig_keychain cri_keychain resolver "
+    "snapshotter",
+    "http": "dialtimeoutmsec responseheadertimeoutmsec requesttimeoutmsec maxretries minwaitmsec "
+    "maxwaitmsec",
+    "blob": "valid_interval fetching_timeout_sec max_retries min_wait_msec max_wait_msec "
+    "check_always force_single_range_mode max_span_verification_retries",
+    "directory_cache": "max_lru_cache_entry max_cache_fds sync_add direct",
+    "fuse": "attr_timeout entry_timeout negative_timeout log_fuse_operations",
+    "background_fetch": "disable silence_period_msec fetch_period_msec max_queue_size drop_policy "
+    "emit_metric_period_sec",
+    "content_store": "type containerd_address",
+    "prefetch": "enable max_concurrency",
+    "pull_modes": "soci_v1 soci_v2 parallel_pull_unpack",
+    "pull_modes.soci_v1": "enable",
+    "pull_modes.soci_v2": "enable",
+    "pull_modes.parallel_pull_unpack": "enable experimental_parallel_pull_as_fallback "
+    "max_concurrent_downloads max_concurrent_downloads_per_image concurrent_download_chunk_size "
+    "max_concurrent_unpacks max_concurrent_unpacks_per_image decompress_streams "
+    "discard_unpacked_layers",
+    "kubeconfig_keychain": "enable_keychain kubeconfig_path",
+    "cri_keychain": "enable_keychain image_service_path",
+    "resolver": "host auth_client_ttl_sec enable_auth_client_sharing",
+    "snapshotter": "min_layer_size allow_invalid_mounts_on_restart",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user can set once for all commands. Sizes are in bytes."""
+
+    root: Path | None = None
+    span_size: int = 4 << 20
+    min_layer_size: int = 10 << 20
+    build_tool_identifier: str = "soci-cli"
+    zstd_layers: str = "skip"
+    optimizations: tuple[str, ...] = ()
+    max_concurrency: int | None = None
+    platforms: tuple[str, ...] = ()
+
+
+def load_settings(
+    environ: Mapping[str, str], system_file: Path = SYSTEM_FILE
+) -> tuple[Settings, list[str]]:
+    """The settings, and one line of warning for each key that means nothing.
+
+    The user's file is `$SOCI_CONFIG`, else `$XDG_CONFIG_HOME/soci/config.toml`, else
+    `~/.config/soci/config.toml`. An absent file is no error, unless SOCI_CONFIG names it. Raises
+    ConfigError for a file that cannot be read or is not TOML, and for a value of the wrong kind.
+    """
+    warnings: list[str] = []
+    try:
+        system = _read(system_file)
+    except PermissionError:
+        # Often readable by root only; nobody else should fail over a file that sets nothing.
+        warnings.append(f"{system_file}: cannot be read: permission denied; left out")
+    else:
+        warnings += _unknown_reference_keys(system or {}, str(system_file))
+
+    chosen = environ.get("SOCI_CONFIG", "")
+    path = Path(chosen) if chosen else _user_folder(environ, "XDG_CONFIG_HOME", ".config")
+    if path is None:
+        return Settings(), warnings
+    if not chosen:
+        path = path / "config.toml"
+    try:
+        document = _read(path)
+    except PermissionError as error:
+        raise ConfigError(f"{path}: cannot be read: permission denied") from error
+    if document is None:
+        if chosen:
+            raise ConfigError(f"{path}: no such file, but SOCI_CONFIG names it")
+        return Settings(), warnings
+    known = [field.name for field in dataclasses.fields(Settings)]
+    warnings += [_unknown_key(str(path), key, "", known) for key in document if key not in known]
+    return _settings(document, str(path), environ), warnings
+
+
+def parse_size(text: str) -> int:
+    """Bytes from text such as "4194304", "4MiB", "4M" or "1.5g".
+
+    K, M and G, with or without B or iB, in any case, are powers of 1024, as for docker and nerdctl.
+    Raises UsageError for anything else, for parts of a byte, and past 2**62.
+    """
+    match = _SIZE.fullmatch(text) if len(text) <= _SIZE_LENGTH else None
+    if match is None:
+        raise UsageError(f"not a size: {quote(text)}; expected bytes, or a number such as 4MiB")
+    size = Fraction(match[1]) * _UNITS[(match[2] or "").lower()]
+    if size.denominator != 1:
+        raise UsageError(f"not a size: {quote(text)} is not a whole number of bytes")
+    if size > _MAX_SIZE:
+        raise UsageError(f"not a size: {quote(text)} is more than 2**62 bytes")
+    return int(size)
+
+
+def store_root(settings: Settings, environ: Mapping[str, str], flag: str | None) -> Path:
+    """The folder of the local store, which need not exist yet.
+
+    The first of: the flag, `$SOCI_ROOT`, the setting `root`, `$XDG_DATA_HOME/soci`,
+    `~/.local/share/soci`. Raises UsageError for an empty flag, ConfigError where none applies.
+    """
+    if flag is not None:
+        if not flag:
+            raise UsageError("the store folder is empty; give a path")
+        return Path(flag)
+    if environ.get("SOCI_ROOT"):
+        return Path(environ["SOCI_ROOT"])
+    if settings.root is not None:
+        return settings.root
+    folder = _user_folder(environ, "XDG_DATA_HOME", ".local/share")
+    if folder is None:
+        raise ConfigError("no place for the local store: set SOCI_ROOT, or HOME")
+    return folder
+
+
+def _user_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path | None:
+    # The XDG base directory specification: a relative path there is invalid and ignored.
+    base = Path(environ.get(variable, ""))
+    if base.is_absolute():
+        return base / "soci"
+    home = environ.get("HOME", "")
+    return Path(home) / below_home / "soci" if home else None
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    """The decoded file; None when there is none. PermissionError is the caller's."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_MAX_FILE + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error
+    if len(data) > _MAX_FILE:
+        raise ConfigError(f"{path}: more than {_MAX_FILE} bytes is no settings file")
+    try:
+        return tomli.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid TOML: nested too deep") from error
+
+
+def _settings(document: Mapping[str, object], file: str, environ: Mapping[str, str]) -> Settings:
+    settings = Settings()
+    for key, value in document.items():
+        where = f"{file}: key '{key}'"
+        if key == "root":
+            settings = dataclasses.replace(settings, root=_root(value, where, environ))
+        elif key == "span_size":
+            settings = dataclasses.replace(settings, span_size=_size(value, where, 1))
+        elif key == "min_layer_size":
+            settings = dataclasses.replace(settings, min_layer_size=_size(value, where, 0))
+        elif key == "build_tool_identifier":
+            if not isinstance(value, str):
+                raise _wrong(where, "a string", value)
+            settings = dataclasses.replace(settings, build_tool_identifier=value)
+        elif key == "zstd_layers":
+            if not isinstance(value, str) or value not in _ZSTD_LAYERS:
+                raise _wrong(where, _one_of(_ZSTD_LAYERS), value)
+            settings = dataclasses.replace(settings, zstd_layers=value)
+        elif key == "optimizations":
+            names = _texts(value, where)
+            for name in names:
+                if name not in _OPTIMIZATIONS:
+                    raise _wrong(where, f"a list of {_one_of(_OPTIMIZATIONS)}", name)
+            settings = dataclasses.replace(settings, optimizations=names)
+        elif key == "max_concurrency":
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise _wrong(where, "a whole number from 1", value)
+            settings = dataclasses.replace(settings, max_concurrency=value)
+        elif key == "platforms":
+            specifiers = _texts(value, where)
+            for specifier in specifiers:
+                try:
+                    platforms.parse(specifier)
+                except UsageError as error:
+                    raise ConfigError(f"{where}: {error}") from error
+            settings = dataclasses.replace(settings, platforms=specifiers)
+    return settings
+
+
+def _size(value: object, where: str, least: int) -> int:
+    if isinstance(value, str):
+        try:
+            size = parse_size(value)
+        except UsageError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        raise _wrong(where, "bytes, or text such as '4MiB'", value)
+    if not least <= size <= _MAX_SIZE:
+        raise _wrong(where, f"a size from {least} to 2**62 bytes", value)
+    return size
+
+
+def _root(value: object, where: str, environ: Mapping[str, str]) -> Path:
+    if isinstance(value, str) and "\0" not in value:
+        home = environ.get("HOME", "")
+        if home and (value == "~" or value.startswith("~/")):
+            return Path(home, value[2:])
+        if Path(value).is_absolute():
+            return Path(value)
+    raise _wrong(where, "an absolute path, or one that starts with ~/", value)
+
+
+def _texts(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _wrong(where, "a list of strings", value)
+    return tuple(value)
+
+
+def _wrong(where: str, expected: str, value: object) -> ConfigError:
+    return ConfigError(f"{where}: expected {expected}, got {describe(value)}")
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
+
+
+def _unknown_reference_keys(table: Mapping[str, object], file: str, name: str = "") -> list[str]:
+    known = _REFERENCE_KEYS[name].split()
+    prefix = f"{name}." if name else ""
+    warnings = []
+    for key, value in table.items():
+        folded = key.lower()
+        if folded not in known:
+            warnings.append(_unknown_key(file, key, prefix, known))
+        elif isinstance(value, dict) and prefix + folded in _REFERENCE_KEYS:
+            warnings += _unknown_reference_keys(value, file, prefix + folded)
+    return warnings
+
+
+def _unknown_key(file: str, key: str, prefix: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key.lower(), known, n=1)
+    hint = f"; did you mean '{prefix}{close[0]}'?" if close else ""
+    return f"{file}: unknown key {quote(prefix + key)}{hint}"

@@ -1,0 +1,48 @@
+"""Where images live: layouts in folders and tar files, the local store, and copying between them.
+
+Every place implements the protocols of `protocol.py`. Nothing here knows what an image means beyond
+its manifests.
+"""
+
+from soci_cli.targets.archive import Archive, ArchiveTarget
+from soci_cli.targets.copy import (
+    CopySummary,
+    Outcome,
+    children_of,
+    copy_blob,
+    copy_graph,
+    read_blob,
+    skip_nothing,
+)
+from soci_cli.targets.layout import Layout, WritableLayout
+from soci_cli.targets.places import Place, open_source, open_target, parse_place
+from soci_cli.targets.protocol import BlobReader, BytesLike, FileBlobs, Source, Target, Writer
+from soci_cli.targets.store import Store, StoredImage, StoreTarget, Sweep
+
+__all__ = [
+    "Archive",
+    "ArchiveTarget",
+    "BlobReader",
+    "BytesLike",
+    "CopySummary",
+    "FileBlobs",
+    "Layout",
+    "Outcome",
+    "Place",
+    "Source",
+    "Store",
+    "StoreTarget",
+    "StoredImage",
+    "Sweep",
+    "Target",
+    "WritableLayout",
+    "Writer",
+    "children_of",
+    "copy_blob",
+    "copy_graph",
+    "open_source",
+    "open_target",
+    "parse_place",
+    "read_blob",
+    "skip_nothing",
+]

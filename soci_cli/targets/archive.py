@@ -1,0 +1,526 @@
+"""OCI image layouts in a tar file: `oci-archive:FILE[:TAG]`.
+
+See "image-layout.md" of the OCI image specification. Reading needs an uncompressed tar file, in
+which blobs are read where they lie. Writing makes a new file: an image under another tag in an
+existing file is not kept, as with skopeo.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import secrets
+import stat
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from soci_cli.errors import (
+    IntegrityError,
+    InvalidDataError,
+    NotFoundError,
+    SociError,
+    StorageError,
+)
+from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import algorithm_of, digest_of, encoded_of
+from soci_cli.targets._disk import (
+    ContentCheck,
+    MemoryReader,
+    RegionReader,
+    check_range,
+    disk_errors,
+    fsync_folder,
+    shown,
+    storage_error,
+    unlink_quietly,
+)
+from soci_cli.targets._folder import LEFTOVER_AGE
+from soci_cli.targets._index_json import (
+    INDEX_LIMIT,
+    MARKER,
+    MARKER_LIMIT,
+    REF_NAME,
+    check_marker,
+    check_tag_for_writing,
+    empty_index,
+    flat_index,
+    only_names,
+    parse_index_json,
+    put_entry,
+    resolve_entry,
+    without_names,
+)
+from soci_cli.targets.protocol import BlobReader, BytesLike, Source
+
+MEMBER_LIMIT = 200_000
+_HEADER_LIMIT = 64 * 1024
+_BLOCK = 512
+_WANTED = re.compile(
+    r"(?:oci-layout|index\.json|manifest\.json"
+    r"|blobs/sha256/[0-9a-f]{64}|blobs/sha512/[0-9a-f]{128})"
+)
+_PACKED = {b"\x1f\x8b": "gunzip", b"\x28\xb5": "unzstd", b"BZ": "bunzip2", b"\xfd7": "unxz"}
+
+_Self = TypeVar("_Self", bound="Archive | ArchiveTarget")
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Where the data of a member lies in the tar file, in bytes."""
+
+    offset: int
+    size: int
+
+
+class Archive:
+    """A tar file that is read. Implements `Source`. Its headers are scanned once, at opening."""
+
+    def __init__(self, path: Path, tag: str | None = None, name: str | None = None) -> None:
+        """`tag` chooses the image: a name, `@DIGEST`, or None for the only one there is.
+
+        NotFoundError when there is no such file, InvalidDataError when it is no OCI archive.
+        """
+        self._tag = tag
+        self._name = name or _place(path, tag)
+        self._fd = _open_regular(path, self._name)
+        try:
+            self._regions = _scan(self._fd, self._name)
+            if "index.json" not in self._regions:
+                raise _no_index(path, self._name, "manifest.json" in self._regions)
+            check_marker(self._read_member("oci-layout", MARKER_LIMIT), self._name)
+            index = self._read_member("index.json", INDEX_LIMIT)
+            self._index = parse_index_json(index, self._name)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._flat = flat_index(self._index)
+        self._flat_digest = "" if self._flat is None else digest_of(self._flat)
+
+    @property
+    def name(self) -> str:
+        """The place as the user wrote it."""
+        return self._name
+
+    def resolve(self) -> Descriptor:
+        """The entry of index.json with this tag; as `Layout.resolve`."""
+        return resolve_entry(self._index, self._tag, self._name)
+
+    def names(self) -> dict[str, str]:
+        """The annotations that name the image when the archive holds only one."""
+        return only_names(self._index)
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        """See `Source.fetch`; reads the archive in place."""
+        count = check_range(descriptor, offset, length)
+        region = self._regions.get(_blob_name(descriptor.digest))
+        if region is None:
+            if self._flat is None or descriptor.digest != self._flat_digest:
+                raise NotFoundError(f"{self._name} has no blob {descriptor.digest}")
+            _check_size(len(self._flat), descriptor, self._name)
+            return MemoryReader(self._flat[offset : offset + count])
+        _check_size(region.size, descriptor, self._name)
+        return _region_reader(self._fd, region.offset + offset, count, descriptor, self._name)
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`."""
+        region = self._regions.get(_blob_name(descriptor.digest))
+        if region is not None:
+            return region.size == descriptor.size
+        return descriptor.digest == self._flat_digest
+
+    def close(self) -> None:
+        """Close the file; readers that are still open stay usable."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_member(self, member: str, limit: int) -> bytes:
+        region = self._regions.get(member)
+        if region is None:
+            raise InvalidDataError(f"{self._name} is no OCI archive: it has no member {member}")
+        if region.size > limit:
+            raise InvalidDataError(
+                f"{member} of {self._name} has {region.size} bytes; at most {limit} are accepted"
+            )
+        with disk_errors("read", self._name):
+            return os.pread(self._fd, region.size, region.offset)
+
+
+class ArchiveTarget:
+    """A tar file that is written, and read back. Implements `Target`.
+
+    All goes to a new file beside FILE, which takes FILE's name in `tag`. Until then an existing
+    FILE stays as it is; then it is replaced whole.
+    """
+
+    def __init__(self, path: Path, tag: str | None = None, name: str | None = None) -> None:
+        """Nothing is written yet. Without a tag, the name of an only image in FILE is kept."""
+        self._path = path
+        self._tag = tag
+        self._name = name or _place(path, tag)
+        self._names = {REF_NAME: tag} if tag else _names_in(path)
+        self._tagged: Descriptor | None = None
+        self._mutex = threading.Lock()
+        self._fd = -1
+        self._aside = path.parent / f".{path.name}.tmp-{secrets.token_hex(8)}"
+        self._end = 0
+        self._folders: set[str] = set()
+        self._blobs: dict[str, _Region] = {}
+        self._aborted: dict[str, _Region] = {}
+        self._open_writers: set[_ArchiveWriter] = set()
+        check_tag_for_writing(tag, self._name)
+        if path.is_dir():
+            raise StorageError(f"{shown(str(path))} is a folder; an OCI archive is a file")
+
+    @property
+    def name(self) -> str:
+        """The place as the user wrote it."""
+        return self._name
+
+    def resolve(self) -> Descriptor:
+        """What was tagged here; NotFoundError before, since an existing FILE is replaced."""
+        if self._tagged is None:
+            raise NotFoundError(f"{self._name} was not written yet")
+        return self._tagged
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        """See `Source.fetch`; only blobs that were written and committed here."""
+        count = check_range(descriptor, offset, length)
+        with self._mutex:
+            region = self._blobs.get(descriptor.digest)
+        if region is None:
+            raise NotFoundError(f"{self._name} has no blob {descriptor.digest}")
+        _check_size(region.size, descriptor, self._name)
+        return _region_reader(self._fd, region.offset + offset, count, descriptor, self._name)
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`; only blobs that were written and committed here."""
+        with self._mutex:
+            region = self._blobs.get(descriptor.digest)
+        return region is not None and region.size == descriptor.size
+
+    def open_writer(self, descriptor: Descriptor) -> _ArchiveWriter:
+        """See `Target.open_writer`. The blob's place in the tar file is taken at once.
+
+        The place of an aborted blob is filled by the next writer for that blob; until then the
+        archive cannot be finished.
+        """
+        check = ContentCheck(descriptor, self._name)
+        with self._mutex, self._writing():
+            region = self._aborted.get(descriptor.digest)
+            if region is not None and region.size == descriptor.size:
+                del self._aborted[descriptor.digest]
+            else:
+                algorithm = algorithm_of(descriptor.digest)
+                for folder in ("blobs/", f"blobs/{algorithm}/"):
+                    if folder not in self._folders:
+                        self._reserve(_folder_header(folder), 0)
+                        self._folders.add(folder)
+                header = _file_header(_blob_name(descriptor.digest), descriptor.size)
+                region = self._reserve(header, descriptor.size)
+            writer = _ArchiveWriter(self, self._fd, region, descriptor, check)
+            self._open_writers.add(writer)
+            return writer
+
+    def push(self, descriptor: Descriptor, data: bytes) -> None:
+        """See `Target.push`."""
+        if self.exists(descriptor):
+            return
+        writer = self.open_writer(descriptor)
+        try:
+            writer.write(data)
+            writer.commit()
+        finally:
+            writer.abort()
+
+    def link(self, descriptor: Descriptor, source: Source) -> bool:
+        """Always False: a tar file shares nothing."""
+        return False
+
+    def tag(self, descriptor: Descriptor) -> None:
+        """See `Target.tag`: finishes the tar file and gives it its name. Only once.
+
+        NotFoundError when the blob was not written, StorageError when another was not finished.
+        """
+        if not self.exists(descriptor):
+            raise NotFoundError(
+                f"{self._name} cannot be tagged: it has no blob {descriptor.digest}"
+            )
+        with self._mutex, self._writing():
+            unfinished = {writer.digest for writer in self._open_writers} | set(self._aborted)
+            if unfinished:
+                raise StorageError(
+                    f"{self._name} cannot be finished: blob {min(unfinished)} was not written"
+                )
+            index = put_entry(empty_index(), self._tag, self._names, descriptor, self._name)
+            for member, data in (("index.json", index), ("oci-layout", MARKER)):
+                region = self._reserve(_file_header(member, len(data)), len(data))
+                _pwrite_all(self._fd, data, region.offset)
+            # Two zero blocks end a tar file; tar pads the whole to records of 20 blocks.
+            record = _BLOCK * 20
+            os.truncate(self._fd, -(-(self._end + 2 * _BLOCK) // record) * record)
+            os.fsync(self._fd)
+            self._aside.replace(self._path)
+            fsync_folder(self._path.parent)
+            self._tagged = without_names(descriptor)
+
+    def close(self) -> None:
+        """Close the file, and remove it when it was not tagged."""
+        with self._mutex:
+            writers = list(self._open_writers)
+        for writer in writers:
+            writer.abort()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._tagged is None:
+            unlink_quietly(self._aside)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The new file is open and still without its final name; OSErrors become StorageError."""
+        if self._tagged is not None:
+            raise StorageError(f"{self._name} is finished; open it again to write another image")
+        with disk_errors("write", self._path):
+            if self._fd < 0:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                _clean_leftovers(self._path)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._fd = os.open(self._aside, flags, 0o644)
+            yield
+
+    def _reserve(self, header: bytes, size: int) -> _Region:
+        """Write a header at the end and keep the room for its data. Raises OSError."""
+        _pwrite_all(self._fd, header, self._end)
+        region = _Region(self._end + len(header), size)
+        end = region.offset + -(-size // _BLOCK) * _BLOCK
+        os.truncate(self._fd, end)
+        self._end = end
+        return region
+
+    def _finish_writer(self, writer: _ArchiveWriter, region: _Region, committed: bool) -> None:
+        with self._mutex:
+            self._open_writers.discard(writer)
+            (self._blobs if committed else self._aborted)[writer.digest] = region
+
+
+class _ArchiveWriter:
+    """One blob being written to its place in the tar file. Implements `Writer`."""
+
+    def __init__(
+        self,
+        archive: ArchiveTarget,
+        fd: int,
+        region: _Region,
+        descriptor: Descriptor,
+        check: ContentCheck,
+    ) -> None:
+        self.digest = descriptor.digest
+        self._archive = archive
+        # Its own file descriptor: closing the archive must not hand the number to another file.
+        self._fd = os.dup(fd)
+        self._region = region
+        self._position = region.offset
+        self._check = check
+
+    def write(self, data: BytesLike, /) -> int:
+        view = memoryview(data).cast("B")
+        self._check.add(view)
+        with disk_errors("write", self._archive.name):
+            _pwrite_all(self._fd, view, self._position)
+        self._position += view.nbytes
+        return view.nbytes
+
+    def commit(self) -> None:
+        self._check.verify()
+        self._end(committed=True)
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            self._end(committed=False)
+
+    def _end(self, *, committed: bool) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        self._archive._finish_writer(self, self._region, committed)
+
+
+class _HeaderFile(io.FileIO):
+    """What tarfile reads headers from: never more at once than a header may hold."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _HEADER_LIMIT:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size) or b""
+
+    def seek(self, position: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_SET and not 0 <= position <= os.fstat(self.fileno()).st_size:
+            raise tarfile.ReadError("it was cut short")
+        return super().seek(position, whence)
+
+
+def _open_regular(path: Path, name: str) -> int:
+    try:
+        # A FIFO would block the open for ever without O_NONBLOCK.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{name}: there is no file {shown(str(path))}") from error
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidDataError(f"{name}: {shown(str(path))} is no regular file")
+    return fd
+
+
+def _scan(fd: int, name: str) -> dict[str, _Region]:
+    """The members that an OCI archive may have; the last one counts where a name is repeated."""
+    with disk_errors("read", name):
+        packer = _PACKED.get(os.pread(fd, 2, 0))
+        total = os.fstat(fd).st_size
+    if packer:
+        raise InvalidDataError(f"{name} is compressed; unpack it with {packer} first")
+    regions: dict[str, _Region] = {}
+    try:
+        with _HeaderFile(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            position = -1
+            for _ in range(MEMBER_LIMIT):
+                member = tar.next()
+                if member is None:
+                    return regions
+                # tarfile keeps all it has seen, and follows negative sizes backwards.
+                vars(tar)["members"].clear()
+                if member.size < 0 or tar.offset <= position:
+                    raise InvalidDataError(f"{name} is no valid tar file: a negative size")
+                position = tar.offset
+                member_name = member.name.removeprefix("./")
+                if not _WANTED.fullmatch(member_name):
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise InvalidDataError(f"{name}: its member {member_name} is no regular file")
+                if member.offset_data + member.size > total:
+                    raise InvalidDataError(f"{name} was cut short inside {member_name}")
+                regions[member_name] = _Region(member.offset_data, member.size)
+    except (
+        tarfile.TarError,
+        ValueError,
+        LookupError,
+        OverflowError,
+        EOFError,
+        RecursionError,
+    ) as error:
+        raise InvalidDataError(f"{name} is no valid tar file: {shown(str(error))}") from error
+    except OSError as error:
+        raise storage_error("read", name, error) from error
+    raise InvalidDataError(f"{name} has more than {MEMBER_LIMIT} members")
+
+
+def _region_reader(
+    fd: int, start: int, count: int, descriptor: Descriptor, name: str
+) -> RegionReader:
+    with disk_errors("read", name):
+        own = os.dup(fd)
+    return RegionReader(own, start, count, f"blob {descriptor.digest} in {name}")
+
+
+def _check_size(size: int, descriptor: Descriptor, name: str) -> None:
+    if size != descriptor.size:
+        raise IntegrityError(
+            f"blob {descriptor.digest} in {name} has {size} bytes, not the {descriptor.size} "
+            "of its descriptor; the archive is damaged"
+        )
+
+
+def _no_index(path: Path, name: str, is_docker: bool) -> InvalidDataError:
+    if is_docker:
+        return InvalidDataError(
+            f"{name} is a Docker archive; convert it first: "
+            f"skopeo copy docker-archive:{shown(str(path))} oci-archive:OUT"
+        )
+    return InvalidDataError(f"{name} is no OCI archive: it has no member index.json")
+
+
+def _names_in(path: Path) -> dict[str, str]:
+    """How the only image of an existing archive is named; empty when there is none to speak of."""
+    try:
+        with Archive(path) as archive:
+            return archive.names()
+    except SociError:
+        return {}
+
+
+def _blob_name(digest: str) -> str:
+    return f"blobs/{algorithm_of(digest)}/{encoded_of(digest)}"
+
+
+def _file_header(name: str, size: int) -> bytes:
+    return _header(name, size, 0o644, tarfile.REGTYPE)
+
+
+def _folder_header(name: str) -> bytes:
+    return _header(name, 0, 0o755, tarfile.DIRTYPE)
+
+
+def _header(name: str, size: int, mode: int, kind: bytes) -> bytes:
+    """One member's header; owner and time are zero, so equal images give equal archives."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.type, info.mtime = size, mode, kind, 0
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+
+
+def _pwrite_all(fd: int, data: bytes | memoryview, position: int) -> None:
+    view = memoryview(data)
+    while view.nbytes:
+        count = os.pwrite(fd, view, position)
+        view = view[count:]
+        position += count
+
+
+def _clean_leftovers(path: Path) -> None:
+    """Remove what crashed runs left beside FILE more than a day ago."""
+    oldest = time.time() - LEFTOVER_AGE
+    prefix = f".{path.name}.tmp-"
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            if other.name.startswith(prefix) and other.lstat().st_mtime < oldest:
+                unlink_quietly(other)
+
+
+def _place(path: Path, tag: str | None) -> str:
+    if tag is None or tag.startswith("@"):
+        return f"oci-archive:{path}{tag or ''}"
+    return f"oci-archive:{path}:{tag}"

@@ -1,0 +1,337 @@
+"""Copying blobs and whole images between any two places."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from soci_cli.errors import InvalidDataError, NotFoundError, SociError
+from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import encoded_of
+from soci_cli.oci.manifest import parse_index, parse_manifest
+from soci_cli.oci.media_types import is_index, is_manifest
+from soci_cli.progress import Observer, SilentObserver, Task
+from soci_cli.targets._disk import ContentCheck
+from soci_cli.targets.protocol import FileBlobs, Source, Target
+
+MANIFEST_LIMIT = 4 * 1024 * 1024
+DEPTH_LIMIT = 8
+NODE_LIMIT = 100_000
+_MANIFESTS_LIMIT = 64 * 1024 * 1024
+_CHUNK = 1024 * 1024
+
+Outcome: TypeAlias = Literal["already there", "linked", "copied"]
+
+
+@dataclass(frozen=True)
+class CopySummary:
+    """What `copy_graph` did, in blobs and manifests; `size` is the bytes that were written.
+
+    `left_out` counts foreign layers that the source does not have and manifests that were allowed
+    to be missing.
+    """
+
+    copied: int
+    linked: int
+    present: int
+    left_out: int
+    size: int
+
+
+class _Stopped(SociError):
+    """Another thread failed, so this one gives up; never leaves this module."""
+
+
+def read_blob(source: Source, descriptor: Descriptor, limit: int = MANIFEST_LIMIT) -> bytes:
+    """All bytes of a small blob, verified.
+
+    Raises InvalidDataError when it is larger than `limit` bytes, IntegrityError when its bytes do
+    not have the descriptor's size and digest, and what `Source.fetch` raises.
+    """
+    if descriptor.size > limit:
+        raise InvalidDataError(
+            f"blob {descriptor.digest} in {source.name} has {descriptor.size} bytes; "
+            f"at most {limit} are accepted here"
+        )
+    check = ContentCheck(descriptor, f"reading from {source.name}")
+    pieces: list[bytes] = []
+    with source.fetch(descriptor) as stream:
+        while piece := stream.read(_CHUNK):
+            check.add(piece)
+            pieces.append(piece)
+    check.verify()
+    return b"".join(pieces)
+
+
+def copy_blob(
+    source: Source, target: Target, descriptor: Descriptor, task: Task | None = None
+) -> Outcome:
+    """Copy one blob, verified, and say how. Nothing is copied when the target has it already.
+
+    `task` hears of every byte that was read. IntegrityError when the source's bytes are wrong.
+    """
+    if target.exists(descriptor):
+        return "already there"
+    task = task or SilentObserver().start("", None)
+    if _same_disk(source, target, descriptor.digest):
+        # A link copies nothing, so nothing would notice a damaged file: read it once first.
+        check = ContentCheck(descriptor, f"reading from {source.name}")
+        _stream(source, descriptor, check.add, task)
+        check.verify()
+        if target.link(descriptor, source):
+            return "linked"
+        task = SilentObserver().start("", None)
+    writer = target.open_writer(descriptor)
+    try:
+        _stream(source, descriptor, writer.write, task)
+        writer.commit()
+    finally:
+        writer.abort()
+    return "copied"
+
+
+def skip_nothing(descriptor: Descriptor) -> bool:
+    """The default of `copy_graph`: every part of the image is copied."""
+    return False
+
+
+def copy_graph(
+    source: Source,
+    target: Target,
+    root: Descriptor,
+    observer: Observer | None = None,
+    concurrency: int = 2,
+    skip: Callable[[Descriptor], bool] = skip_nothing,
+    *,
+    allow_missing_manifests: bool = False,
+) -> CopySummary:
+    """Copy an image: manifests with their exact bytes, configs, layers. Subjects are not followed.
+
+    Children are there before their parents, so an interrupted copy leaves no manifest without its
+    blobs. What `skip` answers True for is left out together with all below it. `concurrency` blobs
+    are copied at a time. The caller tags afterwards.
+
+    A foreign layer (one with urls) that the source does not have is left out; another absent blob
+    is NotFoundError, except that `allow_missing_manifests` leaves out absent manifests of an index,
+    as layouts with a part of the platforms have them. InvalidDataError when the graph is deeper
+    than 8 or has more than 100,000 parts.
+    """
+    graph = _walk(source, root, skip, allow_missing_manifests)
+    leaves = [descriptor for digest, descriptor in graph.seen.items() if digest not in graph.data]
+    outcomes = _copy_leaves(source, target, leaves, observer or SilentObserver(), concurrency)
+    count = {"already there": 0, "linked": 0, "copied": 0, "left out": graph.left_out}
+    size = 0
+    for descriptor, outcome in zip(leaves, outcomes, strict=True):
+        count[outcome] += 1
+        size += descriptor.size if outcome == "copied" else 0
+    for descriptor in _children_first(graph, root):
+        if target.exists(descriptor):
+            count["already there"] += 1
+            continue
+        target.push(descriptor, graph.data[descriptor.digest])
+        count["copied"] += 1
+        size += descriptor.size
+    return CopySummary(
+        copied=count["copied"],
+        linked=count["linked"],
+        present=count["already there"],
+        left_out=count["left out"],
+        size=size,
+    )
+
+
+def children_of(descriptor: Descriptor, data: bytes, what: str) -> tuple[Descriptor, ...]:
+    """What a manifest or index names, in order: manifests, or config and layers; no subject.
+
+    Empty for any other media type. Raises InvalidDataError.
+    """
+    if is_index(descriptor.media_type):
+        return tuple(parse_index(data, what, descriptor.media_type).manifests)
+    if is_manifest(descriptor.media_type):
+        manifest = parse_manifest(data, what, descriptor.media_type)
+        return (manifest.config, *manifest.layers)
+    return ()
+
+
+@dataclass
+class _Graph:
+    """Every part of an image by digest, with the bytes and the children of its manifests."""
+
+    seen: dict[str, Descriptor] = field(default_factory=dict)
+    data: dict[str, bytes] = field(default_factory=dict)
+    children: dict[str, tuple[Descriptor, ...]] = field(default_factory=dict)
+    left_out: int = 0
+
+
+def _walk(
+    source: Source, root: Descriptor, skip: Callable[[Descriptor], bool], allow_missing: bool
+) -> _Graph:
+    graph = _Graph()
+    held = 0
+    level = [] if skip(root) else [root]
+    for depth in range(DEPTH_LIMIT + 1):
+        below: list[Descriptor] = []
+        for descriptor in level:
+            if descriptor.digest in graph.seen:
+                continue
+            graph.seen[descriptor.digest] = descriptor
+            if len(graph.seen) > NODE_LIMIT:
+                raise InvalidDataError(
+                    f"the image in {source.name} has more than {NODE_LIMIT} parts"
+                )
+            if not (is_index(descriptor.media_type) or is_manifest(descriptor.media_type)):
+                continue
+            try:
+                data = read_blob(source, descriptor)
+            except NotFoundError:
+                if depth == 0 or not allow_missing:
+                    raise
+                del graph.seen[descriptor.digest]
+                graph.left_out += 1
+                continue
+            held += len(data)
+            if held > _MANIFESTS_LIMIT:
+                raise InvalidDataError(
+                    f"the manifests of the image in {source.name} take more than "
+                    f"{_MANIFESTS_LIMIT} bytes"
+                )
+            graph.data[descriptor.digest] = data
+            what = f"manifest {descriptor.digest} in {source.name}"
+            children = tuple(
+                child for child in children_of(descriptor, data, what) if not skip(child)
+            )
+            graph.children[descriptor.digest] = children
+            below.extend(children)
+        level = [descriptor for descriptor in below if descriptor.digest not in graph.seen]
+        if not level:
+            return graph
+    raise InvalidDataError(
+        f"the image in {source.name} is nested deeper than {DEPTH_LIMIT}: {root.digest}"
+    )
+
+
+def _children_first(graph: _Graph, root: Descriptor) -> list[Descriptor]:
+    """The manifests of the graph, each after all that it names."""
+    order: list[Descriptor] = []
+    done: set[str] = set()
+    pending: list[tuple[str, bool]] = [(root.digest, False)]
+    while pending:
+        digest, children_done = pending.pop()
+        if children_done:
+            order.append(graph.seen[digest])
+        elif digest in graph.data and digest not in done:
+            done.add(digest)
+            pending.append((digest, True))
+            pending.extend((child.digest, False) for child in graph.children[digest])
+    return order
+
+
+def _copy_leaves(
+    source: Source,
+    target: Target,
+    leaves: Iterable[Descriptor],
+    observer: Observer,
+    concurrency: int,
+) -> list[str]:
+    stop = threading.Event()
+
+    def copy(descriptor: Descriptor) -> str:
+        return _copy_leaf(source, target, descriptor, observer, stop)
+
+    with ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="copy") as pool:
+        futures = [pool.submit(copy, descriptor) for descriptor in leaves]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            _raise_first(futures)
+        finally:
+            # After an error, or Ctrl-C, what runs stops at its next chunk; what waits never starts.
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    return [future.result() for future in futures]
+
+
+def _raise_first(futures: Iterable[Future[str]]) -> None:
+    for future in futures:
+        error = future.exception() if future.done() else None
+        if error is not None:
+            raise error
+
+
+def _copy_leaf(
+    source: Source,
+    target: Target,
+    descriptor: Descriptor,
+    observer: Observer,
+    stop: threading.Event,
+) -> str:
+    if stop.is_set():
+        raise _Stopped("stopped")
+    task = observer.start(encoded_of(descriptor.digest)[:12], descriptor.size)
+    outcome = "failed"
+    try:
+        outcome = copy_blob(source, target, descriptor, _StoppableTask(task, stop))
+    except NotFoundError:
+        if not descriptor.urls:
+            raise
+        outcome = "left out"
+    except _Stopped:
+        outcome = "stopped"
+        raise
+    finally:
+        task.finish(outcome)
+    return outcome
+
+
+class _StoppableTask:
+    """Passes progress on, and ends the copy when another one failed."""
+
+    def __init__(self, task: Task, stop: threading.Event) -> None:
+        self._task = task
+        self._stop = stop
+
+    def advance(self, amount: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped("stopped")
+        self._task.advance(amount)
+
+    def finish(self, outcome: str) -> None:
+        self._task.finish(outcome)
+
+
+def _stream(
+    source: Source, descriptor: Descriptor, write: Callable[[memoryview], object], task: Task
+) -> None:
+    with source.fetch(descriptor) as stream:
+        buffer = memoryview(bytearray(min(_CHUNK, descriptor.size + 1)))
+        while count := stream.readinto(buffer):
+            write(buffer[:count])
+            task.advance(count)
+
+
+def _same_disk(source: Source, target: Target, digest: str) -> bool:
+    """True when a link from one place to the other has a chance."""
+    if not (isinstance(source, FileBlobs) and isinstance(target, FileBlobs)):
+        return False
+    try:
+        here = os.lstat(source.blob_path(digest)).st_dev
+        there = target.blob_path(digest).parent
+        while not there.exists():
+            there = there.parent
+        return here == there.stat().st_dev
+    except OSError:
+        return False
+
+
+__all__ = [
+    "CopySummary",
+    "Outcome",
+    "children_of",
+    "copy_blob",
+    "copy_graph",
+    "read_blob",
+    "skip_nothing",
+]

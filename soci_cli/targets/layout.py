@@ -1,0 +1,310 @@
+"""OCI image layouts in a folder: `oci:DIR[:TAG]`.
+
+See "image-layout.md" of the OCI image specification. A `Layout` reads; a `WritableLayout` also
+writes, safely beside other processes of this program. skopeo and umoci read what it leaves at any
+moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from soci_cli.errors import IntegrityError, NotFoundError
+from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import digest_of, encoded_of
+from soci_cli.targets._disk import (
+    ContentCheck,
+    MemoryReader,
+    RegionReader,
+    check_range,
+    disk_errors,
+    storage_error,
+    unlink_quietly,
+)
+from soci_cli.targets._folder import LayoutFolder, write_all
+from soci_cli.targets._index_json import (
+    REF_NAME,
+    check_tag_for_writing,
+    check_taggable,
+    flat_index,
+    put_entry,
+    resolve_entry,
+)
+from soci_cli.targets.protocol import BlobReader, BytesLike, Source
+
+_Self = TypeVar("_Self", bound="Layout")
+
+
+class Layout:
+    """A layout that is read. Implements `Source`."""
+
+    def __init__(self, root: Path, tag: str | None = None, name: str | None = None) -> None:
+        """`tag` chooses the image: a name, `@DIGEST`, or None for the only one there is.
+
+        Nothing is read yet. `name` is the place in messages.
+        """
+        self._tag = tag
+        self._name = name or _place(root, tag)
+        self._folder = LayoutFolder(root, self._name)
+
+    @property
+    def name(self) -> str:
+        """The place as the user wrote it."""
+        return self._name
+
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob is, or would be. InvalidDataError when `digest` is no digest."""
+        return self._folder.blob_path(digest)
+
+    def resolve(self) -> Descriptor:
+        """The entry of index.json with this tag; see `Source.resolve`.
+
+        A flat list of platforms, as go-containerregistry writes it, is resolved without a tag to
+        the image index that the list stands for; `fetch` hands out that index too.
+        """
+        return resolve_entry(self._folder.read_index(), self._tag, self._name)
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        """See `Source.fetch`; reads the file in place."""
+        count = check_range(descriptor, offset, length)
+        opened = self._folder.open_blob(descriptor.digest)
+        if opened is None:
+            flat = self._flat(descriptor)
+            if flat is None:
+                raise NotFoundError(f"{self._name} has no blob {descriptor.digest}")
+            return MemoryReader(flat[offset : offset + count])
+        fd, status = opened
+        if status.st_size != descriptor.size:
+            os.close(fd)
+            raise IntegrityError(
+                f"blob {descriptor.digest} in {self._name} has {status.st_size} bytes, not the "
+                f"{descriptor.size} of its descriptor; the layout is damaged"
+            )
+        return RegionReader(fd, offset, count, f"blob {descriptor.digest} in {self._name}")
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`."""
+        return self._has_file(descriptor) or self._flat(descriptor) is not None
+
+    def close(self) -> None:
+        """Nothing is held open by a layout that is read."""
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _has_file(self, descriptor: Descriptor) -> bool:
+        opened = self._folder.open_blob(descriptor.digest)
+        if opened is None:
+            return False
+        os.close(opened[0])
+        return opened[1].st_size == descriptor.size
+
+    def _flat(self, descriptor: Descriptor) -> bytes | None:
+        """The bytes of the flat index when the descriptor is that index."""
+        if not self._folder.root.is_dir():
+            return None
+        data = flat_index(self._folder.read_index_or_empty())
+        if data is None or digest_of(data) != descriptor.digest or len(data) != descriptor.size:
+            return None
+        return data
+
+
+class WritableLayout(Layout):
+    """A layout that is written, and read back. Implements `Target`.
+
+    Blobs are written aside, checked, synced and renamed. index.json is changed under a lock by
+    `tag` alone. A new folder in which nothing was finished is removed by `close`; finished blobs
+    stay, and the next run finds them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        tag: str | None = None,
+        name: str | None = None,
+        *,
+        names: Mapping[str, str] | None = None,
+        folder_mode: int = 0o755,
+    ) -> None:
+        """`names` are the annotations of a new entry, by default the tag as ref.name.
+
+        `folder_mode` are the permissions of a new folder. Raises StorageError for a folder that is
+        something else, UsageError when the tag is a digest or several images could be replaced.
+        """
+        super().__init__(root, tag, name)
+        self._folder = LayoutFolder(root, self._name, folder_mode)
+        self._names = names if names is not None else ({REF_NAME: tag} if tag else {})
+        self._writers: set[_LayoutWriter] = set()
+        self._mutex = threading.Lock()
+        self._made_root = False
+        self._cleaned = False
+        check_tag_for_writing(tag, self._name)
+        self._folder.check_usable()
+        check_taggable(self._folder.read_index_or_empty(), tag, self._name)
+
+    def resolve(self) -> Descriptor:
+        """See `Layout.resolve`; NotFoundError for a layout that does not exist yet."""
+        index = self._folder.read_index_or_empty()
+        return resolve_entry(index, self._tag, self._name)
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`. Only files count, so a flat index gets a file of its own."""
+        return self._has_file(descriptor)
+
+    def open_writer(self, descriptor: Descriptor) -> _LayoutWriter:
+        """See `Target.open_writer`."""
+        check = ContentCheck(descriptor, self._name)
+        self._prepare(descriptor.digest)
+        writer = _LayoutWriter(self._folder, descriptor, check, self._forget)
+        with self._mutex:
+            self._writers.add(writer)
+        return writer
+
+    def push(self, descriptor: Descriptor, data: bytes) -> None:
+        """See `Target.push`."""
+        if self.exists(descriptor):
+            return
+        writer = self.open_writer(descriptor)
+        try:
+            writer.write(data)
+            writer.commit()
+        finally:
+            writer.abort()
+
+    def link(self, descriptor: Descriptor, source: Source) -> bool:
+        """See `Target.link`: a hard link to a blob of another layout on the same disk.
+
+        Only a regular file of the same owner is shared, since its owner could change the bytes.
+        """
+        if not isinstance(source, Layout):
+            return False
+        if self.exists(descriptor):
+            return True
+        opened = source._folder.open_blob(descriptor.digest)
+        if opened is None:
+            return False
+        fd, status = opened
+        os.close(fd)
+        if status.st_size != descriptor.size or status.st_uid != os.geteuid():
+            return False
+        self._prepare(descriptor.digest)
+        encoded = encoded_of(descriptor.digest)
+        try:
+            with (
+                source._folder.blobs_folder(descriptor.digest) as there,
+                self._folder.blobs_folder(descriptor.digest) as here,
+            ):
+                os.link(encoded, encoded, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
+        except FileExistsError:
+            return self.exists(descriptor)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise storage_error("write", self.blob_path(descriptor.digest), error) from error
+            return False
+        return True
+
+    def tag(self, descriptor: Descriptor) -> None:
+        """See `Target.tag`: puts the entry into index.json and leaves all others as they are.
+
+        The entry that had the tag is replaced in its position and keeps its names. Without a tag
+        that is the only entry, or the only one without a name; UsageError when there is no telling.
+        NotFoundError when the blob was never written.
+        """
+        self._prepare(descriptor.digest)
+        if not self.exists(descriptor):
+            flat = self._flat(descriptor)
+            if flat is None:
+                raise NotFoundError(
+                    f"{self._name} cannot be tagged: it has no blob {descriptor.digest}"
+                )
+            self.push(descriptor, flat)
+        with self._folder.locked():
+            index = self._folder.read_index_or_empty()
+            data = put_entry(index, self._tag, self._names, descriptor, self._name)
+            self._folder.write_index(data)
+
+    def close(self) -> None:
+        """Abort the writers that are still open; undo a new folder that got nothing."""
+        with self._mutex:
+            writers = list(self._writers)
+        for writer in writers:
+            writer.abort()
+        if self._made_root:
+            self._folder.remove_empty_folders()
+
+    def _prepare(self, digest: str) -> None:
+        with self._mutex:
+            self._made_root = self._folder.make_folders(digest) or self._made_root
+            if not self._cleaned:
+                self._folder.clean_leftovers()
+                self._cleaned = True
+
+    def _forget(self, writer: _LayoutWriter) -> None:
+        with self._mutex:
+            self._writers.discard(writer)
+
+
+class _LayoutWriter:
+    """One blob being written to a temporary file of the layout. Implements `Writer`."""
+
+    def __init__(
+        self,
+        folder: LayoutFolder,
+        descriptor: Descriptor,
+        check: ContentCheck,
+        forget: Callable[[_LayoutWriter], None],
+    ) -> None:
+        self._folder = folder
+        self._digest = descriptor.digest
+        self._check = check
+        self._forget = forget
+        self._fd, self._aside = folder.new_file()
+
+    def write(self, data: BytesLike, /) -> int:
+        view = memoryview(data).cast("B")
+        self._check.add(view)
+        with disk_errors("write", self._aside):
+            write_all(self._fd, view)
+        return view.nbytes
+
+    def commit(self) -> None:
+        self._check.verify()
+        path = self._folder.blob_path(self._digest)
+        with disk_errors("write", path):
+            os.fsync(self._fd)
+            # Another process may just have undone the same new layout.
+            self._folder.make_folders(self._digest)
+            self._folder.place_blob(self._aside, self._digest)
+        self._end()
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            unlink_quietly(self._aside)
+            self._end()
+
+    def _end(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        self._forget(self)
+
+
+def _place(root: Path, tag: str | None) -> str:
+    if tag is None or tag.startswith("@"):
+        return f"oci:{root}{tag or ''}"
+    return f"oci:{root}:{tag}"

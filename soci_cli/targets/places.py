@@ -1,0 +1,108 @@
+"""Places as users write them: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, or an image's name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.oci.digest import parse_digest
+from soci_cli.oci.references import Reference, parse_reference
+from soci_cli.targets._disk import shown
+from soci_cli.targets.archive import Archive, ArchiveTarget
+from soci_cli.targets.layout import Layout, WritableLayout
+from soci_cli.targets.protocol import Source, Target
+from soci_cli.targets.store import Store
+
+_HELP = "use oci:DIR[:TAG], oci-archive:FILE[:TAG] or the name of an image"
+_OTHER_TRANSPORTS = re.compile(
+    r"(?:[A-Za-z][A-Za-z0-9+.-]*://"
+    r"|(?:containers-storage|dir|docker-archive|docker-daemon|oci-dir|oci-layout|ostree|sif|tarball):)"
+)
+_DIGEST_AT_END = re.compile(r"(?P<path>.*)@(?P<digest>sha(?:256|512):.*)", re.DOTALL)
+# More than the image specification's grammar for ref.name, which tools do not keep to.
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]{0,1023}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image is, read from `text`.
+
+    `path` and `tag` (None, a name, or `@DIGEST`) belong to "oci" and "oci-archive", `reference` to
+    "store".
+    """
+
+    kind: Literal["oci", "oci-archive", "store"]
+    path: Path | None
+    tag: str | None
+    reference: Reference | None
+    text: str
+
+
+def parse_place(text: str) -> Place:
+    """Read a place. The path of a layout or archive ends at its first colon, as for skopeo.
+
+    `oci:DIR@sha256:HEX` chooses an image by digest. Everything without a transport is the name of
+    an image in the local store. Raises UsageError.
+    """
+    transport, colon, rest = text.partition(":")
+    if colon and transport == "oci":
+        return _on_disk("oci", rest, text)
+    if colon and transport == "oci-archive":
+        return _on_disk("oci-archive", rest, text)
+    if _OTHER_TRANSPORTS.match(text):
+        raise UsageError(f"{shown(text)} is no place that soci knows; {_HELP}")
+    if not text:
+        raise UsageError(f"a place is missing; {_HELP}")
+    return Place("store", None, None, parse_reference(text), text)
+
+
+def open_source(place: Place, store_root: Path) -> Source:
+    """The place for reading; use it as a context manager. NotFoundError, InvalidDataError."""
+    if place.reference is not None:
+        return Store(store_root).open(place.reference, place.text)
+    path = _path(place)
+    if place.kind == "oci":
+        return Layout(path, place.tag, place.text)
+    return Archive(path, place.tag, place.text)
+
+
+def open_target(place: Place, store_root: Path) -> Target:
+    """The place for writing; use it as a context manager. UsageError, StorageError."""
+    if place.reference is not None:
+        return Store(store_root).open(place.reference, place.text)
+    path = _path(place)
+    if place.kind == "oci":
+        return WritableLayout(path, place.tag, place.text)
+    return ArchiveTarget(path, place.tag, place.text)
+
+
+def _on_disk(kind: Literal["oci", "oci-archive"], rest: str, text: str) -> Place:
+    by_digest = _DIGEST_AT_END.fullmatch(rest)
+    tag: str | None
+    if by_digest and ":" not in by_digest["path"]:
+        path = by_digest["path"]
+        tag = "@" + _digest(by_digest["digest"], text)
+    else:
+        path, colon, name = rest.partition(":")
+        tag = name if colon else None
+        if tag is not None and not _TAG.fullmatch(tag):
+            raise UsageError(f"{shown(text)}: {shown(repr(tag), 100)} is no tag; {_HELP}")
+    if not path or "\0" in path:
+        raise UsageError(f"{shown(text)} has no path; {_HELP}")
+    return Place(kind, Path(path), tag, None, text)
+
+
+def _digest(digest: str, text: str) -> str:
+    try:
+        return parse_digest(digest)
+    except InvalidDataError as error:
+        raise UsageError(f"{shown(text)}: {error}") from error
+
+
+def _path(place: Place) -> Path:
+    if place.path is None:
+        raise UsageError(f"{shown(place.text)} has no path; {_HELP}")
+    return place.path

@@ -1,0 +1,320 @@
+"""The local store: an OCI image layout whose entries have full image names.
+
+Any number of processes may use it at once. A file lock keeps the sweep of `remove` away from blobs
+that somebody is reading or has written but not tagged yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from soci_cli.errors import InvalidDataError, NotFoundError, SociError, UsageError
+from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import parse_digest
+from soci_cli.oci.media_types import is_index, is_manifest
+from soci_cli.oci.references import Reference
+from soci_cli.targets._database import StoreDatabase
+from soci_cli.targets._disk import disk_errors, storage_error
+from soci_cli.targets._folder import INGEST_PREFIX, LayoutFolder
+from soci_cli.targets._index_json import (
+    CONTAINERD_NAME,
+    REF_NAME,
+    IndexJson,
+    remove_entries,
+    without_names,
+)
+from soci_cli.targets.copy import children_of, read_blob
+from soci_cli.targets.layout import Layout, WritableLayout
+from soci_cli.targets.protocol import BlobReader, Source
+
+_FOLDER_MODE = 0o700
+_GC_LOCK = ".gc-lock"
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image of the store: its full name and its manifest or index."""
+
+    name: str
+    descriptor: Descriptor
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep removed: digests, and the bytes that this freed.
+
+    `skipped` says why nothing was swept, such as another process using the store; else it is empty.
+    """
+
+    blobs: tuple[str, ...] = ()
+    freed: int = 0
+    skipped: str = ""
+
+
+class Store:
+    """The store in the folder `root`, which is created, for its owner only, by the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._name = f"the local store {root}"
+        self._folder = LayoutFolder(root, self._name, _FOLDER_MODE)
+        self._database = StoreDatabase(self._folder)
+
+    def open(self, reference: Reference, name: str | None = None) -> StoreTarget:
+        """The place of one image, to read or to write. Close it: till then no sweep can run."""
+        return StoreTarget(self.root, reference, name or str(reference))
+
+    def images(self) -> list[StoredImage]:
+        """All images, sorted by name. Empty when there is no store yet."""
+        entries = self._folder.read_index_or_empty().entries
+        images = [
+            StoredImage(name, without_names(entry))
+            for entry in entries
+            if (name := entry.annotations.get(REF_NAME))
+        ]
+        return sorted(images, key=lambda image: image.name)
+
+    def tag_image(self, source: Reference, new: Reference) -> Descriptor:
+        """Give an image a second name. NotFoundError when there is no such image."""
+        with self.open(source) as old, self.open(new) as target:
+            descriptor = old.resolve()
+            target.tag(descriptor)
+            return descriptor
+
+    def remove(self, reference: Reference) -> Sweep:
+        """Forget an image's name, then sweep. NotFoundError when there is no such image."""
+        missing = NotFoundError(f"{reference} is not in {self._name}")
+        if not (self.root / "oci-layout").exists():
+            raise missing
+        with self._folder.locked():
+            data = remove_entries(self._folder.read_index_or_empty(), str(reference))
+            if data is None:
+                raise missing
+            self._folder.write_index(data)
+        return self.sweep()
+
+    def sweep(self) -> Sweep:
+        """Remove every blob that no image needs, unless the store is in use.
+
+        Needed are the manifests of all images and all that they name, and what was derived (see
+        `remember_derived`) from something that is needed.
+        """
+        if not (self.root / "oci-layout").exists():
+            return Sweep()
+        with self._alone() as alone:
+            if not alone:
+                return Sweep(skipped="another soci command is using the store")
+            try:
+                needed = self._reachable(self._folder.read_index_or_empty())
+            except SociError as error:
+                # What a damaged manifest names is unknown, so everything stays.
+                return Sweep(skipped=str(error))
+            self._database.keep_only(needed)
+            return self._remove_blobs(needed)
+
+    def remember_derived(
+        self, kind: str, source_digest: str, key: str, descriptor: Descriptor
+    ) -> None:
+        """Remember that the stored blob `descriptor` was made from another blob.
+
+        `kind` and `key` say what was made and with which settings. As long as an image needs the
+        source, a sweep keeps what was derived from it.
+        """
+        self._ensure()
+        self._database.put_derived(kind, parse_digest(source_digest), key, descriptor)
+
+    def recall_derived(self, kind: str, source_digest: str, key: str) -> Descriptor | None:
+        """What `remember_derived` was told; None when unknown or when the blob is gone.
+
+        Hold a place of the store open to be sure that the blob stays.
+        """
+        made = self._database.get_derived(kind, source_digest, key)
+        if made is None or not Layout(self.root).exists(made):
+            return None
+        return made
+
+    def remember_location(self, digest: str, place: str) -> None:
+        """Remember a place that has a blob which the store itself need not have.
+
+        A sweep forgets it when no image needs the blob; so hold the image's place open.
+        """
+        self._ensure()
+        self._database.put_location(parse_digest(digest), place)
+
+    def locations(self, digest: str) -> list[str]:
+        """The places that `remember_location` was told of, sorted."""
+        return self._database.get_locations(digest)
+
+    def _ensure(self) -> None:
+        self._folder.make_folders()
+        with self._folder.locked():
+            pass
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Keep everybody else out; False, at once, when somebody is in."""
+        path = self.root / _GC_LOCK
+        with disk_errors("lock", path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                raise storage_error("lock", path, error) from error
+            yield True
+        finally:
+            os.close(fd)
+
+    def _reachable(self, index: IndexJson) -> set[str]:
+        derived: dict[str, list[Descriptor]] = {}
+        for source, made in self._database.all_derived():
+            derived.setdefault(source, []).append(made)
+        layout = Layout(self.root, name=self._name)
+        needed: set[str] = set()
+        pending = list(index.entries)
+        while pending:
+            descriptor = pending.pop()
+            if descriptor.digest in needed:
+                continue
+            needed.add(descriptor.digest)
+            pending.extend(derived.get(descriptor.digest, ()))
+            with suppress(NotFoundError):
+                pending.extend(_children(layout, descriptor))
+        return needed
+
+    def _remove_blobs(self, needed: set[str]) -> Sweep:
+        removed: list[str] = []
+        freed = 0
+        with disk_errors("clean", self.root):
+            for path in sorted(self.root.glob("blobs/*/*")):
+                status = path.lstat()
+                digest = f"{path.parent.name}:{path.name}"
+                if digest in needed or not _is_digest(digest) or not stat.S_ISREG(status.st_mode):
+                    continue
+                path.unlink()
+                removed.append(digest)
+                # The bytes of a blob that a layout shares stay there.
+                freed += status.st_size if status.st_nlink == 1 else 0
+            # Nobody is writing, so whatever is unfinished is left from a crash.
+            for path in self.root.glob(f"{INGEST_PREFIX}*"):
+                freed += path.lstat().st_size
+                path.unlink()
+        return Sweep(tuple(removed), freed)
+
+
+class StoreTarget(WritableLayout):
+    """One image of the store. Implements `Target`, and `Source` without creating anything.
+
+    From its first use till `close` it holds a shared lock that keeps sweeps away.
+    """
+
+    def __init__(self, root: Path, reference: Reference, name: str) -> None:
+        self._reference = reference
+        self._lock = -1
+        self._lock_mutex = threading.Lock()
+        full = str(reference)
+        names = {REF_NAME: full, CONTAINERD_NAME: full}
+        super().__init__(root, full, name, names=names, folder_mode=_FOLDER_MODE)
+
+    def resolve(self) -> Descriptor:
+        """The image of exactly this name; one with a digest also matches the repository's tags."""
+        self._guard()
+        entries = self._folder.read_index_or_empty().entries
+        for entry in entries:
+            if entry.annotations.get(REF_NAME) == self._tag:
+                return without_names(entry)
+        digest, repository = self._reference.digest, self._reference.name
+        for entry in entries:
+            stored = entry.annotations.get(REF_NAME, "")
+            if entry.digest == digest and stored.startswith((f"{repository}:", f"{repository}@")):
+                return without_names(entry)
+        raise NotFoundError(
+            f"{self._reference} is not in the local store; pull it first, or name a place such as "
+            "oci:DIR"
+        )
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        """See `Source.fetch`."""
+        self._guard()
+        return super().fetch(descriptor, offset, length)
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`; the blob stays at least until `close`."""
+        self._guard()
+        return super().exists(descriptor)
+
+    def tag(self, descriptor: Descriptor) -> None:
+        """See `Target.tag`. UsageError when the reference has another digest than the image."""
+        if self._reference.digest not in (None, descriptor.digest):
+            raise UsageError(
+                f"{self._reference} cannot name {descriptor.digest}; choose a name with a tag"
+            )
+        super().tag(descriptor)
+
+    def link(self, descriptor: Descriptor, source: Source) -> bool:
+        """See `Target.link`."""
+        self._guard()
+        return super().link(descriptor, source)
+
+    def close(self) -> None:
+        """Abort open writers and let go of the lock."""
+        super().close()
+        with self._lock_mutex:
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+    def _prepare(self, digest: str) -> None:
+        super()._prepare(digest)
+        # The marker comes before the lock file: a folder with other files is not taken for a store.
+        if not (self._folder.root / "oci-layout").exists():
+            with self._folder.locked():
+                pass
+        self._guard()
+
+    def _guard(self) -> None:
+        """Take the shared lock once there is a store; a store that cannot be written needs none."""
+        with self._lock_mutex:
+            if self._lock >= 0 or not (self._folder.root / "oci-layout").exists():
+                return
+            path = self._folder.root / _GC_LOCK
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    return
+                raise storage_error("lock", path, error) from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._lock = fd
+
+
+def _children(layout: Layout, descriptor: Descriptor) -> tuple[Descriptor, ...]:
+    if not (is_index(descriptor.media_type) or is_manifest(descriptor.media_type)):
+        return ()
+    data = read_blob(layout, descriptor)
+    return children_of(descriptor, data, f"manifest {descriptor.digest} in {layout.name}")
+
+
+def _is_digest(text: str) -> bool:
+    try:
+        parse_digest(text)
+    except InvalidDataError:
+        return False
+    return True

@@ -1,0 +1,43 @@
+"""What SOCI says of a layer: the zTOC, built in one pass and read back span by span.
+
+A zTOC lists the files of a layer and the places in its compressed stream where reading can begin, so
+that one file can be read by fetching a part of the layer. This package knows no images and no
+registries; `docs/formats.md` describes the format.
+"""
+
+from soci_cli.ztoc.builder import (
+    DEFAULT_BUILD_TOOL_IDENTIFIER,
+    BuiltZtoc,
+    ByteStream,
+    build_ztoc,
+)
+from soci_cli.ztoc.codec import Ztoc, decode_ztoc
+from soci_cli.ztoc.model import (
+    DEFAULT_SPAN_SIZE,
+    ZTOC_MEDIA_TYPE,
+    Checkpoint,
+    Compression,
+    FileMetadata,
+)
+from soci_cli.ztoc.reader import FileTree, LayerReader, ReadAt
+from soci_cli.ztoc.toc import TableOfContents
+from soci_cli.ztoc.zinfo import Spans
+
+__all__ = [
+    "DEFAULT_BUILD_TOOL_IDENTIFIER",
+    "DEFAULT_SPAN_SIZE",
+    "ZTOC_MEDIA_TYPE",
+    "BuiltZtoc",
+    "ByteStream",
+    "Checkpoint",
+    "Compression",
+    "FileMetadata",
+    "FileTree",
+    "LayerReader",
+    "ReadAt",
+    "Spans",
+    "TableOfContents",
+    "Ztoc",
+    "build_ztoc",
+    "decode_ztoc",
+]

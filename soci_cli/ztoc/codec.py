@@ -1,0 +1,124 @@
+"""The zTOC as a whole: its buffer, written and read (docs/formats.md, "zTOC")."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from soci_cli.errors import InvalidDataError
+from soci_cli.ztoc.flatbuffer import INT8, INT32, INT64, REFERENCE, Builder, Table
+from soci_cli.ztoc.model import ZTOC_VERSION, Compression
+from soci_cli.ztoc.toc import TableOfContents, TocWriter
+from soci_cli.ztoc.zinfo import Spans, decode_gzip, decode_tar
+
+MAX_ZTOC_SIZE = 1 << 30
+"""Bytes that a zTOC may have. An honest one has about a hundredth of its layer's."""
+
+# Fields in the order in which they are added, and their numbers in the schema.
+_INFO_KINDS, _INFO_IDS = INT32 + REFERENCE * 2 + INT8, (1, 2, 3, 0)
+_ZTOC_KINDS, _ZTOC_IDS = REFERENCE * 3 + INT64 * 2 + REFERENCE, (0, 1, 4, 2, 3, 5)
+
+_SHA256 = re.compile(rb"sha256:[0-9a-f]{64}")
+
+
+def encode_ztoc(
+    toc: TocWriter,
+    *,
+    build_tool_identifier: str,
+    compression: int,
+    compressed_size: int,
+    uncompressed_size: int,
+    checkpoints: Sequence[bytes],
+    span_digests: Sequence[bytes],
+) -> bytes:
+    """The bytes of a zTOC. `checkpoints` is the zinfo blob in parts, digests are "sha256:..."."""
+    builder = Builder()
+    version = builder.string(ZTOC_VERSION)
+    tool = builder.string(build_tool_identifier.encode())
+    contents = toc.write(builder)
+    blob = builder.bytes_vector(checkpoints)
+    digests = builder.offset_vector([builder.string(digest) for digest in span_digests])
+    info = builder.table(
+        _INFO_KINDS,
+        _INFO_IDS,
+        (
+            len(span_digests) - 1 or None,
+            digests,
+            blob,
+            None if compression == Compression.GZIP else compression,
+        ),
+    )
+    root = builder.table(
+        _ZTOC_KINDS,
+        _ZTOC_IDS,
+        (version, tool, contents, compressed_size or None, uncompressed_size or None, info),
+    )
+    return builder.finish(root)
+
+
+@dataclass(frozen=True)
+class Ztoc:
+    """A zTOC that was read. Sizes are in bytes.
+
+    `span_digests[i]` is the sha256 of span i's compressed bytes, as `spans.compressed_range(i)` gives
+    them; `files` decodes entries when they are asked for.
+    """
+
+    version: bytes
+    build_tool_identifier: bytes
+    compressed_archive_size: int
+    uncompressed_archive_size: int
+    compression: int
+    span_digests: Sequence[bytes]
+    spans: Spans
+    files: TableOfContents
+    size: int
+
+
+def decode_ztoc(data: bytes) -> Ztoc:
+    """Reads a zTOC from anyone. Spans are checked here, each file's entry when it is read.
+
+    Raises InvalidDataError when something is out of bounds or does not fit together.
+    """
+    if len(data) > MAX_ZTOC_SIZE:
+        raise InvalidDataError(f"not a valid zTOC: it has {len(data)} bytes")
+    root = Table.root(data)
+    version = root.string(0)
+    if version != ZTOC_VERSION:
+        shown = version[:20].decode(errors="replace")
+        raise InvalidDataError(f"not a zTOC of version 0.9: the version is {shown!r}")
+    compressed_size, uncompressed_size = root.integer(2, 8, 0), root.integer(3, 8, 0)
+    if compressed_size < 0 or uncompressed_size < 0:
+        raise InvalidDataError("not a valid zTOC: a size is negative")
+    info = root.table(5)
+    if info is None:
+        raise InvalidDataError("not a valid zTOC: it has no compression info")
+    compression = info.integer(0, 1, Compression.GZIP)
+    digests = info.strings(2)
+    start, length = info.byte_range(3)
+    if compression == Compression.GZIP:
+        spans = decode_gzip(memoryview(data)[start : start + length], compressed_size)
+    elif compression == Compression.UNCOMPRESSED:
+        spans = decode_tar(data[start : start + length], compressed_size)
+    else:
+        raise InvalidDataError(f"not a valid zTOC: compression {compression} is not known")
+    if len(digests) != len(spans) or info.integer(1, 4, 0) != len(spans) - 1:
+        raise InvalidDataError(
+            f"not a valid zTOC: {len(spans)} spans, {len(digests)} digests, "
+            f"and {info.integer(1, 4, 0)} as the last span"
+        )
+    for digest in digests:
+        if not _SHA256.fullmatch(digest):
+            raise InvalidDataError("not a valid zTOC: a span digest is malformed")
+    return Ztoc(
+        version,
+        root.string(1),
+        compressed_size,
+        uncompressed_size,
+        compression,
+        digests,
+        spans,
+        TableOfContents(data, root.table(4), uncompressed_size),
+        len(data),
+    )

@@ -1,0 +1,188 @@
+"""Reading files out of a layer through its zTOC: only the spans that hold them are fetched.
+
+The zTOC and the layer may come from strangers. Every span's compressed bytes are checked against the
+digest in the zTOC before they are inflated, and no more is inflated than was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError
+from soci_cli.ztoc.codec import Ztoc
+from soci_cli.ztoc.inflate import GZIP, RAW, Z_NO_FLUSH, Buffer, Inflater
+from soci_cli.ztoc.model import FileMetadata
+from soci_cli.ztoc.zinfo import Spans
+
+_OUTPUT_SIZE = 1 << 20
+_GZIP_TRAILER = 8  # CRC-32 and size (RFC 1952, section 2.3)
+_MAX_LINKS = 40  # as Linux's ELOOP
+
+ReadAt = Callable[[int, int], bytes]
+"""Gives `length` compressed bytes of the layer from `offset`: `read_at(offset, length)`."""
+
+
+class LayerReader:
+    """Reads uncompressed ranges and files of one layer. `fetched` counts compressed bytes."""
+
+    def __init__(self, ztoc: Ztoc, read_at: ReadAt, name: str = "layer") -> None:
+        self.ztoc = ztoc
+        self.fetched = 0
+        self._read_at = read_at
+        self._name = name
+
+    def read_range(self, offset: int, length: int) -> Iterator[bytes]:
+        """The uncompressed bytes [offset, offset + length), in pieces of at most 1 MiB.
+
+        Raises IntegrityError for a span whose bytes are not those of the zTOC and InvalidDataError for
+        one that does not hold what the zTOC says.
+        """
+        spans = self.ztoc.spans
+        end = offset + length
+        while offset < end:
+            span = spans.span_of(offset)
+            start = spans.starts[span]
+            stop = spans.starts[span + 1] if span + 1 < len(spans) else end
+            skip, wanted = offset - start, min(end, stop) - start
+            for piece in self._inflate(span, self._fetch(span), wanted):
+                if skip < len(piece):
+                    yield piece[skip:] if skip else piece
+                skip = max(0, skip - len(piece))
+            offset = min(end, stop)
+
+    def read_file(self, entry: FileMetadata) -> Iterator[bytes]:
+        """The content of a regular file, in pieces."""
+        if not entry.has_data:
+            raise InvalidDataError(f"{show_name(entry.name)} is not a regular file")
+        return self.read_range(entry.uncompressed_offset, entry.uncompressed_size)
+
+    def _fetch(self, span: int) -> bytes:
+        start, end = self.ztoc.spans.compressed_range(span)
+        data = self._read_at(start, end - start)
+        self.fetched += len(data)
+        if len(data) != end - start:
+            raise IntegrityError(
+                f"{self._name}: span {span} is cut off: {len(data)} of {end - start} bytes"
+            )
+        digest = b"sha256:" + hashlib.sha256(data).hexdigest().encode()
+        if digest != self.ztoc.span_digests[span]:
+            raise IntegrityError(
+                f"{self._name}: span {span} (bytes {start} to {end}) does not have the digest that "
+                "the zTOC gives; the layer or its zTOC is damaged"
+            )
+        return data
+
+    def _inflate(self, span: int, data: bytes, wanted: int) -> Iterator[bytes]:
+        if not self.ztoc.spans.is_gzip:
+            if wanted > len(data):
+                raise self._short(span)
+            yield data[:wanted]
+            return
+        produced = 0
+        for piece in inflate_span(self.ztoc.spans, span, data, wanted):
+            produced += len(piece)
+            yield piece
+        if produced < wanted:
+            raise self._short(span)
+
+    def _short(self, span: int) -> InvalidDataError:
+        return InvalidDataError(f"{self._name}: span {span} holds less than the zTOC says")
+
+
+def inflate_span(spans: Spans, span: int, data: bytes, wanted: int) -> Iterator[bytes]:
+    """Inflates the first `wanted` bytes of a span from its compressed bytes, across gzip members."""
+    point = spans.checkpoints[span]
+    shared = 1 if point.bits else 0
+    buffer = Buffer(min(wanted, _OUTPUT_SIZE) or 1)
+    source = Buffer(max(len(data), 1))
+    source.view[: len(data)] = data
+    with Inflater(RAW) as inflater:
+        stream = inflater.stream
+        inflater.resume(point.bits, data[0] if shared and data else 0, point.window)
+        position = shared
+        raw = True
+        while wanted and position < len(data):
+            stream.next_in = source.address + position
+            stream.avail_in = len(data) - position
+            stream.next_out = buffer.address
+            stream.avail_out = room = min(wanted, len(buffer.data))
+            try:
+                ended = inflater.run(Z_NO_FLUSH)
+            except InvalidDataError as error:
+                raise InvalidDataError(f"span {span} cannot be inflated: {error}") from None
+            produced = room - stream.avail_out
+            moved = len(data) - stream.avail_in - position
+            position += moved
+            wanted -= produced
+            if produced:
+                yield bytes(buffer.view[:produced])
+            if ended:
+                # A bare stream leaves the member's trailer; later members are read with theirs.
+                position += _GZIP_TRAILER if raw else 0
+                raw = False
+                inflater.reset(GZIP)
+            elif not produced and not moved:
+                break
+
+
+class FileTree:
+    """Finds files of a layer by path, as a file system would: the last entry of a name counts."""
+
+    def __init__(self, ztoc: Ztoc) -> None:
+        self._files = ztoc.files
+        self._by_path = {clean_path(name): index for index, name in enumerate(ztoc.files.names())}
+
+    def find(self, path: bytes) -> FileMetadata:
+        """The file at `path`, links followed inside the layer.
+
+        Raises NotFoundError where the layer has no such file or a link leads out of it.
+        """
+        parts = clean_path(path).split(b"/")
+        done: list[bytes] = []
+        links = 0
+        while parts:
+            part = parts.pop(0)
+            if part == b"..":
+                done = done[:-1]
+                continue
+            if part in (b"", b"."):
+                continue
+            done.append(part)
+            index = self._by_path.get(b"/".join(done))
+            if index is None:
+                if parts:
+                    continue  # archives need not name parent folders
+                raise NotFoundError(f"the layer has no file {show_name(path)}")
+            entry = self._files[index]
+            if entry.type in (b"symlink", b"hardlink"):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise NotFoundError(f"{show_name(path)} leads through too many links")
+                if entry.type == b"hardlink" or entry.linkname.startswith(b"/"):
+                    done = []
+                else:
+                    done = done[:-1]
+                parts = entry.linkname.split(b"/") + parts
+            elif not parts:
+                return entry
+        raise NotFoundError(f"the layer has no file {show_name(path)}")
+
+
+def clean_path(name: bytes) -> bytes:
+    """A name without leading slash, `.`, `..` and doubled slashes, as it counts from the root."""
+    if b"." not in name and b"//" not in name:
+        return name.strip(b"/")
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return b"/".join(parts)
+
+
+def show_name(name: bytes) -> str:
+    """A name from an archive as text that is safe on a terminal."""
+    text = name[:200].decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

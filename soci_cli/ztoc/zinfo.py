@@ -1,0 +1,126 @@
+"""The checkpoints blob of a zTOC, "zinfo" (docs/formats.md, "Checkpoints").
+
+For gzip it is packed little endian: int32 count, int64 span size, then for each checkpoint int64
+compressed offset, int64 uncompressed offset, uint8 bits and 32,768 bytes of window. Version 1 leaves out
+the first checkpoint; it is read, never written. For a plain tar the blob is a small FlatBuffers table.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from soci_cli.errors import InvalidDataError
+from soci_cli.ztoc.flatbuffer import INT32, INT64, Builder, Table
+from soci_cli.ztoc.model import WINDOW_SIZE, Checkpoint
+
+_HEADER = struct.Struct("<iq")
+_CHECKPOINT = struct.Struct("<qqB")
+_PACKED_SIZE = _CHECKPOINT.size + WINDOW_SIZE
+_TAR_KINDS = INT32 + INT64 * 2
+_TAR_VERSION = 2
+_VERSION_1_OFFSET = 10  # a gzip header without a name
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the spans of a layer lie. Span i begins at checkpoint i and ends where the next begins.
+
+    `starts` are uncompressed offsets and `checkpoints` the places to inflate from, empty for a plain
+    tar; `compressed_size` is the layer's size in bytes.
+    """
+
+    span_size: int
+    compressed_size: int
+    starts: Sequence[int]
+    checkpoints: Sequence[Checkpoint]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def is_gzip(self) -> bool:
+        """Whether the spans are compressed."""
+        return bool(self.checkpoints)
+
+    def compressed_range(self, span: int) -> tuple[int, int]:
+        """First and last-plus-one compressed byte of a span; neighbours can share a byte."""
+        source = self.checkpoints
+        if not source:
+            start = self.starts[span]
+            return start, min(start + self.span_size, self.compressed_size)
+        last = span + 1 == len(source)
+        end = self.compressed_size if last else source[span + 1].compressed_offset
+        return source[span].first_byte, end
+
+    def span_of(self, offset: int) -> int:
+        """The span that holds the uncompressed byte at `offset`."""
+        return max(0, bisect_right(self.starts, offset) - 1)
+
+
+def encode_gzip(span_size: int, checkpoints: Sequence[tuple[int, int, int, bytes]]) -> list[bytes]:
+    """The blob for gzip as parts to be joined; a checkpoint is (compressed, uncompressed, bits, window)."""
+    parts = [_HEADER.pack(len(checkpoints), span_size)]
+    for compressed, uncompressed, bits, window in checkpoints:
+        parts.append(_CHECKPOINT.pack(compressed, uncompressed, bits))
+        parts.append(window)
+    return parts
+
+
+def encode_tar(span_size: int, size: int) -> bytes:
+    """The blob for a plain tar."""
+    builder = Builder()
+    fields = (_TAR_VERSION, span_size or None, size or None)
+    return builder.finish(builder.table(_TAR_KINDS, (0, 1, 2), fields))
+
+
+def decode_gzip(blob: memoryview, compressed_size: int) -> Spans:
+    """Reads the blob for gzip, version 1 or 2; raises InvalidDataError when it cannot be right."""
+    if len(blob) < _HEADER.size:
+        raise _broken("the checkpoints are cut off")
+    count, span_size = _HEADER.unpack_from(blob)
+    body = len(blob) - _HEADER.size
+    if count < 1 or span_size < 0:
+        raise _broken(f"it has {count} checkpoints and a span size of {span_size}")
+    checkpoints: list[Checkpoint] = []
+    if body == (count - 1) * _PACKED_SIZE:
+        checkpoints.append(Checkpoint(_VERSION_1_OFFSET, 0, 0, bytes(WINDOW_SIZE)))
+    elif body != count * _PACKED_SIZE:
+        raise _broken(f"{count} checkpoints do not fit in {len(blob)} bytes")
+    for at in range(_HEADER.size, len(blob), _PACKED_SIZE):
+        compressed, uncompressed, bits = _CHECKPOINT.unpack_from(blob, at)
+        window = at + _CHECKPOINT.size
+        checkpoints.append(
+            Checkpoint(compressed, uncompressed, bits, bytes(blob[window : window + WINDOW_SIZE]))
+        )
+    previous_in, previous_out = 0, 0
+    for point in checkpoints:
+        if (
+            point.bits > 7
+            or point.first_byte < 0
+            or point.compressed_offset < previous_in
+            or point.compressed_offset > compressed_size
+            or point.uncompressed_offset < previous_out
+        ):
+            raise _broken("its checkpoints are out of order or out of bounds")
+        previous_in, previous_out = point.compressed_offset, point.uncompressed_offset
+    if checkpoints[0].uncompressed_offset != 0:
+        raise _broken("its first checkpoint is not at the start")
+    return Spans(
+        span_size, compressed_size, [p.uncompressed_offset for p in checkpoints], checkpoints
+    )
+
+
+def decode_tar(blob: bytes, compressed_size: int) -> Spans:
+    """Reads the blob for a plain tar; raises InvalidDataError when it cannot be right."""
+    table = Table.root(blob)
+    span_size, size = table.integer(1, 8, 0), table.integer(2, 8, 0)
+    if span_size <= 0 or size != compressed_size:
+        raise _broken(f"it has a span size of {span_size} and a size of {size}")
+    return Spans(span_size, size, range(0, size, span_size), ())
+
+
+def _broken(reason: str) -> InvalidDataError:
+    return InvalidDataError(f"not a valid zTOC: {reason}")
