@@ -120,7 +120,10 @@ def format_platform(platform: Platform) -> str:
 
 
 def host_platform() -> Platform:
-    """Linux on this machine's architecture, normalized."""
+    """Linux on this machine's architecture, as containerd's DefaultSpec gives it.
+
+    Only on ARM has it a variant, which for arm64 is v8.
+    """
     machine = _machine.machine().lower()
     # What the kernel calls the machine, where that is not already a known spelling.
     if re.fullmatch(r"i[3-6]86", machine):
@@ -130,7 +133,12 @@ def host_platform() -> Platform:
     variant = ""
     if arm := re.match(r"armv([5-8])", machine):
         machine, variant = "arm", arm[1]
-    return normalize(Platform(architecture=machine, os="linux", variant=variant))
+    platform = normalize(Platform(architecture=machine, os="linux", variant=variant))
+    return (
+        dataclasses.replace(platform, variant="v8")
+        if platform.architecture == "arm64"
+        else platform
+    )
 
 
 def dedupe(platforms: Iterable[Platform]) -> list[Platform]:

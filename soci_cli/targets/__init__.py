@@ -11,6 +11,7 @@ from soci_cli.targets.copy import (
     children_of,
     copy_blob,
     copy_graph,
+    may_link,
     read_blob,
     skip_nothing,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "children_of",
     "copy_blob",
     "copy_graph",
+    "may_link",
     "open_source",
     "open_target",
     "parse_place",

@@ -183,11 +183,12 @@ def encode_document(index: IndexJson, manifests: list[Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def only_names(index: IndexJson) -> dict[str, str]:
-    """The naming annotations of the only entry; empty when there are none or several entries."""
-    if len(index.entries) != 1:
+def entry_naming(index: IndexJson, tag: str | None = None) -> dict[str, str]:
+    """The naming annotations of the entry that TAG means; empty when there is no single one."""
+    positions = _positions(index, tag)
+    if len(positions) != 1:
         return {}
-    annotations = index.entries[0].annotations
+    annotations = index.entries[positions[0]].annotations
     return {key: annotations[key] for key in (REF_NAME, CONTAINERD_NAME) if annotations.get(key)}
 
 

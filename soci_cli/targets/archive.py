@@ -15,7 +15,7 @@ import stat
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,8 @@ from soci_cli.targets._index_json import (
     check_marker,
     check_tag_for_writing,
     empty_index,
+    entry_naming,
     flat_index,
-    only_names,
     parse_index_json,
     put_entry,
     resolve_entry,
@@ -114,8 +114,12 @@ class Archive:
         return resolve_entry(self._index, self._tag, self._name)
 
     def names(self) -> dict[str, str]:
-        """The annotations that name the image when the archive holds only one."""
-        return only_names(self._index)
+        """See `Source.names`."""
+        return entry_naming(self._index, self._tag)
+
+    def entries(self) -> tuple[Descriptor, ...]:
+        """See `Source.entries`."""
+        return self._index.entries
 
     def fetch(
         self, descriptor: Descriptor, offset: int = 0, length: int | None = None
@@ -174,12 +178,23 @@ class ArchiveTarget:
     FILE stays as it is; then it is replaced whole.
     """
 
-    def __init__(self, path: Path, tag: str | None = None, name: str | None = None) -> None:
-        """Nothing is written yet. Without a tag, the name of an only image in FILE is kept."""
+    def __init__(
+        self,
+        path: Path,
+        tag: str | None = None,
+        name: str | None = None,
+        *,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing is written yet.
+
+        Without a tag the image gets `names`, the annotations of its entry, or else keeps the name of
+        an only image in FILE.
+        """
         self._path = path
         self._tag = tag
         self._name = name or _place(path, tag)
-        self._names = {REF_NAME: tag} if tag else _names_in(path)
+        self._names = {REF_NAME: tag} if tag else _names_in(path) or dict(names or {})
         self._tagged: Descriptor | None = None
         self._mutex = threading.Lock()
         self._fd = -1
@@ -259,6 +274,21 @@ class ArchiveTarget:
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """Always False: a tar file shares nothing."""
         return False
+
+    def names(self) -> dict[str, str]:
+        """See `Source.names`."""
+        return dict(self._names)
+
+    def entries(self) -> tuple[Descriptor, ...]:
+        """See `Source.entries`: what was tagged."""
+        return (self._tagged,) if self._tagged else ()
+
+    def before(self) -> Source | None:
+        """See `Target.before`: the FILE that will be replaced, if it is an OCI archive."""
+        try:
+            return Archive(self._path, self._tag, self._name)
+        except SociError:
+            return None
 
     def tag(self, descriptor: Descriptor) -> None:
         """See `Target.tag`: finishes the tar file and gives it its name. Only once.

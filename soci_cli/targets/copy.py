@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from soci_cli.errors import InvalidDataError, NotFoundError, SociError
+from soci_cli.errors import InvalidDataError, NotFoundError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of
 from soci_cli.oci.manifest import parse_index, parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
+from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver, Task
 from soci_cli.targets._disk import ContentCheck
 from soci_cli.targets.protocol import FileBlobs, Source, Target
@@ -40,10 +39,6 @@ class CopySummary:
     present: int
     left_out: int
     size: int
-
-
-class _Stopped(SociError):
-    """Another thread failed, so this one gives up; never leaves this module."""
 
 
 def read_blob(source: Source, descriptor: Descriptor, limit: int = MANIFEST_LIMIT) -> bytes:
@@ -77,7 +72,7 @@ def copy_blob(
     if target.exists(descriptor):
         return "already there"
     task = task or SilentObserver().start("", None)
-    if _same_disk(source, target, descriptor.digest):
+    if may_link(source, target, descriptor.digest):
         # A link copies nothing, so nothing would notice a damaged file: read it once first.
         check = ContentCheck(descriptor, f"reading from {source.name}")
         _stream(source, descriptor, check.add, task)
@@ -122,7 +117,12 @@ def copy_graph(
     """
     graph = _walk(source, root, skip, allow_missing_manifests)
     leaves = [descriptor for digest, descriptor in graph.seen.items() if digest not in graph.data]
-    outcomes = _copy_leaves(source, target, leaves, observer or SilentObserver(), concurrency)
+    heard = observer or SilentObserver()
+
+    def copy(descriptor: Descriptor, stop: Stop) -> str:
+        return _copy_leaf(source, target, descriptor, heard, stop)
+
+    outcomes = run_all(copy, leaves, concurrency)
     count = {"already there": 0, "linked": 0, "copied": 0, "left out": graph.left_out}
     size = 0
     for descriptor, outcome in zip(leaves, outcomes, strict=True):
@@ -230,76 +230,20 @@ def _children_first(graph: _Graph, root: Descriptor) -> list[Descriptor]:
     return order
 
 
-def _copy_leaves(
-    source: Source,
-    target: Target,
-    leaves: Iterable[Descriptor],
-    observer: Observer,
-    concurrency: int,
-) -> list[str]:
-    stop = threading.Event()
-
-    def copy(descriptor: Descriptor) -> str:
-        return _copy_leaf(source, target, descriptor, observer, stop)
-
-    with ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="copy") as pool:
-        futures = [pool.submit(copy, descriptor) for descriptor in leaves]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            _raise_first(futures)
-        finally:
-            # After an error, or Ctrl-C, what runs stops at its next chunk; what waits never starts.
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-    return [future.result() for future in futures]
-
-
-def _raise_first(futures: Iterable[Future[str]]) -> None:
-    for future in futures:
-        error = future.exception() if future.done() else None
-        if error is not None:
-            raise error
-
-
 def _copy_leaf(
-    source: Source,
-    target: Target,
-    descriptor: Descriptor,
-    observer: Observer,
-    stop: threading.Event,
+    source: Source, target: Target, descriptor: Descriptor, observer: Observer, stop: Stop
 ) -> str:
-    if stop.is_set():
-        raise _Stopped("stopped")
     task = observer.start(encoded_of(descriptor.digest)[:12], descriptor.size)
     outcome = "failed"
     try:
-        outcome = copy_blob(source, target, descriptor, _StoppableTask(task, stop))
+        outcome = copy_blob(source, target, descriptor, StoppableTask(task, stop))
     except NotFoundError:
         if not descriptor.urls:
             raise
         outcome = "left out"
-    except _Stopped:
-        outcome = "stopped"
-        raise
     finally:
         task.finish(outcome)
     return outcome
-
-
-class _StoppableTask:
-    """Passes progress on, and ends the copy when another one failed."""
-
-    def __init__(self, task: Task, stop: threading.Event) -> None:
-        self._task = task
-        self._stop = stop
-
-    def advance(self, amount: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped("stopped")
-        self._task.advance(amount)
-
-    def finish(self, outcome: str) -> None:
-        self._task.finish(outcome)
 
 
 def _stream(
@@ -312,8 +256,8 @@ def _stream(
             task.advance(count)
 
 
-def _same_disk(source: Source, target: Target, digest: str) -> bool:
-    """True when a link from one place to the other has a chance."""
+def may_link(source: Source, target: Target, digest: str) -> bool:
+    """Whether `target.link` has a chance: both places keep files, and on the same disk."""
     if not (isinstance(source, FileBlobs) and isinstance(target, FileBlobs)):
         return False
     try:
@@ -332,6 +276,7 @@ __all__ = [
     "children_of",
     "copy_blob",
     "copy_graph",
+    "may_link",
     "read_blob",
     "skip_nothing",
 ]

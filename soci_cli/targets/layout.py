@@ -32,6 +32,7 @@ from soci_cli.targets._index_json import (
     REF_NAME,
     check_tag_for_writing,
     check_taggable,
+    entry_naming,
     flat_index,
     put_entry,
     resolve_entry,
@@ -93,6 +94,14 @@ class Layout:
     def exists(self, descriptor: Descriptor) -> bool:
         """See `Source.exists`."""
         return self._has_file(descriptor) or self._flat(descriptor) is not None
+
+    def names(self) -> dict[str, str]:
+        """See `Source.names`."""
+        return entry_naming(self._folder.read_index_or_empty(), self._tag)
+
+    def entries(self) -> tuple[Descriptor, ...]:
+        """See `Source.entries`."""
+        return self._folder.read_index_or_empty().entries
 
     def close(self) -> None:
         """Nothing is held open by a layout that is read."""
@@ -218,6 +227,10 @@ class WritableLayout(Layout):
                 raise storage_error("write", self.blob_path(descriptor.digest), error) from error
             return False
         return True
+
+    def before(self) -> Source | None:
+        """See `Target.before`: itself, since what is there is only added to."""
+        return Layout(self._folder.root, self._tag, self._name)
 
     def tag(self, descriptor: Descriptor) -> None:
         """See `Target.tag`: puts the entry into index.json and leaves all others as they are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,14 +70,19 @@ def open_source(place: Place, store_root: Path) -> Source:
     return Archive(path, place.tag, place.text)
 
 
-def open_target(place: Place, store_root: Path) -> Target:
-    """The place for writing; use it as a context manager. UsageError, StorageError."""
+def open_target(place: Place, store_root: Path, names: Mapping[str, str] | None = None) -> Target:
+    """The place for writing; use it as a context manager. UsageError, StorageError.
+
+    `names` are the annotations that name the image where the place itself gives no tag, as
+    `Source.names` tells them.
+    """
     if place.reference is not None:
         return Store(store_root).open(place.reference, place.text)
     path = _path(place)
     if place.kind == "oci":
-        return WritableLayout(path, place.tag, place.text)
-    return ArchiveTarget(path, place.tag, place.text)
+        unnamed = names if place.tag is None else None
+        return WritableLayout(path, place.tag, place.text, names=unnamed)
+    return ArchiveTarget(path, place.tag, place.text, names=names)
 
 
 def _on_disk(kind: Literal["oci", "oci-archive"], rest: str, text: str) -> Place:

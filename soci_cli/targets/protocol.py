@@ -65,6 +65,12 @@ class Source(Protocol):
     def exists(self, descriptor: Descriptor) -> bool:
         """True when the blob is here and has the descriptor's size."""
 
+    def names(self) -> dict[str, str]:
+        """The annotations that name the image in its place, to be kept in a new place."""
+
+    def entries(self) -> tuple[Descriptor, ...]:
+        """All images of the place, with the annotations that name them."""
+
     def close(self) -> None:
         """Let go of files and connections."""
 
@@ -104,6 +110,12 @@ class Target(Source, Protocol):
         """Share a blob of another place without copying it; False when that cannot be done.
 
         The bytes are not read, so the caller has verified them, as `copy_blob` does.
+        """
+
+    def before(self) -> Source | None:
+        """The place as it was before anything was written, to read; None when it was not there.
+
+        A caller that opened it closes it, which leaves this target open.
         """
 
     def tag(self, descriptor: Descriptor) -> None:

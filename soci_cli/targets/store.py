@@ -220,6 +220,7 @@ class StoreTarget(WritableLayout):
     """
 
     def __init__(self, root: Path, reference: Reference, name: str) -> None:
+        self.store = Store(root)
         self._reference = reference
         self._lock = -1
         self._lock_mutex = threading.Lock()
@@ -255,6 +256,10 @@ class StoreTarget(WritableLayout):
         """See `Source.exists`; the blob stays at least until `close`."""
         self._guard()
         return super().exists(descriptor)
+
+    def before(self) -> Source | None:
+        """See `Target.before`."""
+        return StoreTarget(self.store.root, self._reference, self._name)
 
     def tag(self, descriptor: Descriptor) -> None:
         """See `Target.tag`. UsageError when the reference has another digest than the image."""

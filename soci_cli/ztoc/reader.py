@@ -159,10 +159,8 @@ class FileTree:
                 links += 1
                 if links > _MAX_LINKS:
                     raise NotFoundError(f"{show_name(path)} leads through too many links")
-                if entry.type == b"hardlink" or entry.linkname.startswith(b"/"):
-                    done = []
-                else:
-                    done = done[:-1]
+                from_root = entry.type == b"hardlink" or entry.linkname.startswith(b"/")
+                done = [] if from_root else done[:-1]
                 parts = entry.linkname.split(b"/") + parts
             elif not parts:
                 return entry

@@ -1,0 +1,25 @@
+"""What SOCI says of an image: its zTOCs gathered in an index, and images converted to carry one."""
+
+from soci_cli.index.convert import (
+    ConvertOptions,
+    ConvertResult,
+    PlatformReport,
+    convert,
+)
+from soci_cli.index.image import Image, ImageManifest, read_image
+from soci_cli.index.layers import LayerReport
+from soci_cli.index.model import DEFAULT_MIN_LAYER_SIZE, SociIndex, make_index
+
+__all__ = [
+    "DEFAULT_MIN_LAYER_SIZE",
+    "ConvertOptions",
+    "ConvertResult",
+    "Image",
+    "ImageManifest",
+    "LayerReport",
+    "PlatformReport",
+    "SociIndex",
+    "convert",
+    "make_index",
+    "read_image",
+]

@@ -1,0 +1,147 @@
+"""An image as it is found in a place: its index, its manifests and their platforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from soci_cli.errors import InvalidDataError, NotFoundError
+from soci_cli.index.model import INDEX_TYPE_V1, INDEX_TYPE_V2, REFERENCE_DIGEST, is_soci_index
+from soci_cli.oci import (
+    Descriptor,
+    Index,
+    Manifest,
+    Platform,
+    parse_config_platform,
+    parse_index,
+    parse_manifest,
+    platforms,
+)
+from soci_cli.oci.media_types import OCI_INDEX, is_index, is_manifest
+from soci_cli.targets import Source, read_blob
+
+_CONFIG_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """One entry of an image's index.
+
+    `platform` is that of the descriptor or, where it has none, of the config. `is_image` is false for
+    attestations, SOCI indexes and other artifacts. `manifest` is None when the place does not have it.
+    """
+
+    descriptor: Descriptor
+    manifest: Manifest | None
+    platform: Platform | None
+    is_image: bool
+    is_soci_index: bool
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in a place. A single manifest appears as an index of one entry with its platform."""
+
+    root: Descriptor
+    index: Index
+    manifests: tuple[ImageManifest, ...]
+
+    @property
+    def platforms(self) -> list[Platform]:
+        """The platforms of the image, each once, in order; attestations have none."""
+        return platforms.dedupe(
+            entry.platform for entry in self.manifests if entry.is_image and entry.platform
+        )
+
+    def find(self, platform: Platform) -> ImageManifest | None:
+        """The first image manifest that matches a platform strictly, as containerd does."""
+        for entry in self.manifests:
+            if entry.is_image and entry.platform and platforms.matches(platform, entry.platform):
+                return entry
+        return None
+
+
+def read_image(source: Source) -> Image:
+    """Reads all manifests of an image, and configs where a platform is only there.
+
+    A manifest of an index that the place lacks is allowed: pulling one platform of several leaves such
+    images. Raises NotFoundError, IntegrityError and InvalidDataError.
+    """
+    root = source.resolve()
+    what = f"{root.digest} in {source.name}"
+    if is_index(root.media_type):
+        index = parse_index(read_blob(source, root), f"index {what}", root.media_type)
+        entries = [_read_entry(source, descriptor) for descriptor in index.manifests]
+        if not any(entry.manifest or is_index(entry.descriptor.media_type) for entry in entries):
+            raise NotFoundError(f"index {what}: none of its manifests is here")
+        return Image(root, index, tuple(entries))
+    if not is_manifest(root.media_type):
+        raise InvalidDataError(f"{what} is neither a manifest nor an index: {root.media_type!r}")
+    manifest = parse_manifest(read_blob(source, root), f"manifest {what}", root.media_type)
+    if is_soci_index(manifest):
+        raise InvalidDataError(f"{what} is a SOCI index, not an image")
+    platform = platforms.normalize(_config_platform(source, manifest))
+    descriptor = replace(root, platform=platform, annotations={})
+    entry = ImageManifest(descriptor, manifest, platform, True, False)
+    return Image(root, Index(2, OCI_INDEX, "", (descriptor,)), (entry,))
+
+
+def _read_entry(source: Source, descriptor: Descriptor) -> ImageManifest:
+    platform = descriptor.platform
+    if not is_manifest(descriptor.media_type):
+        return ImageManifest(descriptor, None, platform, False, False)
+    try:
+        data = read_blob(source, descriptor)
+    except NotFoundError:
+        is_soci = descriptor.artifact_type in (INDEX_TYPE_V1, INDEX_TYPE_V2)
+        return ImageManifest(
+            descriptor, None, platform, _may_be_image(descriptor) and not is_soci, is_soci
+        )
+    what = f"manifest {descriptor.digest} in {source.name}"
+    manifest = parse_manifest(data, what, descriptor.media_type)
+    is_soci = is_soci_index(manifest)
+    is_image = _may_be_image(descriptor) and not is_soci and not manifest.artifact_type
+    if is_image and platform is None:
+        platform = platforms.normalize(_config_platform(source, manifest))
+        is_image = not platforms.is_unknown(platform)
+    return ImageManifest(descriptor, manifest, platform, is_image, is_soci)
+
+
+def _may_be_image(descriptor: Descriptor) -> bool:
+    if descriptor.artifact_type or REFERENCE_DIGEST in descriptor.annotations:
+        return False
+    return descriptor.platform is None or not platforms.is_unknown(descriptor.platform)
+
+
+def _config_platform(source: Source, manifest: Manifest) -> Platform:
+    config = manifest.config
+    data = read_blob(source, config, _CONFIG_LIMIT)
+    return parse_config_platform(data, f"config {config.digest} in {source.name}")
+
+
+def choose_platforms(
+    image: Image, wanted: Sequence[Platform], all_platforms: bool, name: str
+) -> list[Platform]:
+    """Which platforms to work on: all, those asked for, or this machine's.
+
+    An image for one platform only is that platform. Raises NotFoundError, with those there are, when a
+    platform is not in the image.
+    """
+    there = image.platforms
+    if all_platforms:
+        chosen = there
+    elif wanted:
+        chosen = platforms.dedupe(wanted)
+    elif len(there) == 1:
+        chosen = there
+    else:
+        chosen = [platforms.host_platform()]
+    shown = ", ".join(platforms.format_platform(platform) for platform in there) or "none"
+    for platform in chosen:
+        if image.find(platform) is None:
+            raise NotFoundError(
+                f"{name} has no manifest for {platforms.format_platform(platform)}; it has {shown}"
+            )
+    if not chosen:
+        raise NotFoundError(f"{name} has no platform that could be indexed")
+    return chosen

@@ -1,0 +1,194 @@
+"""From a layer to its zTOC: which layers get one, found again or built while the layer is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, UnsupportedLayerError
+from soci_cli.oci import Descriptor, digest_of, encoded_of, media_types
+from soci_cli.progress import Task
+from soci_cli.targets import Source, Target, copy_blob, may_link, read_blob
+from soci_cli.ztoc import (
+    ZTOC_MEDIA_TYPE,
+    BuiltZtoc,
+    Compression,
+    Ztoc,
+    build_ztoc,
+    decode_ztoc,
+)
+from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+@dataclass(frozen=True)
+class KnownZtoc:
+    """A zTOC that exists already, and the place that has it."""
+
+    descriptor: Descriptor
+    place: Source
+
+
+class ZtocMemory(Protocol):
+    """Remembers zTOCs that exist already, so that they need not be built again."""
+
+    def recall(self, layer: str) -> KnownZtoc | None:
+        """A zTOC of the layer with this digest, made with the span size and tool at hand."""
+
+    def remember(self, layer: str, ztoc: Descriptor) -> None:
+        """A zTOC was built, and is in the target."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    `outcome` is "built", "reused" or "skipped", with the `reason` for the latter. `ztoc` has digest and
+    size only. Sizes are in bytes.
+    """
+
+    layer: Descriptor
+    outcome: str
+    reason: str = ""
+    ztoc: Descriptor | None = None
+    spans: int = 0
+    files: int = 0
+
+
+def compression_of(layer: Descriptor, source: Source) -> str:
+    """ "gzip", "uncompressed", "zstd", or another name that cannot be indexed.
+
+    Docker's plain type says little, so there the first bytes of the layer decide.
+    """
+    name = media_types.layer_compression(layer.media_type)
+    if name != "unknown":
+        return name
+    with source.fetch(layer, 0, min(4, layer.size)) as stream:
+        start = stream.read()
+    if start.startswith(_GZIP_MAGIC):
+        return "gzip"
+    return "zstd" if start.startswith(_ZSTD_MAGIC) else "uncompressed"
+
+
+def skip_reason(layer: Descriptor, source: Source, min_layer_size: int) -> str:
+    """Why a layer gets no zTOC; empty when it should get one."""
+    if not media_types.is_layer(layer.media_type):
+        return f"not a file system layer ({layer.media_type})"
+    if layer.size < min_layer_size:
+        return f"{layer.size} bytes, under the minimum of {min_layer_size}"
+    if layer.urls and not source.exists(layer):
+        return "a foreign layer, which is not here"
+    compression = compression_of(layer, source)
+    if compression not in ("gzip", "uncompressed"):
+        return f"its compression cannot be indexed: {compression}"
+    return ""
+
+
+@dataclass(frozen=True)
+class ZtocSettings:
+    """How zTOCs are built: the span size in bytes and the tool that they name."""
+
+    span_size: int
+    build_tool_identifier: str
+
+
+class LayerIndexer:
+    """Builds or finds the zTOCs of layers, and brings layers and zTOCs into the target."""
+
+    def __init__(
+        self, source: Source, target: Target, settings: ZtocSettings, memory: ZtocMemory
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._settings = settings
+        self._memory = memory
+
+    def for_target(self) -> LayerIndexer:
+        """The same for a layer that is in the target already and nowhere else."""
+        return LayerIndexer(self._target, self._target, self._settings, self._memory)
+
+    def index(self, layer: Descriptor, task: Task) -> LayerReport:
+        """Makes sure that the target has the layer and its zTOC. Reads the layer at most once.
+
+        Raises IntegrityError and InvalidDataError with the layer's digest for a broken layer.
+        """
+        known = self._memory.recall(layer.digest)
+        if known is not None and (ztoc := self._usable(known, layer)):
+            copy_blob(self._source, self._target, layer, task)
+            return LayerReport(
+                layer, "reused", "", known.descriptor, len(ztoc.span_digests), len(ztoc.files)
+            )
+        try:
+            built = self._build_and_copy(layer, task)
+        except UnsupportedLayerError as error:
+            copy_blob(self._source, self._target, layer)
+            return LayerReport(layer, "skipped", str(error))
+        ztoc_blob = Descriptor(ZTOC_MEDIA_TYPE, built.digest, len(built.data))
+        self._target.push(ztoc_blob, built.data)
+        self._memory.remember(layer.digest, ztoc_blob)
+        return LayerReport(layer, "built", "", ztoc_blob, built.spans, built.files)
+
+    def _usable(self, known: KnownZtoc, layer: Descriptor) -> Ztoc | None:
+        """The remembered zTOC, brought into the target; None when it does not fit the layer."""
+        try:
+            data = read_blob(known.place, known.descriptor, MAX_ZTOC_SIZE)
+            ztoc = decode_ztoc(data)
+        except (NotFoundError, IntegrityError, InvalidDataError):
+            return None
+        if (
+            ztoc.compressed_archive_size != layer.size
+            or ztoc.build_tool_identifier != self._settings.build_tool_identifier.encode()
+            or ztoc.spans.span_size != self._settings.span_size
+        ):
+            return None
+        self._target.push(Descriptor(ZTOC_MEDIA_TYPE, digest_of(data), len(data)), data)
+        return ztoc
+
+    def _build_and_copy(self, layer: Descriptor, task: Task) -> BuiltZtoc:
+        if self._target.exists(layer):
+            return self._build(layer, task, None)
+        if may_link(self._source, self._target, layer.digest):
+            # Reading verifies the layer; then it is shared instead of copied.
+            built = self._build(layer, task, None)
+            if not self._target.link(layer, self._source):
+                copy_blob(self._source, self._target, layer)
+            return built
+        writer = self._target.open_writer(layer)
+        try:
+            built = self._build(layer, task, writer.write)
+            writer.commit()
+        finally:
+            writer.abort()
+        return built
+
+    def _build(
+        self, layer: Descriptor, task: Task, sink: Callable[[memoryview], object] | None
+    ) -> BuiltZtoc:
+        compression = (
+            Compression.GZIP
+            if compression_of(layer, self._source) == "gzip"
+            else Compression.UNCOMPRESSED
+        )
+        with self._source.fetch(layer) as stream:
+            try:
+                return build_ztoc(
+                    stream,
+                    span_size=self._settings.span_size,
+                    compression=compression,
+                    build_tool_identifier=self._settings.build_tool_identifier,
+                    expected_digest=layer.digest,
+                    expected_size=layer.size,
+                    sink=sink,
+                    advance=task.advance,
+                )
+            except (InvalidDataError, IntegrityError) as error:
+                where = f"layer {layer.digest} in {self._source.name}"
+                raise type(error)(f"{where}: {error}") from None
+
+
+def short(digest: str) -> str:
+    """A digest as progress and messages show it: the first twelve digits."""
+    return encoded_of(digest)[:12]

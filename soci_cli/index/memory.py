@@ -1,0 +1,89 @@
+"""Where zTOCs that exist already are found: the local store, and the SOCI indexes of images.
+
+A zTOC is taken only when span size and build tool are the ones wanted; `LayerIndexer` checks besides
+that it is valid and fits the layer. The index that an image carries is bound to it by digest, so it is
+as trustworthy as the image's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from soci_cli.errors import SociError
+from soci_cli.index.image import read_image
+from soci_cli.index.layers import KnownZtoc, ZtocMemory, ZtocSettings
+from soci_cli.index.model import BUILD_TOOL, SPAN_SIZE, ztocs_by_layer
+from soci_cli.oci import Descriptor
+from soci_cli.targets import Source, Store, StoreTarget, Target
+
+_KIND = "ztoc"
+
+
+class _NoMemory:
+    def recall(self, layer: str) -> KnownZtoc | None:
+        return None
+
+    def remember(self, layer: str, ztoc: Descriptor) -> None:
+        pass
+
+
+class _ImageMemory(_NoMemory):
+    """Knows the zTOCs that images carry; remembers nothing new."""
+
+    def __init__(self, places: Iterable[Source], settings: ZtocSettings) -> None:
+        self._known: dict[str, KnownZtoc] = {}
+        for place in places:
+            # A place may have no such image, or a damaged one: then it knows nothing.
+            with suppress(SociError):
+                self._learn(place, settings)
+
+    def _learn(self, place: Source, settings: ZtocSettings) -> None:
+        for entry in read_image(place).manifests:
+            index = entry.manifest
+            if not entry.is_soci_index or index is None:
+                continue
+            if index.annotations.get(BUILD_TOOL) != settings.build_tool_identifier:
+                continue
+            for layer, ztoc in ztocs_by_layer(index).items():
+                if ztoc.annotations.get(SPAN_SIZE) == str(settings.span_size):
+                    self._known.setdefault(layer, KnownZtoc(ztoc, place))
+
+    def recall(self, layer: str) -> KnownZtoc | None:
+        return self._known.get(layer)
+
+
+class _StoreMemory:
+    """Knows what any command built into the local store, and writes down what is built now."""
+
+    def __init__(
+        self, target: StoreTarget, settings: ZtocSettings, other: ZtocMemory | None
+    ) -> None:
+        self._target = target
+        self._store: Store = target.store
+        self._key = f"{settings.span_size} {settings.build_tool_identifier}"
+        self._other = other
+
+    def recall(self, layer: str) -> KnownZtoc | None:
+        if self._other is None:
+            return None
+        found = self._store.recall_derived(_KIND, layer, self._key)
+        return KnownZtoc(found, self._target) if found else self._other.recall(layer)
+
+    def remember(self, layer: str, ztoc: Descriptor) -> None:
+        self._store.remember_derived(_KIND, layer, self._key, ztoc)
+
+
+def known_ztocs(
+    source: Source, target: Target, before: Source | None, settings: ZtocSettings, *, force: bool
+) -> ZtocMemory:
+    """The zTOCs that a conversion need not build. With `force` none, but new ones are remembered.
+
+    `before` is the target as it was: what was converted into it earlier is there.
+    """
+    memory: ZtocMemory = _NoMemory()
+    if not force:
+        memory = _ImageMemory([before, source] if before else [source], settings)
+    if isinstance(target, StoreTarget):
+        return _StoreMemory(target, settings, None if force else memory)
+    return memory

@@ -1,0 +1,106 @@
+"""Turning a zstd layer into a gzip layer, because only gzip and plain tar can be indexed.
+
+The uncompressed archive stays the same, so the diff ID in the image's config stays right, and is checked
+(OCI image spec, config.md, "Layer DiffID"). The same input gives the same bytes with the same version of
+zlib-ng.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from typing import IO, cast
+
+import zstandard
+from zlib_ng import zlib_ng
+
+from soci_cli.errors import IntegrityError, InvalidDataError, StorageError
+from soci_cli.oci import Descriptor, VerifyingReader
+from soci_cli.oci.media_types import (
+    DOCKER_LAYER,
+    DOCKER_LAYER_GZIP,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_NONDISTRIBUTABLE,
+    OCI_LAYER_NONDISTRIBUTABLE_GZIP,
+)
+from soci_cli.progress import Task
+from soci_cli.targets import Source, Target
+
+_CHUNK = 1 << 20
+_LEVEL = 6
+_MAX_WINDOW = 128 << 20
+
+
+def recompress_layer(
+    source: Source, target: Target, layer: Descriptor, diff_id: str | None, task: Task
+) -> Descriptor:
+    """Writes the gzip form of a zstd layer to the target; returns its descriptor.
+
+    A digest is known only at the end, so the new layer goes through an unnamed file in the folder for
+    temporary files (TMPDIR). Raises IntegrityError when the layer or its diff ID is wrong and
+    InvalidDataError when it is no zstd stream.
+    """
+    what = f"layer {layer.digest} in {source.name}"
+    compressor = zlib_ng.compressobj(_LEVEL, zlib_ng.DEFLATED, 31)
+    plain_hash, new_hash = hashlib.sha256(), hashlib.sha256()
+    size = 0
+    try:
+        with tempfile.TemporaryFile() as spool, source.fetch(layer) as stream:
+            checked = VerifyingReader(stream, layer.digest, layer.size, what)
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+            with decompressor.stream_reader(
+                cast(IO[bytes], _Counting(checked, task)), read_size=_CHUNK, read_across_frames=True
+            ) as plain:
+                done = False
+                while not done:
+                    piece = plain.read(_CHUNK)
+                    plain_hash.update(piece)
+                    done = not piece
+                    packed = compressor.flush() if done else compressor.compress(piece)
+                    new_hash.update(packed)
+                    size += len(packed)
+                    spool.write(packed)
+            checked.finish()
+            plain_digest = f"sha256:{plain_hash.hexdigest()}"
+            if diff_id is not None and plain_digest != diff_id:
+                raise IntegrityError(f"{what}: it unpacks to {plain_digest}, not to its diff ID")
+            new = Descriptor(
+                gzip_media_type(layer.media_type), f"sha256:{new_hash.hexdigest()}", size
+            )
+            if target.exists(new):
+                return new
+            spool.seek(0)
+            writer = target.open_writer(new)
+            try:
+                while piece := spool.read(_CHUNK):
+                    writer.write(piece)
+                writer.commit()
+            finally:
+                writer.abort()
+            return new
+    except zstandard.ZstdError as error:
+        raise InvalidDataError(f"{what}: its zstd stream is broken: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{what} cannot be recompressed: {error.strerror or error}") from error
+
+
+def gzip_media_type(media_type: str) -> str:
+    """The media type of the gzip form of a layer of the same family."""
+    if media_type.startswith(DOCKER_LAYER):
+        return DOCKER_LAYER_GZIP
+    if media_type.startswith(OCI_LAYER_NONDISTRIBUTABLE):
+        return OCI_LAYER_NONDISTRIBUTABLE_GZIP
+    return OCI_LAYER_GZIP
+
+
+class _Counting:
+    """Reports progress by what is read."""
+
+    def __init__(self, stream: VerifyingReader, task: Task) -> None:
+        self._stream = stream
+        self._task = task
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._task.advance(len(piece))
+        return piece

@@ -1,0 +1,77 @@
+"""Finding out that a conversion would change nothing, before anything is written.
+
+A conversion that is run against a `Rehearsal` of its target reads small documents only. The first thing
+that the target does not have yet ends it.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from soci_cli.errors import SociError
+from soci_cli.oci import Descriptor
+from soci_cli.targets import BlobReader, Source, Writer
+
+
+class WouldChangeError(SociError):
+    """The conversion would write something."""
+
+
+class Rehearsal:
+    """The target as it was, for a conversion that must not write. Implements `Target`."""
+
+    def __init__(self, before: Source) -> None:
+        self._before = before
+
+    @property
+    def name(self) -> str:
+        return self._before.name
+
+    def resolve(self) -> Descriptor:
+        return self._before.resolve()
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        return self._before.fetch(descriptor, offset, length)
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        if not self._before.exists(descriptor):
+            raise WouldChangeError(f"{descriptor.digest} is new")
+        return True
+
+    def names(self) -> dict[str, str]:
+        return self._before.names()
+
+    def entries(self) -> tuple[Descriptor, ...]:
+        return self._before.entries()
+
+    def before(self) -> Source | None:
+        return self._before
+
+    def open_writer(self, descriptor: Descriptor) -> Writer:
+        raise WouldChangeError(f"{descriptor.digest} is new")
+
+    def push(self, descriptor: Descriptor, data: bytes) -> None:
+        self.exists(descriptor)
+
+    def link(self, descriptor: Descriptor, source: Source) -> bool:
+        return self.exists(descriptor)
+
+    def tag(self, descriptor: Descriptor) -> None:
+        if self._before.resolve().digest != descriptor.digest:
+            raise WouldChangeError(f"{descriptor.digest} is new")
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Rehearsal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
