@@ -1,1 +1,80 @@
-"""Make container images start before they are downloaded: SOCI indexes and zTOCs in Python."""
+"""Make container images start before they are downloaded: SOCI indexes and zTOCs in Python.
+
+The parts that programs use:
+
+- `build_ztoc` builds the zTOC of a layer from any stream, in one pass;
+- `decode_ztoc`, `FileTree` and `LayerReader` read a file inside a layer, fetching only what it needs;
+- `open_source`, `open_target` and `parse_place` open the places where images live;
+- `convert` makes an image lazily loadable, `inspect` says what an image holds.
+
+Every error that input can cause is a `SociError`. docs/library.md shows each in use.
+"""
+
+from soci_cli.errors import (
+    ConfigError,
+    IntegrityError,
+    InvalidDataError,
+    NotFoundError,
+    SociError,
+    StorageError,
+    UnsupportedLayerError,
+    UsageError,
+)
+from soci_cli.index import (
+    ConvertOptions,
+    ConvertResult,
+    IndexOptions,
+    LayerReport,
+    PlatformReport,
+    convert,
+    index_image,
+)
+from soci_cli.index.inspect import ImageFacts, inspect
+from soci_cli.progress import Observer, Task
+from soci_cli.targets import open_source, open_target, parse_place
+from soci_cli.ztoc import (
+    BuiltZtoc,
+    Compression,
+    FileMetadata,
+    FileTree,
+    LayerReader,
+    Ztoc,
+    build_ztoc,
+    decode_ztoc,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuiltZtoc",
+    "Compression",
+    "ConfigError",
+    "ConvertOptions",
+    "ConvertResult",
+    "FileMetadata",
+    "FileTree",
+    "ImageFacts",
+    "IndexOptions",
+    "IntegrityError",
+    "InvalidDataError",
+    "LayerReader",
+    "LayerReport",
+    "NotFoundError",
+    "Observer",
+    "PlatformReport",
+    "SociError",
+    "StorageError",
+    "Task",
+    "UnsupportedLayerError",
+    "UsageError",
+    "Ztoc",
+    "__version__",
+    "build_ztoc",
+    "convert",
+    "decode_ztoc",
+    "index_image",
+    "inspect",
+    "open_source",
+    "open_target",
+    "parse_place",
+]

@@ -1,11 +1,7 @@
 """What SOCI says of an image: its zTOCs gathered in an index, and images converted to carry one."""
 
-from soci_cli.index.convert import (
-    ConvertOptions,
-    ConvertResult,
-    PlatformReport,
-    convert,
-)
+from soci_cli.index.build import IndexOptions, PlatformReport, index_image
+from soci_cli.index.convert import ConvertOptions, ConvertResult, convert
 from soci_cli.index.image import Image, ImageManifest, read_image
 from soci_cli.index.layers import LayerReport
 from soci_cli.index.model import DEFAULT_MIN_LAYER_SIZE, SociIndex, make_index
@@ -16,10 +12,12 @@ __all__ = [
     "ConvertResult",
     "Image",
     "ImageManifest",
+    "IndexOptions",
     "LayerReport",
     "PlatformReport",
     "SociIndex",
     "convert",
+    "index_image",
     "make_index",
     "read_image",
 ]

@@ -53,6 +53,16 @@ class Image:
             entry.platform for entry in self.manifests if entry.is_image and entry.platform
         )
 
+    def get(self, platform: Platform, name: str) -> ImageManifest:
+        """As `find`, but NotFoundError, with the platforms there are, when there is none."""
+        entry = self.find(platform)
+        if entry is None:
+            there = ", ".join(platforms.format_platform(p) for p in self.platforms) or "none"
+            raise NotFoundError(
+                f"{name} has no manifest for {platforms.format_platform(platform)}; it has {there}"
+            )
+        return entry
+
     def find(self, platform: Platform) -> ImageManifest | None:
         """The first image manifest that matches a platform strictly, as containerd does."""
         for entry in self.manifests:
@@ -136,12 +146,8 @@ def choose_platforms(
         chosen = there
     else:
         chosen = [platforms.host_platform()]
-    shown = ", ".join(platforms.format_platform(platform) for platform in there) or "none"
     for platform in chosen:
-        if image.find(platform) is None:
-            raise NotFoundError(
-                f"{name} has no manifest for {platforms.format_platform(platform)}; it has {shown}"
-            )
+        image.get(platform, name)
     if not chosen:
         raise NotFoundError(f"{name} has no platform that could be indexed")
     return chosen

@@ -99,37 +99,49 @@ class LayerIndexer:
     """Builds or finds the zTOCs of layers, and brings layers and zTOCs into the target."""
 
     def __init__(
-        self, source: Source, target: Target, settings: ZtocSettings, memory: ZtocMemory
+        self,
+        source: Source,
+        target: Target,
+        settings: ZtocSettings,
+        memory: ZtocMemory,
+        *,
+        copy_layers: bool = True,
     ) -> None:
+        """Without `copy_layers` only zTOCs go to the target."""
         self._source = source
         self._target = target
         self._settings = settings
         self._memory = memory
+        self._copy_layers = copy_layers
 
     def for_target(self) -> LayerIndexer:
         """The same for a layer that is in the target already and nowhere else."""
         return LayerIndexer(self._target, self._target, self._settings, self._memory)
 
     def index(self, layer: Descriptor, task: Task) -> LayerReport:
-        """Makes sure that the target has the layer and its zTOC. Reads the layer at most once.
+        """Makes sure that the target has the zTOC, and the layer. Reads the layer at most once.
 
         Raises IntegrityError and InvalidDataError with the layer's digest for a broken layer.
         """
         known = self._memory.recall(layer.digest)
         if known is not None and (ztoc := self._usable(known, layer)):
-            copy_blob(self._source, self._target, layer, task)
+            self._copy(layer, task)
             return LayerReport(
                 layer, "reused", "", known.descriptor, len(ztoc.span_digests), len(ztoc.files)
             )
         try:
             built = self._build_and_copy(layer, task)
         except UnsupportedLayerError as error:
-            copy_blob(self._source, self._target, layer)
+            self._copy(layer, None)
             return LayerReport(layer, "skipped", str(error))
         ztoc_blob = Descriptor(ZTOC_MEDIA_TYPE, built.digest, len(built.data))
         self._target.push(ztoc_blob, built.data)
         self._memory.remember(layer.digest, ztoc_blob)
         return LayerReport(layer, "built", "", ztoc_blob, built.spans, built.files)
+
+    def _copy(self, layer: Descriptor, task: Task | None) -> None:
+        if self._copy_layers:
+            copy_blob(self._source, self._target, layer, task)
 
     def _usable(self, known: KnownZtoc, layer: Descriptor) -> Ztoc | None:
         """The remembered zTOC, brought into the target; None when it does not fit the layer."""
@@ -148,7 +160,7 @@ class LayerIndexer:
         return ztoc
 
     def _build_and_copy(self, layer: Descriptor, task: Task) -> BuiltZtoc:
-        if self._target.exists(layer):
+        if not self._copy_layers or self._target.exists(layer):
             return self._build(layer, task, None)
         if may_link(self._source, self._target, layer.digest):
             # Reading verifies the layer; then it is shared instead of copied.

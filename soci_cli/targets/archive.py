@@ -205,8 +205,8 @@ class ArchiveTarget:
         self._aborted: dict[str, _Region] = {}
         self._open_writers: set[_ArchiveWriter] = set()
         check_tag_for_writing(tag, self._name)
-        if path.is_dir():
-            raise StorageError(f"{shown(str(path))} is a folder; an OCI archive is a file")
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{shown(str(path))} is no regular file; an OCI archive is one")
 
     @property
     def name(self) -> str:

@@ -40,12 +40,13 @@ class TableLayout:
     table was begun; 0 where the field is absent.
     """
 
-    __slots__ = ("order", "pick", "positions", "size", "struct", "vtable")
+    __slots__ = ("alignment", "order", "pick", "positions", "size", "struct", "vtable")
 
     def __init__(
         self, kinds: str, ids: tuple[int, ...], present: tuple[bool, ...], begin: int
     ) -> None:
         offset = begin
+        self.alignment = 4
         positions: list[int] = []
         # Written from the end: the parts are collected last to first.
         parts: list[str] = []
@@ -55,6 +56,7 @@ class TableLayout:
                 positions.append(0)
                 continue
             size = _SIZES[kind]
+            self.alignment = max(self.alignment, size)
             pad = -offset % size
             if pad:
                 parts.append(f"{pad}x")
@@ -99,6 +101,7 @@ class Builder:
     def __init__(self) -> None:
         self._pieces: list[bytes | bytearray] = []
         self._offset = 0
+        self._alignment = 4
         self._vtables: dict[bytes, int] = {}
 
     @property
@@ -156,6 +159,7 @@ class Builder:
         if vtable is None:
             # A new vtable stands right before the table.
             vtable = self._vtables[layout.vtable] = table + len(layout.vtable)
+            self._alignment = max(self._alignment, layout.alignment)
         self._pieces.append(layout.struct.pack(vtable - table, *values))
         self._offset = table
         if not known:
@@ -169,7 +173,7 @@ class Builder:
 
     def finish(self, root: int) -> bytes:
         """Ends the buffer with the reference to its root table."""
-        self._align(8, 4)
+        self._align(self._alignment, 4)
         self._push(struct.pack("<I", self._offset + 4 - root))
         self._pieces.reverse()
         return b"".join(self._pieces)

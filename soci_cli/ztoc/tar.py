@@ -50,6 +50,10 @@ _OVERRIDES = frozenset(b"path linkpath uname gname uid gid size mtime atime ctim
 _SPARSE_OFFSET = b"GNU.sparse.offset"
 _SPARSE_BYTES = b"GNU.sparse.numbytes"
 _SPARSE_MAP = b"GNU.sparse.map"
+_XATTR_PREFIXES = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
+# What a global header can say of the entries that follow, beside their xattrs.
+_INHERITED = _OVERRIDES | {b"GNU.sparse.major", b"GNU.sparse.minor", _SPARSE_MAP}
+_MAX_GLOBAL_SIZE = 1 << 16  # each entry is charged with all of it
 
 _PAX_HEADER = ord("x")
 _PAX_MEMO_LIMIT = 256
@@ -81,6 +85,7 @@ class TarScanner:
         self._ended = False
         self._pax: _Records | None = None
         self._global: _Records = {}
+        self._global_size = 0
         self._long_name = b""
         self._long_link = b""
         self._owners: dict[bytes, tuple[int, int, int]] = {}
@@ -305,7 +310,7 @@ class TarScanner:
         inherited = {
             key: value
             for key, value in self._global.items()
-            if key in _OVERRIDES or key.startswith((b"SCHILY.xattr.", b"LIBARCHIVE.xattr."))
+            if key in _OVERRIDES or key.startswith(_XATTR_PREFIXES)
         }
         return {**inherited, **own}
 
@@ -356,11 +361,15 @@ class TarScanner:
     def _global_header(self, payload: bytes) -> None:
         self._after_payload()
         for key, value in self._parse_pax(payload).items():
+            old = self._global.pop(key, None)
+            if old is not None:
+                self._global_size -= len(key) + len(old)
             # An empty value takes the record back.
-            if value:
+            if value and (key in _INHERITED or key.startswith(_XATTR_PREFIXES)):
                 self._global[key] = value
-            else:
-                self._global.pop(key, None)
+                self._global_size += len(key) + len(value)
+        if self._global_size > _MAX_GLOBAL_SIZE:
+            raise self._bad("its global headers hold too much")
 
     def _gnu_long_name(self, payload: bytes) -> None:
         self._after_payload()

@@ -47,6 +47,8 @@ _XATTR_IDS = (0, 1)
 # xattrs vector.
 _RECORD = struct.Struct("<qqqIIqqB7I")
 _XATTR_TABLE = struct.Struct("<iII")
+_XATTR_COST = 4 + _XATTR_TABLE.size
+"""Bytes that each xattr has for itself in a buffer, beside its strings: a reference and a table."""
 
 
 class TocWriter:
@@ -297,7 +299,7 @@ class TableOfContents(Sequence[FileMetadata]):
             position = at + int.from_bytes(self._buffer[at : at + 4], "little")
             record = Table(self._buffer, position)
             pair = record.string(0), record.string(1)
-            budget -= len(pair[0]) + len(pair[1])
+            budget -= len(pair[0]) + len(pair[1]) + _XATTR_COST
             if budget < 0:
                 raise InvalidDataError("not a valid zTOC: strings overlap")
             result.append(pair)
@@ -309,8 +311,9 @@ class TableOfContents(Sequence[FileMetadata]):
         for index in range(self._count):
             entry = self._decode(index)
             budget -= (
-                len(entry.name) + len(entry.linkname) + len(entry.uname) + len(entry.gname)
-                + len(entry.mod_time) + sum(len(k) + len(v) for k, v in entry.xattrs)
+                len(entry.name) + len(entry.type) + len(entry.linkname) + len(entry.uname)
+                + len(entry.gname) + len(entry.mod_time)
+                + sum(len(k) + len(v) + _XATTR_COST for k, v in entry.xattrs)
             )  # fmt: skip
             if budget < 0:
                 raise InvalidDataError("not a valid zTOC: strings overlap")

@@ -1,0 +1,130 @@
+"""What every command shares: settings, the store, output, and the flags that stand everywhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from soci_cli.commands.output import Output
+from soci_cli.settings import Settings, load_settings, parse_size, store_root
+from soci_cli.targets import Store
+
+if TYPE_CHECKING:
+    # Generic for type checkers only; older releases of click cannot be subscripted.
+    _ParamType = click.ParamType[int]
+else:
+    _ParamType = click.ParamType
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass
+class App:
+    """The state of one run of the command line."""
+
+    quiet: bool = False
+    debug: bool = False
+    root_flag: str | None = None
+    output: Output = field(default_factory=Output)
+    _settings: Settings | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the files; read once, and what is odd in them is said once."""
+        if self._settings is None:
+            self._settings, warnings = load_settings(os.environ)
+            for warning in warnings:
+                self.output.warn(warning)
+        return self._settings
+
+    @property
+    def root(self) -> Path:
+        """The folder of the local store."""
+        return store_root(self.settings, os.environ, self.root_flag)
+
+    @property
+    def store(self) -> Store:
+        """The local store."""
+        return Store(self.root)
+
+
+pass_app = click.make_pass_decorator(App, ensure=True)
+
+
+def common_flags(command: _F) -> _F:
+    """--debug, --quiet and --root, which may stand before or after the command's name."""
+
+    def set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            app = context.ensure_object(App)
+            app.quiet = app.output.quiet = True
+
+    def set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            app = context.ensure_object(App)
+            app.debug = app.output.debug = True
+
+    def set_root(context: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.ensure_object(App).root_flag = value
+
+    for option in (
+        click.option(
+            "--root",
+            metavar="DIR",
+            callback=set_root,
+            expose_value=False,
+            help="Folder of the local store (SOCI_ROOT).",
+        ),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            callback=set_quiet,
+            expose_value=False,
+            help="Print only the result: no progress, no remarks.",
+        ),
+        click.option(
+            "--debug",
+            is_flag=True,
+            callback=set_debug,
+            expose_value=False,
+            help="Show the traceback of an error.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+class SizeType(_ParamType):
+    """A size in bytes: 4194304 or 4MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else parse_size(str(value))
+
+
+SIZE = SizeType()
+
+
+def format_flag(command: _F) -> _F:
+    """--format, for output that scripts read."""
+    return click.option(
+        "--format",
+        "format_",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="Output for people or for scripts.",
+    )(command)
+
+
+def stdout_is_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout.isatty()

@@ -1,0 +1,158 @@
+"""The command tree, and what happens to errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from soci_cli import __version__
+from soci_cli.commands.app import App, common_flags
+from soci_cli.commands.output import clean
+from soci_cli.errors import SociError
+
+# A command's module is imported when the command is named: starting stays quick, and what only one
+# system has is imported only there.
+_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "": {
+        "completion": ("completion", "Print the completion script of a shell."),
+        "images": ("image_ls", "List the images of the local store."),
+        "rmi": ("image_rm", "Remove images from the local store."),
+    },
+    "image": {
+        "convert": ("image_convert", "Make an image lazily loadable."),
+        "inspect": ("image_inspect", "Show what an image holds and which layers are indexed."),
+        "load": ("image_load", "Take images out of an archive into the local store."),
+        "ls": ("image_ls", "List the images of the local store."),
+        "rm": ("image_rm", "Remove images from the local store."),
+        "save": ("image_save", "Write an image of the local store into an archive."),
+        "tag": ("image_tag", "Give an image of the local store a second name."),
+    },
+    "ztoc": {
+        "build": ("ztoc_build", "Build the zTOC of a layer."),
+        "get-file": ("ztoc_get_file", "Read one file out of a layer through its zTOC."),
+        "info": ("ztoc_info", "Show what a zTOC says."),
+    },
+}
+_GROUPS = {
+    "image": "Convert, inspect and manage images.",
+    "ztoc": "Build and read zTOCs, the tables of contents of layers.",
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = list(_COMMANDS.get(self._key(), {}))
+        return sorted(names + (list(_GROUPS) if self._key() == "" else []))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if self._key() == "" and cmd_name in _GROUPS:
+            return _Lazy(name=cmd_name, help=_GROUPS[cmd_name], params=list(_flags()))
+        entry = _COMMANDS.get(self._key(), {}).get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = importlib.import_module(f"soci_cli.commands.{entry[0]}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # From the table, so that --help imports nothing.
+        here = _COMMANDS.get(self._key(), {})
+        rows = [
+            (name, here[name][1] if name in here else _GROUPS[name])
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def _key(self) -> str:
+        return self.name if self.name in _COMMANDS else ""
+
+
+def _flags() -> Sequence[click.Parameter]:
+    @common_flags
+    @click.command()
+    def holder() -> None:
+        pass
+
+    return [param for param in holder.params if isinstance(param, click.Option)]
+
+
+def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from soci_cli.ztoc.inflate import backend
+
+        click.echo(f"soci {__version__} ({backend().name})")
+        context.exit()
+
+
+cli = _Lazy(
+    name="",
+    help="Make container images start before they are downloaded.\n\n"
+    "A place is oci:DIR[:TAG], oci-archive:FILE[:TAG], or the name of an image in the local store.",
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Print the version.",
+        ),
+        *_flags(),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit status.
+
+    0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 130 for Ctrl-C.
+    """
+    app = App()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status: Any = cli.main(list(arguments), prog_name="soci", standalone_mode=False, obj=app)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("soci: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Who read our output went away; say nothing, and keep Python from trying to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SociError as error:
+        _report(app, str(error))
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _report(app, f"{where}{error.strerror or error}")
+        return 1
+    except MemoryError:
+        _report(app, "not enough memory")
+        return 1
+
+
+def _report(app: App, message: str) -> None:
+    if app.debug:
+        traceback.print_exc()
+    print(f"soci: {clean(message)}", file=sys.stderr)
+
+
+def _terminate(_: int, __: FrameType | None) -> None:
+    raise SystemExit(143)

@@ -1,0 +1,150 @@
+"""What people see: remarks and progress on stderr, results on stdout.
+
+Progress bars are drawn on a terminal only; a pipe or a log gets none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from soci_cli.progress import Observer, SilentObserver, Task
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Output:
+    """Where text goes. `quiet` keeps remarks and progress away, never results and errors."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.debug = False
+
+    def result(self, text: str) -> None:
+        """One line of the result, to stdout."""
+        print(text)
+
+    def json(self, value: Any, *, indent: int | None = 2) -> None:
+        """A result for scripts, to stdout."""
+        print(json.dumps(value, indent=indent, ensure_ascii=False))
+
+    def note(self, text: str) -> None:
+        """A remark that the user should see."""
+        if not self.quiet:
+            print(clean(text), file=sys.stderr)
+
+    def detail(self, text: str) -> None:
+        """A remark for somebody who sits at a terminal."""
+        if sys.stderr.isatty():
+            self.note(text)
+
+    def warn(self, text: str) -> None:
+        """Something looks wrong but does not stop the command."""
+        print(f"soci: warning: {clean(text)}", file=sys.stderr)
+
+    @contextmanager
+    def progress(self) -> Iterator[Observer]:
+        """An observer for library calls; it draws a bar a layer on a terminal."""
+        if self.quiet:
+            yield SilentObserver()
+        elif not sys.stderr.isatty():
+            yield _Lines(self)
+        else:
+            with _bars() as progress:
+                yield _Bars(progress)
+
+
+class _Lines(SilentObserver):
+    """Remarks only."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def note(self, message: str) -> None:
+        self._output.note(message)
+
+
+def _bars() -> Progress:
+    # rich takes a tenth of a second to import: only who sits at a terminal pays.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[outcome]}"),
+        console=Console(stderr=True),
+    )
+
+
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def start(self, name: str, total: int | None) -> Task:
+        return _Bar(self._progress, self._progress.add_task(name, total=total, outcome=""))
+
+    def note(self, message: str) -> None:
+        self._progress.console.print(clean(message), markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, amount: int) -> None:
+        self._progress.advance(self._task, amount)
+
+    def finish(self, outcome: str) -> None:
+        total = self._progress.tasks[self._task].total
+        done = outcome not in ("failed", "stopped")
+        self._progress.update(
+            self._task, outcome=outcome, completed=total if done else None, refresh=True
+        )
+        self._progress.stop_task(self._task)
+
+
+def clean(text: str) -> str:
+    """Text on one line and without control characters, which names from images may hold."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def human_size(size: int) -> str:
+    """A size as people read it, in binary units: 1.5 MiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 span, 2 spans."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def columns(rows: list[list[str]]) -> list[str]:
+    """Rows as lines with aligned columns."""
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

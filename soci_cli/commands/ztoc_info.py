@@ -1,0 +1,82 @@
+"""`soci ztoc info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.files import read_ztoc
+from soci_cli.commands.output import columns, human_size
+from soci_cli.ztoc import Ztoc
+from soci_cli.ztoc.reader import show_name
+
+
+@click.command()
+@click.option("--files", is_flag=True, help="List the files too.")
+@format_flag
+@click.argument("file")
+@common_flags
+@pass_app
+def command(app: App, files: bool, format_: str, file: str) -> None:
+    """Show what the zTOC FILE says; - is stdin.
+
+    --format json lists every file with its offset, size, type, and first and last span.
+    """
+    ztoc = read_ztoc(file)
+    if format_ == "json":
+        app.output.json(describe(ztoc))
+        return
+    ztoc.files.check()
+    for row in columns(
+        [
+            ["version", ztoc.version.decode("ascii", "replace")],
+            ["build tool", show_name(ztoc.build_tool_identifier)],
+            ["size", human_size(ztoc.size)],
+            ["layer", f"{human_size(ztoc.compressed_archive_size)} compressed"],
+            ["archive", f"{human_size(ztoc.uncompressed_archive_size)} uncompressed"],
+            ["span size", human_size(ztoc.spans.span_size)],
+            ["spans", str(len(ztoc.spans))],
+            ["files", str(len(ztoc.files))],
+        ]
+    ):
+        app.output.result(row)
+    if files:
+        app.output.result("")
+        rows = [["TYPE", "SIZE", "SPANS", "NAME"]]
+        for entry in describe(ztoc)["files"]:
+            spans = f"{entry['start_span']}-{entry['end_span']}"
+            rows.append([entry["type"], str(entry["size"]), spans, entry["filename"]])
+        for row in columns(rows):
+            app.output.result(row)
+
+
+def describe(ztoc: Ztoc) -> dict[str, Any]:
+    """What the zTOC says, under the keys that the reference uses."""
+    files = []
+    multi = 0
+    for entry in ztoc.files:
+        start = ztoc.spans.span_of(entry.uncompressed_offset)
+        end = ztoc.spans.span_of(entry.uncompressed_offset + entry.uncompressed_size)
+        multi += start != end
+        files.append(
+            {
+                "filename": show_name(entry.name),
+                "offset": entry.uncompressed_offset,
+                "size": entry.uncompressed_size,
+                "type": entry.type.decode("ascii", "replace"),
+                "start_span": start,
+                "end_span": end,
+            }
+        )
+    return {
+        "version": ztoc.version.decode("ascii", "replace"),
+        "build_tool": ztoc.build_tool_identifier.decode("utf-8", "replace"),
+        "size": ztoc.size,
+        "span_size": ztoc.spans.span_size,
+        "num_spans": len(ztoc.spans),
+        "num_files": len(files),
+        "num_multi_span_files": multi,
+        "files": files,
+    }

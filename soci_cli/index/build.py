@@ -1,0 +1,229 @@
+"""Building SOCI indexes: the zTOCs of an image's layers, and the index over them.
+
+`index_image` leaves the image as it is and makes indexes v1, which refer to it; `convert.py` builds
+indexes v2 into a new image. Both use `IndexBuilder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from soci_cli.errors import NotFoundError, SociError, UsageError
+from soci_cli.index.image import ImageManifest, choose_platforms, read_image
+from soci_cli.index.layers import (
+    LayerIndexer,
+    LayerReport,
+    ZtocSettings,
+    compression_of,
+    short,
+    skip_reason,
+)
+from soci_cli.index.memory import known_ztocs
+from soci_cli.index.model import (
+    DEFAULT_MIN_LAYER_SIZE,
+    EMPTY_CONFIG,
+    SociIndex,
+    make_index,
+    ztoc_descriptor,
+)
+from soci_cli.index.prefetch import plan_prefetch
+from soci_cli.oci import Descriptor, Manifest, Platform, digest_of
+from soci_cli.parallel import Stop, StoppableTask, run_all
+from soci_cli.progress import Observer, SilentObserver
+from soci_cli.targets import Source, Target, read_blob
+from soci_cli.ztoc import DEFAULT_BUILD_TOOL_IDENTIFIER, DEFAULT_SPAN_SIZE, Ztoc, decode_ztoc
+from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
+
+Job = Callable[[Stop], None]
+"""A piece of work on one blob; it ends early when `Stop` says so."""
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How to index an image. Sizes are in bytes.
+
+    `platforms` are indexed, or all with `all_platforms`, or this machine's when neither is given.
+    `force` builds zTOCs anew that exist already.
+    """
+
+    platforms: tuple[Platform, ...] = ()
+    all_platforms: bool = False
+    span_size: int = DEFAULT_SPAN_SIZE
+    min_layer_size: int = DEFAULT_MIN_LAYER_SIZE
+    build_tool_identifier: str = DEFAULT_BUILD_TOOL_IDENTIFIER
+    optimize_xattrs: bool = False
+    prefetch_files: tuple[str, ...] = ()
+    force: bool = False
+    concurrency: int = 2
+
+    def __post_init__(self) -> None:
+        if self.span_size < 1:
+            raise UsageError(f"the span size must be at least 1 byte, not {self.span_size}")
+        if self.min_layer_size < 0:
+            raise UsageError(f"the minimum layer size cannot be negative: {self.min_layer_size}")
+
+    @property
+    def ztoc_settings(self) -> ZtocSettings:
+        """What decides the bytes of a zTOC."""
+        return ZtocSettings(self.span_size, self.build_tool_identifier)
+
+
+@dataclass(frozen=True)
+class PlatformReport:
+    """What became of one platform: its SOCI index, or None when no layer got a zTOC."""
+
+    platform: Platform
+    index: Descriptor | None
+    layers: tuple[LayerReport, ...]
+
+
+class IndexBuilder:
+    """Indexes layers, one job a layer, and then makes the index of each platform.
+
+    `reports` says by layer digest what became of each layer.
+    """
+
+    def __init__(
+        self, target: Target, options: IndexOptions, observer: Observer, indexer: LayerIndexer
+    ) -> None:
+        self.reports: dict[str, LayerReport] = {}
+        self._target = target
+        self._options = options
+        self._observer = observer
+        self._indexer = indexer
+
+    def job(self, layer: Descriptor, source: Source, hint: str = "") -> Job | None:
+        """The job that indexes a layer; None, with a report, for one that is not to be indexed.
+
+        `hint` is added to the remark on a zstd layer.
+        """
+        reason = skip_reason(layer, source, self._options.min_layer_size)
+        if not reason:
+            return lambda stop: self.index(layer, stop)
+        self.reports[layer.digest] = LayerReport(layer, "skipped", reason)
+        # Small layers are left out by design; anything else is worth a remark.
+        if layer.size >= self._options.min_layer_size:
+            if hint and compression_of(layer, source) == "zstd":
+                reason += hint
+            self._observer.note(f"layer {layer.digest} is not indexed: {reason}")
+        return None
+
+    def index(self, layer: Descriptor, stop: Stop, indexer: LayerIndexer | None = None) -> None:
+        """Indexes a layer now."""
+        task = self._observer.start(short(layer.digest), layer.size)
+        outcome = "failed"
+        try:
+            report = (indexer or self._indexer).index(layer, StoppableTask(task, stop))
+            outcome = f"{report.spans} spans, {report.files} files" if report.ztoc else "no zTOC"
+        finally:
+            task.finish(outcome)
+        if report.outcome == "skipped":
+            self._observer.note(f"layer {layer.digest} is not indexed: {report.reason}")
+        self.reports[layer.digest] = report
+
+    def make(
+        self, layers: Sequence[Descriptor], subject: Descriptor | None = None
+    ) -> SociIndex | None:
+        """Makes and pushes the SOCI index over the layers that got a zTOC; None when none did.
+
+        With a subject, the image's manifest, it is an index v1.
+        """
+        read = self._read_ztocs(layers)
+        blobs = []
+        for layer in layers:
+            ztoc = self.reports[layer.digest].ztoc
+            if ztoc:
+                disable = self._options.optimize_xattrs and (
+                    not read[layer.digest].files.needs_xattrs()
+                )
+                blobs.append(
+                    ztoc_descriptor(ztoc, layer, self._options.span_size, disable_xattrs=disable)
+                )
+        if not blobs:
+            return None
+        if self._options.prefetch_files:
+            plan = plan_prefetch(self._options.prefetch_files, layers, read)
+            for name in plan.missing:
+                self._observer.note(f"prefetch file {name} is in no indexed layer")
+            for descriptor, data in plan.artifacts:
+                self._target.push(descriptor, data)
+                blobs.append(descriptor)
+        index = make_index(blobs, self._options.build_tool_identifier, subject)
+        empty = Descriptor("application/json", digest_of(EMPTY_CONFIG), len(EMPTY_CONFIG))
+        self._target.push(empty, EMPTY_CONFIG)
+        self._target.push(index.descriptor, index.data)
+        return index
+
+    def _read_ztocs(self, layers: Sequence[Descriptor]) -> Mapping[str, Ztoc]:
+        """The zTOCs of layers by layer digest, when something needs to look into them."""
+        if not (self._options.prefetch_files or self._options.optimize_xattrs):
+            return {}
+        return {
+            layer.digest: decode_ztoc(read_blob(self._target, ztoc, MAX_ZTOC_SIZE))
+            for layer in layers
+            if (ztoc := self.reports[layer.digest].ztoc)
+        }
+
+
+def index_image(
+    source: Source,
+    target: Target,
+    options: IndexOptions | None = None,
+    observer: Observer | None = None,
+) -> tuple[PlatformReport, ...]:
+    """Makes a SOCI index v1 for each chosen platform of an image, which itself stays as it is.
+
+    zTOCs and indexes go to the target, layers do not. An index v1 is found through its subject, so
+    whoever stores it must list it as a referrer of the manifest. Raises SociError when no layer can be
+    indexed.
+    """
+    options = options or IndexOptions()
+    observer = observer or SilentObserver()
+    image = read_image(source)
+    chosen = choose_platforms(image, options.platforms, options.all_platforms, source.name)
+    picked = [(platform, image.get(platform, source.name)) for platform in chosen]
+    with ExitStack() as stack:
+        before = target.before()
+        if before is not None:
+            stack.enter_context(before)
+        memory = known_ztocs(source, target, before, options.ztoc_settings, force=options.force)
+        indexer = LayerIndexer(source, target, options.ztoc_settings, memory, copy_layers=False)
+        builder = IndexBuilder(target, options, observer, indexer)
+        jobs: dict[str, Job] = {}
+        for _, entry in picked:
+            for layer in manifest_of(entry).layers:
+                if layer.digest not in jobs and (job := builder.job(layer, source)):
+                    jobs[layer.digest] = job
+        run_all(lambda job, stop: job(stop), list(jobs.values()), options.concurrency)
+        results = []
+        for platform, entry in picked:
+            layers = manifest_of(entry).layers
+            index = builder.make(layers, entry.descriptor)
+            reports = tuple(builder.reports[layer.digest] for layer in layers)
+            results.append(PlatformReport(platform, index.descriptor if index else None, reports))
+    if not any(result.index for result in results):
+        raise nothing_indexed(source.name, results, options)
+    return tuple(results)
+
+
+def manifest_of(entry: ImageManifest) -> Manifest:
+    """The manifest of an entry; NotFoundError when its place does not have it."""
+    if entry.manifest is None:
+        raise NotFoundError(f"manifest {entry.descriptor.digest} is not here; pull it first")
+    return entry.manifest
+
+
+def nothing_indexed(
+    name: str, results: Sequence[PlatformReport], options: IndexOptions
+) -> SociError:
+    """The error for an image of which no layer can be indexed."""
+    sizes = [report.layer.size for result in results for report in result.layers]
+    if sizes and max(sizes) < options.min_layer_size:
+        return SociError(
+            f"{name} has no layer of {options.min_layer_size} bytes or more (the largest has "
+            f"{max(sizes)}), so there is nothing to index; lower the minimum layer size to index it "
+            "all the same"
+        )
+    return SociError(f"{name} has no layer that can be indexed")
