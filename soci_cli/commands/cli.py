@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -119,7 +120,8 @@ def run(arguments: Sequence[str]) -> int:
     0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 130 for Ctrl-C.
     """
     app = App()
-    signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         status: Any = cli.main(list(arguments), prog_name="soci", standalone_mode=False, obj=app)
         sys.stdout.flush()

@@ -46,7 +46,9 @@ def command(app: App, output: Path | None, ztoc: str, layer: str, path: str) -> 
             sys.stdout.buffer.flush()
         else:
             write_aside(output, reader.read_file(entry))
-    app.output.detail(
-        f"{human_size(entry.uncompressed_size)} out of {human_size(reader.fetched)} read, of a layer "
-        f"of {human_size(index.compressed_archive_size)}"
-    )
+    if output is not None:
+        app.output.note(
+            f"read {human_size(reader.fetched)} of the layer's "
+            f"{human_size(index.compressed_archive_size)} for a file of "
+            f"{human_size(entry.uncompressed_size)}"
+        )

@@ -30,11 +30,14 @@ from soci_cli.index.layers import (
 )
 from soci_cli.index.memory import known_ztocs
 from soci_cli.index.model import (
+    BUILD_TOOL,
     INDEX_DIGEST,
     INDEX_TYPE_V2,
     MANIFEST_DIGEST,
     REFERENCE_DIGEST,
+    SPAN_SIZE,
     SociIndex,
+    ztocs_by_layer,
 )
 from soci_cli.index.recompress import recompress_layer
 from soci_cli.index.rehearsal import Rehearsal
@@ -58,6 +61,7 @@ from soci_cli.oci.media_types import (
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, Target, copy_blob, copy_graph, read_blob
+from soci_cli.targets.copy import two_sizes
 
 _CONFIG_LIMIT = 16 << 20
 _HINT = "; --zstd-layers recompress turns it into gzip"
@@ -98,7 +102,7 @@ def convert(
         if before is not None:
             stack.enter_context(before)
         memory = known_ztocs(source, target, before, options.ztoc_settings, force=options.force)
-        if before is not None and not options.force:
+        if before is not None and not options.force and _may_be_done(source, before, options):
             with suppress(SociError):
                 rehearsal = Rehearsal(before)
                 root, reports = _Conversion(
@@ -107,6 +111,28 @@ def convert(
                 return ConvertResult(root, False, reports)
         root, reports = _Conversion(source, target, options, observer, memory).run()
         return ConvertResult(root, True, reports)
+
+
+def _may_be_done(source: Source, before: Source, options: ConvertOptions) -> bool:
+    """Whether the target's image has an index as the conversion would make one.
+
+    If not, something will change for certain, and finding that out could mean to build a zTOC in vain.
+    """
+    with suppress(SociError):
+        chosen = choose_platforms(
+            read_image(source), options.platforms, options.all_platforms, source.name
+        )
+        return any(
+            entry.manifest is not None
+            and entry.manifest.annotations.get(BUILD_TOOL) == options.build_tool_identifier
+            and any(
+                blob.annotations.get(SPAN_SIZE) == str(options.span_size)
+                for blob in ztocs_by_layer(entry.manifest).values()
+            )
+            and any(_is_index_of(entry.descriptor, platform) for platform in chosen)
+            for entry in read_image(before).manifests
+        )
+    return False
 
 
 @dataclass
@@ -164,7 +190,9 @@ class _Conversion:
             if entry.manifest is None or entry.is_soci_index:
                 continue
             for blob in (entry.manifest.config, *entry.manifest.layers):
-                jobs.setdefault(blob.digest, (blob, self._copy_job(blob)))
+                known, _ = jobs.setdefault(blob.digest, (blob, self._copy_job(blob)))
+                if known.size != blob.size:
+                    raise two_sizes(self.source.name, known, blob)
 
         def work(item: tuple[Descriptor, Job], stop: Stop) -> None:
             item[1](stop)
@@ -218,11 +246,11 @@ class _Conversion:
             task = self.observer.start(short(blob.digest), blob.size)
             outcome = "failed"
             try:
-                outcome = copy_blob(self.source, self.target, blob, StoppableTask(task, stop))
-            except NotFoundError:
-                if not blob.urls:
-                    raise
-                outcome = "a foreign layer, left out"
+                # Asked first: a rehearsal must not take what nobody has for something new.
+                if blob.urls and not self.source.exists(blob):
+                    outcome = "a foreign layer, left out"
+                else:
+                    outcome = copy_blob(self.source, self.target, blob, StoppableTask(task, stop))
             finally:
                 task.finish(outcome)
 
@@ -237,9 +265,16 @@ class _Conversion:
             if any(_is_index_of(descriptor, platform) for platform in chosen):
                 continue
             try:
-                copy_graph(self.source, self.target, descriptor, self.observer)
+                copy_graph(
+                    self.source,
+                    self.target,
+                    descriptor,
+                    self.observer,
+                    allow_missing_manifests=True,
+                )
             except NotFoundError:
-                if entry.manifest is not None or entry.is_soci_index:
+                # Only the entry itself may be missing, not what it is made of.
+                if entry.is_soci_index or self.source.exists(descriptor):
                     raise
                 self.observer.note(
                     f"manifest {descriptor.digest} is not in {self.source.name}; "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from soci_cli.errors import InvalidDataError, NotFoundError
+from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of
 from soci_cli.oci.manifest import parse_index, parse_manifest
@@ -166,6 +166,20 @@ class _Graph:
     children: dict[str, tuple[Descriptor, ...]] = field(default_factory=dict)
     left_out: int = 0
 
+    def has(self, descriptor: Descriptor, place: str) -> bool:
+        """Whether a part was seen before; IntegrityError when it had another size then."""
+        known = self.seen.get(descriptor.digest)
+        if known is not None and known.size != descriptor.size:
+            raise two_sizes(place, known, descriptor)
+        return known is not None
+
+
+def two_sizes(place: str, one: Descriptor, other: Descriptor) -> IntegrityError:
+    """The error for an image whose manifests do not agree on the size of a blob."""
+    return IntegrityError(
+        f"the image in {place} gives blob {one.digest} two sizes, {one.size} and {other.size}"
+    )
+
 
 def _walk(
     source: Source, root: Descriptor, skip: Callable[[Descriptor], bool], allow_missing: bool
@@ -176,7 +190,7 @@ def _walk(
     for depth in range(DEPTH_LIMIT + 1):
         below: list[Descriptor] = []
         for descriptor in level:
-            if descriptor.digest in graph.seen:
+            if graph.has(descriptor, source.name):
                 continue
             graph.seen[descriptor.digest] = descriptor
             if len(graph.seen) > NODE_LIMIT:
@@ -206,7 +220,7 @@ def _walk(
             )
             graph.children[descriptor.digest] = children
             below.extend(children)
-        level = [descriptor for descriptor in below if descriptor.digest not in graph.seen]
+        level = [descriptor for descriptor in below if not graph.has(descriptor, source.name)]
         if not level:
             return graph
     raise InvalidDataError(
@@ -236,11 +250,10 @@ def _copy_leaf(
     task = observer.start(encoded_of(descriptor.digest)[:12], descriptor.size)
     outcome = "failed"
     try:
-        outcome = copy_blob(source, target, descriptor, StoppableTask(task, stop))
-    except NotFoundError:
-        if not descriptor.urls:
-            raise
-        outcome = "left out"
+        if descriptor.urls and not source.exists(descriptor):
+            outcome = "left out"
+        else:
+            outcome = copy_blob(source, target, descriptor, StoppableTask(task, stop))
     finally:
         task.finish(outcome)
     return outcome

@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from soci_cli.errors import IntegrityError, InvalidDataError, UsageError
-from soci_cli.oci.digest import algorithm_of
+from soci_cli.oci.digest import algorithm_of, new_hash
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE, encode_ztoc
 from soci_cli.ztoc.inflate import (
     EMPTY_WINDOW,
@@ -62,7 +62,6 @@ class BuiltZtoc:
 
     data: bytes
     digest: str
-    layer_digest: str
     layer_size: int
     uncompressed_size: int
     spans: int
@@ -93,8 +92,8 @@ def build_ztoc(
         raise UsageError(f"a span size of {span_size} is not possible")
     if not build_tool_identifier.isprintable():
         raise UsageError("the build tool identifier has characters that cannot be printed")
-    algorithm = algorithm_of(expected_digest) if expected_digest else "sha256"
-    with _Worker(algorithm, sink) as worker:
+    layer_hash = new_hash(expected_digest) if expected_digest else None
+    with _Worker(layer_hash, sink) as worker:
         source = _Source(stream, worker, expected_size, advance)
         try:
             if compression == Compression.GZIP:
@@ -123,7 +122,6 @@ def build_ztoc(
     return BuiltZtoc(
         data,
         f"sha256:{hashlib.sha256(data).hexdigest()}",
-        worker.layer_digest,
         source.position,
         worker.scanner.archive_size,
         len(worker.span_digests),
@@ -138,8 +136,10 @@ def _check(
         raise IntegrityError(
             f"it has {source.position} bytes where its descriptor says {expected_size}"
         )
-    if expected_digest and worker.layer_digest != expected_digest:
-        raise IntegrityError(f"its content has the digest {worker.layer_digest}")
+    if expected_digest and worker.layer_hash:
+        digest = f"{algorithm_of(expected_digest)}:{worker.layer_hash.hexdigest()}"
+        if digest != expected_digest:
+            raise IntegrityError(f"its content has the digest {digest}")
 
 
 class _Source:
@@ -273,12 +273,13 @@ def _scan_gzip(
 class _Worker:
     """A thread that hashes, passes on and scans what the reading thread hands over, in order."""
 
-    def __init__(self, algorithm: str, sink: Callable[[memoryview], object] | None) -> None:
+    def __init__(
+        self, layer_hash: hashlib._Hash | None, sink: Callable[[memoryview], object] | None
+    ) -> None:
         self.toc = TocWriter()
         self.scanner = TarScanner(self.toc)
         self.span_digests: list[bytes] = []
-        self._algorithm = algorithm
-        self._layer_hash = hashlib.new(algorithm)
+        self.layer_hash = layer_hash
         self._span_hash: hashlib._Hash | None = None
         self._last_byte = b""
         self._sink = sink
@@ -364,11 +365,6 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    @property
-    def layer_digest(self) -> str:
-        """The digest of all bytes that were handed over."""
-        return f"{self._algorithm}:{self._layer_hash.hexdigest()}"
-
     # In the worker thread.
 
     def _work(self) -> None:
@@ -388,7 +384,8 @@ class _Worker:
             self._scan_error = error
 
     def _hash(self, chunk: memoryview, cuts: list[tuple[int, int]]) -> None:
-        self._layer_hash.update(chunk)
+        if self.layer_hash:
+            self.layer_hash.update(chunk)
         if self._sink:
             self._sink(chunk)
         position = 0

@@ -14,6 +14,7 @@ Binary layout: https://flatbuffers.dev/internals/
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -99,7 +100,7 @@ class Builder:
     """Builds one FlatBuffer; every method returns the offset, from the end, of what it wrote."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes | bytearray] = []
+        self._pieces: list[bytes] = []
         self._offset = 0
         self._alignment = 4
         self._vtables: dict[bytes, int] = {}
@@ -133,7 +134,7 @@ class Builder:
         values = [first - 4 * i - offset for i, offset in enumerate(offsets)]
         return self._push(struct.pack(f"<{count + 1}I", count, *values))
 
-    def raw(self, piece: bytes | bytearray) -> int:
+    def raw(self, piece: bytes) -> int:
         """Prepends bytes that are laid out already; their length must be a multiple of four."""
         return self._push(piece)
 
@@ -172,18 +173,21 @@ class Builder:
         return self._vtables.get(layout.vtable)
 
     def finish(self, root: int) -> bytes:
-        """Ends the buffer with the reference to its root table."""
+        """Ends the buffer with the reference to its root table. The builder is used up then."""
         self._align(self._alignment, 4)
         self._push(struct.pack("<I", self._offset + 4 - root))
-        self._pieces.reverse()
-        return b"".join(self._pieces)
+        # Each piece is let go as soon as it is copied, so the buffer is never in memory twice.
+        whole = io.BytesIO()
+        while self._pieces:
+            whole.write(self._pieces.pop())
+        return whole.getvalue()
 
     def _align(self, size: int, additional: int) -> None:
         pad = -(self._offset + additional) % size
         if pad:
             self._push(_PADDING[pad])
 
-    def _push(self, piece: bytes | bytearray) -> int:
+    def _push(self, piece: bytes) -> int:
         self._pieces.append(piece)
         self._offset += len(piece)
         return self._offset

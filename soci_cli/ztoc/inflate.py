@@ -156,12 +156,12 @@ class Inflater:
     """
 
     def __init__(self, window_bits: int, library: ZlibBackend | None = None) -> None:
+        self._open = False
         self._library = library or backend()
         self.stream = self._library.stream()
         self._address = ctypes.addressof(self.stream)
         self._window_bits = window_bits
         self._inflate = self._library.inflate
-        self._open = False
         if self._library.init(ctypes.byref(self.stream), window_bits) != _Z_OK:
             raise MemoryError("inflateInit2")
         self._open = True

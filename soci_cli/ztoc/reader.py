@@ -18,6 +18,7 @@ from soci_cli.ztoc.zinfo import Spans
 _OUTPUT_SIZE = 1 << 20
 _GZIP_TRAILER = 8  # CRC-32 and size (RFC 1952, section 2.3)
 _MAX_LINKS = 40  # as Linux's ELOOP
+_MAX_PATH = 4096  # bytes, as Linux's PATH_MAX
 
 ReadAt = Callable[[int, int], bytes]
 """Gives `length` compressed bytes of the layer from `offset`: `read_at(offset, length)`."""
@@ -40,6 +41,8 @@ class LayerReader:
         """
         spans = self.ztoc.spans
         end = offset + length
+        if length > 0 and not spans:
+            raise self._short(0)
         while offset < end:
             span = spans.span_of(offset)
             start = spans.starts[span]
@@ -138,13 +141,13 @@ class FileTree:
 
         Raises NotFoundError where the layer has no such file or a link leads out of it.
         """
-        parts = clean_path(path).split(b"/")
+        parts = self._parts(clean_path(path), path)
         done: list[bytes] = []
         links = 0
         while parts:
-            part = parts.pop(0)
+            part = parts.pop()
             if part == b"..":
-                done = done[:-1]
+                del done[-1:]
                 continue
             if part in (b"", b"."):
                 continue
@@ -161,16 +164,26 @@ class FileTree:
                     raise NotFoundError(f"{show_name(path)} leads through too many links")
                 from_root = entry.type == b"hardlink" or entry.linkname.startswith(b"/")
                 done = [] if from_root else done[:-1]
-                parts = entry.linkname.split(b"/") + parts
+                parts += self._parts(entry.linkname, path)
             elif not parts:
                 return entry
-        raise NotFoundError(f"the layer has no file {show_name(path)}")
+        # A link's target may end in a slash or in dots; what it leads to is a folder.
+        index = self._by_path.get(b"/".join(done))
+        if index is None:
+            raise NotFoundError(f"the layer has no file {show_name(path)}")
+        return self._files[index]
+
+    def _parts(self, target: bytes, path: bytes) -> list[bytes]:
+        """The parts of a path or of a link's target, last to first."""
+        if len(target) > _MAX_PATH:
+            raise NotFoundError(f"{show_name(path)} leads through a path that is too long")
+        return target.split(b"/")[::-1]
 
 
 def clean_path(name: bytes) -> bytes:
     """A name without leading slash, `.`, `..` and doubled slashes, as it counts from the root."""
-    if b"." not in name and b"//" not in name:
-        return name.strip(b"/")
+    if b"/." not in name and b"//" not in name and name[:1] not in (b".", b"/"):
+        return name.rstrip(b"/")
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part == b"..":

@@ -47,6 +47,8 @@ _XATTR_IDS = (0, 1)
 # xattrs vector.
 _RECORD = struct.Struct("<qqqIIqqB7I")
 _XATTR_TABLE = struct.Struct("<iII")
+_INT32 = struct.Struct("<i")
+_UINT32 = struct.Struct("<I")
 _XATTR_COST = 4 + _XATTR_TABLE.size
 """Bytes that each xattr has for itself in a buffer, beside its strings: a reference and a table."""
 
@@ -63,12 +65,14 @@ class TocWriter:
         self._records: list[bytes] = []
         # Where, in the pieces of which files, xattr tables await the reference to their vtable.
         self._xattr_tables: dict[int, int | list[int]] = {}
+        self._xattr_vtable: int | None = None
         self._last_xattrs: tuple[bytes, Sequence[tuple[bytes, bytes]]] = b"", ()
         self._middles: dict[tuple[bytes, bytes, bytes], tuple[bytes, int, int, int, int]] = {}
         self._size = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     def add(
         self,
@@ -105,7 +109,7 @@ class TocWriter:
             piece = b"\0\0\0\0" + piece
         else:
             self._last_xattrs = piece, xattrs
-            piece, self._xattr_tables[len(self._records)] = _with_xattrs(piece, xattrs)
+            piece, self._xattr_tables[self._count] = _with_xattrs(piece, xattrs)
         offset, size, mode, uid, gid, major, minor = numbers
         present = (
             (offset != 0) | (size != 0) << 1 | (mode != 0) << 2 | (uid != 0) << 3
@@ -119,28 +123,33 @@ class TocWriter:
             )
         )  # fmt: skip
         self._pieces.append(piece)
+        self._count += 1
         self._size += total + 80
         if self._size > MAX_TOC_SIZE:
             raise InvalidDataError(
-                f"the archive lists too much: over {len(self._records)} files and "
+                f"the archive lists too much: over {self._count} files and "
                 f"{MAX_TOC_SIZE >> 20} MiB of names and attributes"
             )
 
     def write(self, builder: Builder) -> int:
-        """Writes all files and the table over them; returns the TOC table's offset."""
-        count = len(self._records)
+        """Writes all files and the table over them; returns the TOC table's offset.
+
+        What is written is let go at once, so this can be done once only.
+        """
+        count = self._count
         offsets = [0] * count
         layouts: dict[tuple[int, int], TableLayout] = {}
         for index in range(count - 1, -1, -1):
             (
                 data_at, size, mode, uid, gid, major, minor, present,
                 name_at, type_at, link_at, uname_at, gname_at, time_at, total,
-            ) = _RECORD.unpack(self._records[index])  # fmt: skip
+            ) = _RECORD.unpack(self._records.pop())  # fmt: skip
+            piece = self._pieces.pop()
             tables = self._xattr_tables.get(index)
             if tables:
-                total = self._write_xattrs(builder, index, tables, total)
+                total = self._write_xattrs(builder, piece, tables)
             else:
-                builder.raw(self._pieces[index])
+                builder.raw(piece)
             begin = builder.size
             layout = layouts.get((present, begin & 7))
             if layout is None:
@@ -157,12 +166,10 @@ class TocWriter:
             )  # fmt: skip
         return builder.table(REFERENCE, (0,), (builder.offset_vector(offsets),))
 
-    def _write_xattrs(
-        self, builder: Builder, index: int, tables: int | list[int], total: int
-    ) -> int:
+    def _write_xattrs(self, builder: Builder, piece: bytes, tables: int | list[int]) -> int:
         """Writes a piece with xattrs; returns its length, to the start of the vector."""
         base = builder.size
-        vtable = builder.vtable(_XATTR_KINDS, _XATTR_IDS)
+        vtable = self._xattr_vtable
         if vtable is None:
             # The first table of its kind to be written carries the vtable with it.
             strings, xattrs = self._last_xattrs
@@ -175,11 +182,13 @@ class TocWriter:
                     for key, value in xattrs
                 ]
             )
+            self._xattr_vtable = builder.vtable(_XATTR_KINDS, _XATTR_IDS)
             return vector - base
-        piece = bytearray(self._pieces[index])
+        total = len(piece)
         for table in (tables,) if isinstance(tables, int) else tables:
             at = total - table
-            piece[at : at + 4] = (vtable - base - table).to_bytes(4, "little", signed=True)
+            reference = (vtable - base - table).to_bytes(4, "little", signed=True)
+            piece = piece[:at] + reference + piece[at + 4 :]
         builder.raw(piece)
         return total
 
@@ -326,13 +335,31 @@ class TableOfContents(Sequence[FileMetadata]):
 
     def names(self) -> Iterator[bytes]:
         """The names of all entries, in order."""
-        budget = len(self._buffer)
-        for index in range(self._count):
-            name = self._entry(index).string(0)
-            budget -= len(name)
-            if budget < 0:
-                raise InvalidDataError("not a valid zTOC: strings overlap")
-            yield name
+        # As `_entry(index).string(0)` for each, but the vtable, which entries share, is read once.
+        buffer, size = self._buffer, len(self._buffer)
+        budget = size
+        fields: dict[int, int] = {}
+        offsets = struct.unpack_from(f"<{self._count}I", buffer, self._start)
+        try:
+            for index, offset in enumerate(offsets):
+                table = self._start + 4 * index + offset
+                vtable = table - _INT32.unpack_from(buffer, table)[0]
+                field = fields.get(vtable)
+                if field is None:
+                    self._entry(index)  # checks the vtable, which has at least four bytes
+                    field = fields[vtable] = _name_field(buffer, vtable)
+                if not field:
+                    yield b""
+                    continue
+                start = table + field
+                start += _UINT32.unpack_from(buffer, start)[0] + 4
+                end = start + _UINT32.unpack_from(buffer, start - 4)[0]
+                budget -= end - start
+                if end > size or budget < 0:
+                    raise InvalidDataError("not a valid zTOC: a name is too long")
+                yield buffer[start:end]
+        except struct.error:
+            raise InvalidDataError("not a valid zTOC: a name lies outside the buffer") from None
 
     def needs_xattrs(self) -> bool:
         """Whether any entry has an extended attribute or is an opaque whiteout.
@@ -344,3 +371,10 @@ class TableOfContents(Sequence[FileMetadata]):
             or any(key.startswith(XATTR_PREFIX) for key, _ in entry.xattrs)
             for entry in self
         )
+
+
+def _name_field(buffer: bytes, vtable: int) -> int:
+    """Where the reference to the name stands in tables with this vtable; 0 where it is absent."""
+    if int.from_bytes(buffer[vtable : vtable + 2], "little") < 6:
+        return 0
+    return int.from_bytes(buffer[vtable + 4 : vtable + 6], "little")

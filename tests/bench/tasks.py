@@ -1,0 +1,226 @@
+"""What one process of the benchmark measures: `python -m tests.bench.tasks TASK ARGUMENT...`.
+
+Every measurement runs in a process of its own, so that its peak memory is its own, too. It prints one
+line of JSON: `seconds`, `peak` (bytes of memory at most, the interpreter's included) and what the task
+found. Imports are not timed, and the layer is read once before, so that it is in the page cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+_SPACING = 4 << 20  # bytes between an index's points: the default span size of a zTOC
+_PLAIN_READ = 256 << 10
+_THREADS = 2
+
+Result = dict[str, Any]
+
+
+def plain_inflate(layer: str) -> Result:
+    """Inflates with zlib-ng and forgets the output."""
+    from zlib_ng import zlib_ng
+
+    _warm(layer)
+    start = perf_counter()
+    size = 0
+    inflater = zlib_ng.decompressobj(wbits=31)
+    with Path(layer).open("rb", buffering=0) as stream:
+        while data := stream.read(_PLAIN_READ):
+            size += len(inflater.decompress(data))
+    return {"seconds": perf_counter() - start, "uncompressed_size": size}
+
+
+def build(*layers: str) -> Result:
+    """Builds the zTOC of a layer, or those of several side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from soci_cli.ztoc.builder import BuiltZtoc, build_ztoc
+
+    def build_one(layer: str) -> BuiltZtoc:
+        with Path(layer).open("rb", buffering=0) as stream:
+            return build_ztoc(stream)
+
+    _warm(*layers)
+    start = perf_counter()
+    if len(layers) == 1:
+        built = [build_one(layers[0])]
+    else:
+        with ThreadPoolExecutor(len(layers)) as pool:
+            built = list(pool.map(build_one, layers))
+    return {
+        "seconds": perf_counter() - start,
+        "entries": sum(one.files for one in built),
+        "ztoc_size": sum(len(one.data) for one in built),
+    }
+
+
+def index_indexed_gzip(layer: str) -> Result:
+    """Builds the whole index of indexed_gzip."""
+    indexed_gzip = importlib.import_module("indexed_gzip")
+    _warm(layer)
+    start = perf_counter()
+    with indexed_gzip.IndexedGzipFile(layer, spacing=_SPACING) as file:
+        file.build_full_index()
+        return {"seconds": perf_counter() - start}
+
+
+def index_rapidgzip(layer: str) -> Result:
+    """Builds the whole index of rapidgzip."""
+    rapidgzip = importlib.import_module("rapidgzip")
+    _warm(layer)
+    start = perf_counter()
+    with rapidgzip.open(layer, parallelization=_THREADS) as file:
+        size = max(file.block_offsets().values())
+        return {"seconds": perf_counter() - start, "uncompressed_size": size}
+
+
+def list_tarfile(layer: str) -> Result:
+    """Lists the archive with Python's tarfile and gzip."""
+    import tarfile
+
+    _warm(layer)
+    start = perf_counter()
+    entries = 0
+    with tarfile.open(layer, "r:gz") as tar:
+        for _ in tar:
+            entries += 1
+        return {"seconds": perf_counter() - start, "entries": entries}
+
+
+def prepare(layer: str, ztoc_path: str, index_path: str) -> Result:
+    """Writes the layer's zTOC and indexed_gzip's index, and picks a small file in the middle."""
+    from soci_cli.ztoc import build_ztoc, decode_ztoc
+
+    with Path(layer).open("rb", buffering=0) as stream:
+        built = build_ztoc(stream)
+    Path(ztoc_path).write_bytes(built.data)
+    with suppress(ImportError):
+        indexed_gzip = importlib.import_module("indexed_gzip")
+        with indexed_gzip.IndexedGzipFile(layer, spacing=_SPACING) as file:
+            file.build_full_index()
+            file.export_index(index_path)
+    files = [entry for entry in decode_ztoc(built.data).files if entry.has_data]
+    small = [entry for entry in files if 4000 <= entry.uncompressed_size <= 6000] or files
+    middle = built.uncompressed_size // 2
+    entry = min(small, key=lambda entry: abs(entry.uncompressed_offset - middle))
+    return {
+        "file": os.fsdecode(entry.name),
+        "offset": entry.uncompressed_offset,
+        "size": entry.uncompressed_size,
+        "ztoc_size": len(built.data),
+    }
+
+
+def read_ours(layer: str, ztoc_path: str, name: str) -> Result:
+    """Reads one file through the zTOC."""
+    from soci_cli.ztoc import FileTree, LayerReader, decode_ztoc
+    from soci_cli.ztoc.inflate import backend
+
+    backend()  # imports zlib-ng
+    _warm(layer, ztoc_path)
+    start = perf_counter()
+    ztoc = decode_ztoc(Path(ztoc_path).read_bytes())
+    tree = FileTree(ztoc)
+    loaded = perf_counter()
+    with Path(layer).open("rb", buffering=0) as stream:
+        reader = LayerReader(
+            ztoc, lambda offset, length: os.pread(stream.fileno(), length, offset), layer
+        )
+        data = b"".join(reader.read_file(tree.find(os.fsencode(name))))
+    return _read_result(start, loaded, data)
+
+
+def read_indexed_gzip(layer: str, index_path: str, offset: str, size: str) -> Result:
+    """Reads one file, whose place is known, with indexed_gzip and its index."""
+    indexed_gzip = importlib.import_module("indexed_gzip")
+    _warm(layer, index_path)
+    start = perf_counter()
+    with indexed_gzip.IndexedGzipFile(layer, index_file=index_path) as file:
+        loaded = perf_counter()
+        file.seek(int(offset))
+        return _read_result(start, loaded, file.read(int(size)))
+
+
+def read_gzip(layer: str, offset: str, size: str) -> Result:
+    """Reads one file, whose place is known, with Python's gzip from the layer's start."""
+    import gzip
+
+    _warm(layer)
+    start = perf_counter()
+    with gzip.open(layer) as file:
+        file.seek(int(offset))
+        return _read_result(start, start, file.read(int(size)))
+
+
+def _read_result(start: float, loaded: float, data: bytes) -> Result:
+    end = perf_counter()
+    return {
+        "seconds": end - start,
+        "load": loaded - start,
+        "read": end - loaded,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def make_layers(request: str) -> Result:
+    """Makes layers; `request` is what bench.py wrote."""
+    from tests.bench.layers import Shape
+    from tests.bench.layers import make_layers as make
+
+    wanted = json.loads(request)
+    make(
+        [Shape(**shape) for shape in wanted["shapes"]],
+        [Path(source) for source in wanted["sources"]],
+        Path(wanted["work"]),
+        [Path(path) for path in wanted["excluded"]],
+    )
+    return {}
+
+
+def _warm(*paths: str) -> None:
+    buffer = bytearray(1 << 20)
+    for path in paths:
+        with Path(path).open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+def _peak_memory() -> int:
+    """Bytes of memory that this process had at most."""
+    # On Linux ru_maxrss also counts the parent at the time of the fork; VmHWM does not.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+_TASKS: Sequence[Callable[..., Result]] = (
+    plain_inflate,
+    build,
+    index_indexed_gzip,
+    index_rapidgzip,
+    list_tarfile,
+    prepare,
+    read_ours,
+    read_indexed_gzip,
+    read_gzip,
+    make_layers,
+)
+
+if __name__ == "__main__":
+    task = {task.__name__: task for task in _TASKS}[sys.argv[1]]
+    result = task(*sys.argv[2:])
+    result["peak"] = _peak_memory()
+    print(json.dumps(result))
