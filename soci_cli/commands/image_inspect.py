@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import click
 
@@ -47,9 +46,8 @@ def _draw(place: str, facts: ImageFacts) -> None:
         branch = tree.add(Text(clean(_manifest_line(manifest))))
         for layer in manifest.layers:
             branch.add(Text(clean(_layer_line(layer)), style="green" if layer.ztoc else ""))
-    # In a pipe nothing is wrapped or cut.
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, highlight=False).print(tree, soft_wrap=True)
+    # A line may be longer than the terminal: better wrapped by it than cut here.
+    Console(width=10_000, highlight=False).print(tree, soft_wrap=True)
 
 
 def _manifest_line(manifest: PlatformFacts) -> str:

@@ -6,8 +6,7 @@ that the target does not have yet ends it.
 
 from __future__ import annotations
 
-from types import TracebackType
-
+from soci_cli.closing import Closing
 from soci_cli.errors import SociError
 from soci_cli.oci import Descriptor
 from soci_cli.targets import BlobReader, Source, Writer
@@ -17,7 +16,7 @@ class WouldChangeError(SociError):
     """The conversion would write something."""
 
 
-class Rehearsal:
+class Rehearsal(Closing):
     """The target as it was, for a conversion that must not write. Implements `Target`."""
 
     def __init__(self, before: Source) -> None:
@@ -61,17 +60,3 @@ class Rehearsal:
     def tag(self, descriptor: Descriptor) -> None:
         if self._before.resolve().digest != descriptor.digest:
             raise WouldChangeError(f"{descriptor.digest} is new")
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> Rehearsal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
+from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, InvalidDataError, StorageError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of, new_hash
@@ -70,7 +70,7 @@ def check_range(descriptor: Descriptor, offset: int, length: int | None) -> int:
     return count
 
 
-class RegionReader:
+class RegionReader(Closing):
     """Reads `length` bytes from `start` of an open file, which it owns and closes."""
 
     def __init__(self, fd: int, start: int, length: int, what: str) -> None:
@@ -114,17 +114,6 @@ class RegionReader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> RegionReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

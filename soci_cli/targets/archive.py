@@ -19,9 +19,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
 
+from soci_cli.closing import Closing
 from soci_cli.errors import (
     IntegrityError,
     InvalidDataError,
@@ -58,7 +57,7 @@ from soci_cli.targets._index_json import (
     resolve_entry,
     without_names,
 )
-from soci_cli.targets.protocol import BlobReader, BytesLike, Source
+from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
 
 MEMBER_LIMIT = 200_000
 _HEADER_LIMIT = 64 * 1024
@@ -69,8 +68,6 @@ _WANTED = re.compile(
 )
 _PACKED = {b"\x1f\x8b": "gunzip", b"\x28\xb5": "unzstd", b"BZ": "bunzip2", b"\xfd7": "unxz"}
 
-_Self = TypeVar("_Self", bound="Archive | ArchiveTarget")
-
 
 @dataclass(frozen=True)
 class _Region:
@@ -80,7 +77,7 @@ class _Region:
     size: int
 
 
-class Archive:
+class Archive(Closing):
     """A tar file that is read. Implements `Source`. Its headers are scanned once, at opening."""
 
     def __init__(self, path: Path, tag: str | None = None, name: str | None = None) -> None:
@@ -148,17 +145,6 @@ class Archive:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _read_member(self, member: str, limit: int) -> bytes:
         region = self._regions.get(member)
         if region is None:
@@ -171,7 +157,7 @@ class Archive:
             return os.pread(self._fd, region.size, region.offset)
 
 
-class ArchiveTarget:
+class ArchiveTarget(Closing):
     """A tar file that is written, and read back. Implements `Target`.
 
     All goes to a new file beside FILE, which takes FILE's name in `tag`. Until then an existing
@@ -262,14 +248,7 @@ class ArchiveTarget:
 
     def push(self, descriptor: Descriptor, data: bytes) -> None:
         """See `Target.push`."""
-        if self.exists(descriptor):
-            return
-        writer = self.open_writer(descriptor)
-        try:
-            writer.write(data)
-            writer.commit()
-        finally:
-            writer.abort()
+        push_blob(self, descriptor, data)
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """Always False: a tar file shares nothing."""
@@ -328,17 +307,6 @@ class ArchiveTarget:
             self._fd = -1
         if self._tagged is None:
             unlink_quietly(self._aside)
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

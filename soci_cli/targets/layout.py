@@ -12,9 +12,8 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
 
+from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, NotFoundError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import digest_of, encoded_of
@@ -37,12 +36,10 @@ from soci_cli.targets._index_json import (
     put_entry,
     resolve_entry,
 )
-from soci_cli.targets.protocol import BlobReader, BytesLike, Source
-
-_Self = TypeVar("_Self", bound="Layout")
+from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
 
 
-class Layout:
+class Layout(Closing):
     """A layout that is read. Implements `Source`."""
 
     def __init__(self, root: Path, tag: str | None = None, name: str | None = None) -> None:
@@ -105,17 +102,6 @@ class Layout:
 
     def close(self) -> None:
         """Nothing is held open by a layout that is read."""
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _has_file(self, descriptor: Descriptor) -> bool:
         opened = self._folder.open_blob(descriptor.digest)
@@ -187,14 +173,7 @@ class WritableLayout(Layout):
 
     def push(self, descriptor: Descriptor, data: bytes) -> None:
         """See `Target.push`."""
-        if self.exists(descriptor):
-            return
-        writer = self.open_writer(descriptor)
-        try:
-            writer.write(data)
-            writer.commit()
-        finally:
-            writer.abort()
+        push_blob(self, descriptor, data)
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """See `Target.link`: a hard link to a blob of another layout on the same disk.

@@ -124,6 +124,18 @@ class Target(Source, Protocol):
     def __enter__(self) -> Target: ...
 
 
+def push_blob(target: Target, descriptor: Descriptor, data: bytes) -> None:
+    """`Target.push` by means of a writer."""
+    if target.exists(descriptor):
+        return
+    writer = target.open_writer(descriptor)
+    try:
+        writer.write(data)
+        writer.commit()
+    finally:
+        writer.abort()
+
+
 @runtime_checkable
 class FileBlobs(Protocol):
     """A place that keeps each blob as a file of its own, which `Target.link` may share."""

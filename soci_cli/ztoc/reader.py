@@ -17,6 +17,7 @@ from soci_cli.ztoc.zinfo import Spans
 
 _OUTPUT_SIZE = 1 << 20
 _GZIP_TRAILER = 8  # CRC-32 and size (RFC 1952, section 2.3)
+_LINKS = (b"symlink", b"hardlink")
 _MAX_LINKS = 40  # as Linux's ELOOP
 _MAX_PATH = 4096  # bytes, as Linux's PATH_MAX
 
@@ -158,7 +159,7 @@ class FileTree:
                     continue  # archives need not name parent folders
                 raise NotFoundError(f"the layer has no file {show_name(path)}")
             entry = self._files[index]
-            if entry.type in (b"symlink", b"hardlink"):
+            if entry.type in _LINKS:
                 links += 1
                 if links > _MAX_LINKS:
                     raise NotFoundError(f"{show_name(path)} leads through too many links")
@@ -169,7 +170,7 @@ class FileTree:
                 return entry
         # A link's target may end in a slash or in dots; what it leads to is a folder.
         index = self._by_path.get(b"/".join(done))
-        if index is None:
+        if index is None or self._files[index].type in _LINKS:
             raise NotFoundError(f"the layer has no file {show_name(path)}")
         return self._files[index]
 

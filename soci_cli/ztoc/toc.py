@@ -339,9 +339,9 @@ class TableOfContents(Sequence[FileMetadata]):
         buffer, size = self._buffer, len(self._buffer)
         budget = size
         fields: dict[int, int] = {}
-        offsets = struct.unpack_from(f"<{self._count}I", buffer, self._start)
+        vector = memoryview(buffer)[self._start : self._start + 4 * self._count]
         try:
-            for index, offset in enumerate(offsets):
+            for index, (offset,) in enumerate(_UINT32.iter_unpack(vector)):
                 table = self._start + 4 * index + offset
                 vtable = table - _INT32.unpack_from(buffer, table)[0]
                 field = fields.get(vtable)

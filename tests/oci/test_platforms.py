@@ -125,8 +125,8 @@ def test_host(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {
         "x86_64": LINUX,
         "AMD64": LINUX,
-        "aarch64": Platform("arm64", "linux"),
-        "arm64": Platform("arm64", "linux"),
+        "aarch64": Platform("arm64", "linux", variant="v8"),
+        "arm64": Platform("arm64", "linux", variant="v8"),
         "armv7l": Platform("arm", "linux", variant="v7"),
         "armv6l": Platform("arm", "linux", variant="v6"),
         "i686": Platform("386", "linux"),

@@ -291,7 +291,7 @@ def test_leftovers_are_cleaned_after_a_day(tmp_path: Path) -> None:
 
 
 def test_bad_places(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is a folder"):
+    with pytest.raises(StorageError, match="is no regular file"):
         ArchiveTarget(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write"):
