@@ -48,8 +48,18 @@ _GROUPS = {
 }
 
 
+class _ReaderIsGone(Exception):
+    """Who read our output went away. Not an OSError, which click would turn into exit status 1."""
+
+
 class _Lazy(click.Group):
     """A group whose commands are imported when they are used."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderIsGone from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         names = list(_COMMANDS.get(self._key(), {}))
@@ -134,8 +144,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         print("soci: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Who read our output went away; say nothing, and keep Python from trying to flush again.
+    except (BrokenPipeError, _ReaderIsGone):
+        # Say nothing, and keep Python from trying to flush again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except SociError as error:

@@ -97,7 +97,7 @@ def command(
 
     \b
     soci image convert --soci oci:app oci:app-soci
-    soci image convert --soci --all-platforms oci-archive:app.tar registry.example/app:soci
+    soci image convert --soci --all-platforms oci-archive:app.tar app:soci
     """
     if not soci:
         raise UsageError("say what to convert to: --soci")

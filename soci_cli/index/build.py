@@ -29,7 +29,7 @@ from soci_cli.index.model import (
     ztoc_descriptor,
 )
 from soci_cli.index.prefetch import plan_prefetch
-from soci_cli.oci import Descriptor, Manifest, Platform, digest_of
+from soci_cli.oci import Descriptor, Manifest, Platform, digest_of, platforms
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, Target, read_blob
@@ -63,6 +63,8 @@ class IndexOptions:
             raise UsageError(f"the span size must be at least 1 byte, not {self.span_size}")
         if self.min_layer_size < 0:
             raise UsageError(f"the minimum layer size cannot be negative: {self.min_layer_size}")
+        if not self.build_tool_identifier.isprintable():
+            raise UsageError("the build tool identifier has characters that cannot be printed")
 
     @property
     def ztoc_settings(self) -> ZtocSettings:
@@ -211,7 +213,11 @@ def index_image(
 def manifest_of(entry: ImageManifest) -> Manifest:
     """The manifest of an entry; NotFoundError when its place does not have it."""
     if entry.manifest is None:
-        raise NotFoundError(f"manifest {entry.descriptor.digest} is not here; pull it first")
+        platform = f" for {platforms.format_platform(entry.platform)}" if entry.platform else ""
+        raise NotFoundError(
+            f"the image lists a manifest{platform} that its place does not have: "
+            f"{entry.descriptor.digest}"
+        )
     return entry.manifest
 
 

@@ -40,7 +40,7 @@ from soci_cli.index.model import (
     ztocs_by_layer,
 )
 from soci_cli.index.recompress import recompress_layer
-from soci_cli.index.rehearsal import Rehearsal
+from soci_cli.index.rehearsal import Rehearsal, WouldChangeError
 from soci_cli.oci import (
     Descriptor,
     Index,
@@ -48,6 +48,7 @@ from soci_cli.oci import (
     Platform,
     digest_of,
     encode,
+    media_types,
     parse_config_diff_ids,
     platforms,
 )
@@ -76,7 +77,7 @@ class ConvertOptions(IndexOptions):
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """The converted image's OCI index, and whether the target changed."""
+    """The converted image's OCI index, and whether anything had to be written."""
 
     descriptor: Descriptor
     changed: bool
@@ -102,14 +103,21 @@ def convert(
         if before is not None:
             stack.enter_context(before)
         memory = known_ztocs(source, target, before, options.ztoc_settings, force=options.force)
+        made = {} if options.force else _layers_by_config(before)
         if before is not None and not options.force and _may_be_done(source, before, options):
+            # What differs ends the rehearsal; what is wrong will come up again below.
             with suppress(SociError):
-                rehearsal = Rehearsal(before)
-                root, reports = _Conversion(
-                    source, rehearsal, options, SilentObserver(), memory
-                ).run()
+                rehearsed = _Conversion(
+                    source,
+                    Rehearsal(before),
+                    options,
+                    SilentObserver(),
+                    memory,
+                    made,
+                )
+                root, reports = rehearsed.run()
                 return ConvertResult(root, False, reports)
-        root, reports = _Conversion(source, target, options, observer, memory).run()
+        root, reports = _Conversion(source, target, options, observer, memory, made).run()
         return ConvertResult(root, True, reports)
 
 
@@ -129,10 +137,22 @@ def _may_be_done(source: Source, before: Source, options: ConvertOptions) -> boo
                 blob.annotations.get(SPAN_SIZE) == str(options.span_size)
                 for blob in ztocs_by_layer(entry.manifest).values()
             )
-            and any(_is_index_of(entry.descriptor, platform) for platform in chosen)
+            and any(_is_index_of(entry, platform) for platform in chosen)
             for entry in read_image(before).manifests
         )
     return False
+
+
+def _layers_by_config(place: Source | None) -> dict[str, tuple[Descriptor, ...]]:
+    """The layers of each manifest of the image in a place, by the digest of its config."""
+    if place is not None:
+        with suppress(SociError):
+            return {
+                entry.manifest.config.digest: entry.manifest.layers
+                for entry in read_image(place).manifests
+                if entry.manifest is not None and entry.is_image
+            }
+    return {}
 
 
 @dataclass
@@ -142,6 +162,8 @@ class _Conversion:
     options: ConvertOptions
     observer: Observer
     memory: ZtocMemory
+    # What an earlier conversion made of the same image: its layers, by the digest of their config.
+    made: Mapping[str, tuple[Descriptor, ...]]
     recompressed: dict[str, Descriptor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -156,20 +178,27 @@ class _Conversion:
             image, self.options.platforms, self.options.all_platforms, self.source.name
         )
         picked = [(platform, image.get(platform, self.source.name)) for platform in chosen]
-        self._move_blobs(image, [manifest_of(entry) for _, entry in picked])
-        self._move_kept(image, chosen)
+        jobs = self._layer_jobs([manifest_of(entry) for _, entry in picked])
+        if not jobs:
+            skipped = [
+                PlatformReport(platform, None, self._reports(manifest_of(entry).layers))
+                for platform, entry in picked
+            ]
+            raise nothing_indexed(self.source.name, skipped, self.options)
+        self._move_blobs(image, jobs)
 
         indexes: dict[str, tuple[Platform, SociIndex]] = {}
         results: list[PlatformReport] = []
         for platform, entry in picked:
             layers = self._new_layers(manifest_of(entry))
             index = self.builder.make(layers)
-            reports = tuple(self.builder.reports[layer.digest] for layer in layers)
-            results.append(PlatformReport(platform, index.descriptor if index else None, reports))
+            found = index.descriptor if index else None
+            results.append(PlatformReport(platform, found, self._reports(layers)))
             if index:
                 indexes.setdefault(entry.descriptor.digest, (platform, index))
         if not indexes:
             raise nothing_indexed(self.source.name, results, self.options)
+        self._move_kept(image, [platform for platform, _ in indexes.values()])
 
         data = encode(self._new_index(image, indexes))
         root = Descriptor(OCI_INDEX, digest_of(data), len(data), annotations=image.root.annotations)
@@ -179,13 +208,20 @@ class _Conversion:
 
     # Layers and other blobs.
 
-    def _move_blobs(self, image: Image, picked: Sequence[Manifest]) -> None:
-        """Indexes the layers that should be indexed and copies everything else, side by side."""
+    def _reports(self, layers: Sequence[Descriptor]) -> tuple[LayerReport, ...]:
+        return tuple(self.builder.reports[layer.digest] for layer in layers)
+
+    def _layer_jobs(self, picked: Sequence[Manifest]) -> dict[str, tuple[Descriptor, Job]]:
+        """The layers that should be indexed, each with the job that does it, by digest."""
         jobs: dict[str, tuple[Descriptor, Job]] = {}
         for manifest in picked:
             for position, layer in enumerate(manifest.layers):
                 if layer.digest not in jobs and (job := self._layer_job(manifest, position)):
                     jobs[layer.digest] = layer, job
+        return jobs
+
+    def _move_blobs(self, image: Image, jobs: dict[str, tuple[Descriptor, Job]]) -> None:
+        """Does the jobs and copies everything else, side by side."""
         for entry in image.manifests:
             if entry.manifest is None or entry.is_soci_index:
                 continue
@@ -217,19 +253,25 @@ class _Conversion:
         )
 
     def _recompress(self, manifest: Manifest, position: int, stop: Stop) -> None:
-        layer, config = manifest.layers[position], manifest.config
-        diff_ids = parse_config_diff_ids(
-            read_blob(self.source, config, _CONFIG_LIMIT),
-            f"config {config.digest} in {self.source.name}",
-        )
+        layer = manifest.layers[position]
+        before = self.target.before()
+        known = self._made_before(manifest, position)
+        if known is not None and before is not None:
+            with before:
+                self.recompressed[layer.digest] = known
+                self.builder.index(known, stop, self.indexer.reading(before))
+            return
+        if isinstance(self.target, Rehearsal):
+            raise WouldChangeError(f"the gzip form of {layer.digest} is new")
         task = self.observer.start(short(layer.digest), layer.size)
         outcome = "failed"
         try:
-            # A config with another number of diff IDs does not say which is this layer's.
-            told = len(diff_ids) == len(manifest.layers)
-            diff_id = diff_ids[position] if told else None
             new = recompress_layer(
-                self.source, self.target, layer, diff_id, StoppableTask(task, stop)
+                self.source,
+                self.target,
+                layer,
+                self._diff_id(manifest, position),
+                StoppableTask(task, stop),
             )
             outcome = "recompressed"
         finally:
@@ -239,7 +281,28 @@ class _Conversion:
         if reason:
             self.builder.reports[new.digest] = LayerReport(new, "skipped", reason)
         else:
-            self.builder.index(new, stop, self.indexer.for_target())
+            self.builder.index(new, stop, self.indexer.reading(self.target))
+
+    def _made_before(self, manifest: Manifest, position: int) -> Descriptor | None:
+        """The gzip layer that an earlier conversion made of this one.
+
+        An image with the same config has the same uncompressed layers in the same order.
+        """
+        layers = self.made.get(manifest.config.digest, ())
+        if len(layers) != len(manifest.layers):
+            return None
+        layer = layers[position]
+        return layer if media_types.layer_compression(layer.media_type) == "gzip" else None
+
+    def _diff_id(self, manifest: Manifest, position: int) -> str | None:
+        """What the config says that a layer unpacks to; None when it does not say."""
+        config = manifest.config
+        diff_ids = parse_config_diff_ids(
+            read_blob(self.source, config, _CONFIG_LIMIT),
+            f"config {config.digest} in {self.source.name}",
+        )
+        # With another number of diff IDs than layers there is no telling which is which.
+        return diff_ids[position] if len(diff_ids) == len(manifest.layers) else None
 
     def _copy_job(self, blob: Descriptor) -> Job:
         def copy(stop: Stop) -> None:
@@ -256,13 +319,13 @@ class _Conversion:
 
         return copy
 
-    def _move_kept(self, image: Image, chosen: Sequence[Platform]) -> None:
-        """Copies what stays as it is: nested indexes, and SOCI indexes of platforms not chosen."""
+    def _move_kept(self, image: Image, replaced: Sequence[Platform]) -> None:
+        """Copies what stays: nested indexes, and SOCI indexes of platforms that get no new one."""
         for entry in image.manifests:
             descriptor = entry.descriptor
             if entry.manifest is not None and not entry.is_soci_index:
                 continue
-            if any(_is_index_of(descriptor, platform) for platform in chosen):
+            if any(_is_index_of(entry, platform) for platform in replaced):
                 continue
             try:
                 copy_graph(
@@ -306,19 +369,21 @@ class _Conversion:
             own = indexes.get(entry.descriptor.digest) if entry.is_image else None
             descriptors[position] = self._new_manifest(entry, own, moved)
             moved[entry.descriptor.digest] = descriptors[position]
+        stale: set[int] = set()
         for digest, (platform, index) in indexes.items():
             added = replace(
                 index.descriptor,
                 platform=platform,
                 annotations={MANIFEST_DIGEST: moved[digest].digest},
             )
-            for position, old in enumerate(descriptors):
-                if _is_index_of(old, platform):
-                    descriptors[position] = added
-                    break
+            places = [i for i, entry in enumerate(entries) if _is_index_of(entry, platform)]
+            if places:
+                descriptors[places[0]] = added
+                stale.update(places[1:])
             else:
                 descriptors.append(added)
-        return replace(image.index, media_type=OCI_INDEX, manifests=tuple(descriptors))
+        kept = tuple(descriptor for i, descriptor in enumerate(descriptors) if i not in stale)
+        return replace(image.index, media_type=OCI_INDEX, manifests=kept)
 
     def _new_manifest(
         self,
@@ -365,10 +430,16 @@ def _refers(entry: ImageManifest) -> bool:
     return subject or REFERENCE_DIGEST in entry.descriptor.annotations
 
 
-def _is_index_of(descriptor: Descriptor, platform: Platform) -> bool:
-    """Whether an entry is the SOCI index v2 of a platform, which a new one takes the place of."""
+def _is_index_of(entry: ImageManifest, platform: Platform) -> bool:
+    """Whether an entry is the SOCI index v2 of a platform, which a new one takes the place of.
+
+    Older tools that copy an image drop the artifact type from its entry; the manifest still has it.
+    """
+    kind = entry.descriptor.artifact_type
+    if not kind and entry.manifest is not None:
+        kind = entry.manifest.config.media_type
     return (
-        descriptor.artifact_type == INDEX_TYPE_V2
-        and descriptor.platform is not None
-        and platforms.matches(platform, descriptor.platform)
+        kind == INDEX_TYPE_V2
+        and entry.platform is not None
+        and platforms.matches(platform, entry.platform)
     )

@@ -114,9 +114,9 @@ class LayerIndexer:
         self._memory = memory
         self._copy_layers = copy_layers
 
-    def for_target(self) -> LayerIndexer:
-        """The same for a layer that is in the target already and nowhere else."""
-        return LayerIndexer(self._target, self._target, self._settings, self._memory)
+    def reading(self, source: Source) -> LayerIndexer:
+        """The same with another place to read layers from."""
+        return LayerIndexer(source, self._target, self._settings, self._memory)
 
     def index(self, layer: Descriptor, task: Task) -> LayerReport:
         """Makes sure that the target has the zTOC, and the layer. Reads the layer at most once.

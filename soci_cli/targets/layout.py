@@ -8,10 +8,12 @@ moment.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 
 from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, NotFoundError
@@ -124,8 +126,8 @@ class WritableLayout(Layout):
     """A layout that is written, and read back. Implements `Target`.
 
     Blobs are written aside, checked, synced and renamed. index.json is changed under a lock by
-    `tag` alone. A new folder in which nothing was finished is removed by `close`; finished blobs
-    stay, and the next run finds them.
+    `tag` alone. When its `with` ends in an error before `tag`, the blobs that it wrote are removed,
+    unless somebody else is at work there too and may count on them.
     """
 
     def __init__(
@@ -149,6 +151,10 @@ class WritableLayout(Layout):
         self._mutex = threading.Lock()
         self._made_root = False
         self._cleaned = False
+        self._tagged = False
+        self._placed: set[str] = set()
+        self._lock = -1
+        self._lock_mutex = threading.Lock()
         check_tag_for_writing(tag, self._name)
         self._folder.check_usable()
         check_taggable(self._folder.read_index_or_empty(), tag, self._name)
@@ -159,14 +165,18 @@ class WritableLayout(Layout):
         return resolve_entry(index, self._tag, self._name)
 
     def exists(self, descriptor: Descriptor) -> bool:
-        """See `Source.exists`. Only files count, so a flat index gets a file of its own."""
+        """See `Source.exists`. Only files count, so a flat index gets a file of its own.
+
+        The blob stays at least until `close`.
+        """
+        self._guard()
         return self._has_file(descriptor)
 
     def open_writer(self, descriptor: Descriptor) -> _LayoutWriter:
         """See `Target.open_writer`."""
         check = ContentCheck(descriptor, self._name)
         self._prepare(descriptor.digest)
-        writer = _LayoutWriter(self._folder, descriptor, check, self._forget)
+        writer = _LayoutWriter(self._folder, descriptor, check, self._placed.add, self._forget)
         with self._mutex:
             self._writers.add(writer)
         return writer
@@ -205,6 +215,7 @@ class WritableLayout(Layout):
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise storage_error("write", self.blob_path(descriptor.digest), error) from error
             return False
+        self._placed.add(descriptor.digest)
         return True
 
     def before(self) -> Source | None:
@@ -230,6 +241,7 @@ class WritableLayout(Layout):
             index = self._folder.read_index_or_empty()
             data = put_entry(index, self._tag, self._names, descriptor, self._name)
             self._folder.write_index(data)
+        self._tagged = True
 
     def close(self) -> None:
         """Abort the writers that are still open; undo a new folder that got nothing."""
@@ -237,8 +249,19 @@ class WritableLayout(Layout):
             writers = list(self._writers)
         for writer in writers:
             writer.abort()
+        self._unlock()
         if self._made_root:
             self._folder.remove_empty_folders()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and self._placed and not self._tagged:
+            self._undo()
+        self.close()
 
     def _prepare(self, digest: str) -> None:
         with self._mutex:
@@ -246,6 +269,36 @@ class WritableLayout(Layout):
             if not self._cleaned:
                 self._folder.clean_leftovers()
                 self._cleaned = True
+        self._guard()
+
+    def _guard(self) -> None:
+        """Take a shared lock on the folder, once there is one: it keeps `_undo` of others away."""
+        with self._lock_mutex:
+            if self._lock >= 0 or not self._folder.root.is_dir():
+                return
+            with disk_errors("lock", self._folder.root):
+                fd = os.open(self._folder.root, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH)
+                except BaseException:
+                    os.close(fd)
+                    raise
+            self._lock = fd
+
+    def _unlock(self) -> None:
+        with self._lock_mutex:
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+    def _undo(self) -> None:
+        """Remove what this run wrote, when nobody else is at work in the layout."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        for digest in self._placed:
+            unlink_quietly(self.blob_path(digest))
 
     def _forget(self, writer: _LayoutWriter) -> None:
         with self._mutex:
@@ -260,11 +313,13 @@ class _LayoutWriter:
         folder: LayoutFolder,
         descriptor: Descriptor,
         check: ContentCheck,
+        placed: Callable[[str], None],
         forget: Callable[[_LayoutWriter], None],
     ) -> None:
         self._folder = folder
         self._digest = descriptor.digest
         self._check = check
+        self._placed = placed
         self._forget = forget
         self._fd, self._aside = folder.new_file()
 
@@ -283,6 +338,7 @@ class _LayoutWriter:
             # Another process may just have undone the same new layout.
             self._folder.make_folders(self._digest)
             self._folder.place_blob(self._aside, self._digest)
+        self._placed(self._digest)
         self._end()
 
     def abort(self) -> None:

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -222,8 +221,6 @@ class StoreTarget(WritableLayout):
     def __init__(self, root: Path, reference: Reference, name: str) -> None:
         self.store = Store(root)
         self._reference = reference
-        self._lock = -1
-        self._lock_mutex = threading.Lock()
         full = str(reference)
         names = {REF_NAME: full, CONTAINERD_NAME: full}
         super().__init__(root, full, name, names=names, folder_mode=_FOLDER_MODE)
@@ -241,8 +238,7 @@ class StoreTarget(WritableLayout):
             if entry.digest == digest and stored.startswith((f"{repository}:", f"{repository}@")):
                 return without_names(entry)
         raise NotFoundError(
-            f"{self._reference} is not in the local store; pull it first, or name a place such as "
-            "oci:DIR"
+            f"{self._reference} is not in the local store; `soci images` lists what is there"
         )
 
     def fetch(
@@ -251,11 +247,6 @@ class StoreTarget(WritableLayout):
         """See `Source.fetch`."""
         self._guard()
         return super().fetch(descriptor, offset, length)
-
-    def exists(self, descriptor: Descriptor) -> bool:
-        """See `Source.exists`; the blob stays at least until `close`."""
-        self._guard()
-        return super().exists(descriptor)
 
     def before(self) -> Source | None:
         """See `Target.before`."""
@@ -274,13 +265,10 @@ class StoreTarget(WritableLayout):
         self._guard()
         return super().link(descriptor, source)
 
-    def close(self) -> None:
-        """Abort open writers and let go of the lock."""
-        super().close()
-        with self._lock_mutex:
-            if self._lock >= 0:
-                os.close(self._lock)
-                self._lock = -1
+    def _undo(self) -> None:
+        """Sweep what this run wrote, and nothing else, when nobody else is using the store."""
+        self._unlock()
+        self.store.sweep()
 
     def _prepare(self, digest: str) -> None:
         super()._prepare(digest)

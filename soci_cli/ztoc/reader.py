@@ -157,7 +157,7 @@ class FileTree:
             if index is None:
                 if parts:
                     continue  # archives need not name parent folders
-                raise NotFoundError(f"the layer has no file {show_name(path)}")
+                raise _missing(path, done)
             entry = self._files[index]
             if entry.type in _LINKS:
                 links += 1
@@ -171,7 +171,7 @@ class FileTree:
         # A link's target may end in a slash or in dots; what it leads to is a folder.
         index = self._by_path.get(b"/".join(done))
         if index is None or self._files[index].type in _LINKS:
-            raise NotFoundError(f"the layer has no file {show_name(path)}")
+            raise _missing(path, done)
         return self._files[index]
 
     def _parts(self, target: bytes, path: bytes) -> list[bytes]:
@@ -179,6 +179,15 @@ class FileTree:
         if len(target) > _MAX_PATH:
             raise NotFoundError(f"{show_name(path)} leads through a path that is too long")
         return target.split(b"/")[::-1]
+
+
+def _missing(path: bytes, reached: list[bytes]) -> NotFoundError:
+    there = b"/".join(reached)
+    if not there or there == clean_path(path):
+        return NotFoundError(f"the layer has no file {show_name(path)}")
+    return NotFoundError(
+        f"{show_name(path)} leads to {show_name(there)}, which the layer does not have"
+    )
 
 
 def clean_path(name: bytes) -> bytes:
