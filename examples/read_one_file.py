@@ -2,8 +2,9 @@
 
     python examples/read_one_file.py oci:app:1.0-soci usr/lib/python3.11/json/__init__.py > out
 
-The content goes to stdout, and the bytes that were fetched of the layer to stderr. Layers are tried from
-the topmost down; one without a zTOC is passed over, and whiteouts are not looked at.
+The content goes to stdout, and the bytes that were fetched of the layer to stderr. Of several platforms
+the first is taken. Layers are tried from the topmost down; one without a zTOC is passed over, and whiteouts
+are not looked at.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def main(arguments: list[str]) -> int:
     path = os.fsencode(arguments[1])
     try:
         with open_source(parse_place(arguments[0]), STORE) as source:
-            image = next(m for m in inspect(source).manifests if m.kind == "image")
-            for layer in reversed(image.layers):
+            images = [m for m in inspect(source).manifests if m.kind == "image"]
+            for layer in reversed(images[0].layers if images else ()):
                 if read_from_layer(source, layer, path):
                     return 0
         raise NotFoundError(f"no indexed layer of {arguments[0]} has {arguments[1]}")
