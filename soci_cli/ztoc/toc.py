@@ -25,7 +25,7 @@ from soci_cli.ztoc.flatbuffer import (
 )
 from soci_cli.ztoc.model import OPAQUE_WHITEOUT, XATTR_PREFIX, FileMetadata
 
-MAX_TOC_SIZE = 1 << 30
+MAX_TOC_SIZE = 512 << 20
 """Bytes that a table of contents may have; a layer that needs more is refused as a bomb."""
 
 _FILE_KINDS = (
