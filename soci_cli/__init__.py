@@ -30,8 +30,10 @@ from soci_cli.index import (
     index_image,
 )
 from soci_cli.index.inspect import ImageFacts, inspect
+from soci_cli.oci import Descriptor, Platform
+from soci_cli.oci.platforms import parse as parse_platform
 from soci_cli.progress import Observer, Task
-from soci_cli.targets import open_source, open_target, parse_place
+from soci_cli.targets import Source, Target, open_source, open_target, parse_place, read_blob
 from soci_cli.ztoc import (
     BuiltZtoc,
     Compression,
@@ -51,6 +53,7 @@ __all__ = [
     "ConfigError",
     "ConvertOptions",
     "ConvertResult",
+    "Descriptor",
     "FileMetadata",
     "FileTree",
     "ImageFacts",
@@ -61,9 +64,12 @@ __all__ = [
     "LayerReport",
     "NotFoundError",
     "Observer",
+    "Platform",
     "PlatformReport",
     "SociError",
+    "Source",
     "StorageError",
+    "Target",
     "Task",
     "UnsupportedLayerError",
     "UsageError",
@@ -77,4 +83,6 @@ __all__ = [
     "open_source",
     "open_target",
     "parse_place",
+    "parse_platform",
+    "read_blob",
 ]
