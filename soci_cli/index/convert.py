@@ -254,13 +254,12 @@ class _Conversion:
 
     def _recompress(self, manifest: Manifest, position: int, stop: Stop) -> None:
         layer = manifest.layers[position]
-        before = self.target.before()
         known = self._made_before(manifest, position)
-        if known is not None and before is not None:
+        if known is not None and (before := self.target.before()) is not None:
             with before:
-                self.recompressed[layer.digest] = known
-                self.builder.index(known, stop, self.indexer.reading(before))
-            return
+                if before.exists(known):
+                    self._index_recompressed(layer, known, before, stop)
+                    return
         if isinstance(self.target, Rehearsal):
             raise WouldChangeError(f"the gzip form of {layer.digest} is new")
         task = self.observer.start(short(layer.digest), layer.size)
@@ -276,20 +275,28 @@ class _Conversion:
             outcome = "recompressed"
         finally:
             task.finish(outcome)
+        self._index_recompressed(layer, new, self.target, stop)
+
+    def _index_recompressed(
+        self, layer: Descriptor, new: Descriptor, place: Source, stop: Stop
+    ) -> None:
+        """Puts the gzip form of a layer, which is in `place`, in that layer's stead."""
         self.recompressed[layer.digest] = new
-        reason = skip_reason(new, self.target, self.options.min_layer_size)
+        reason = skip_reason(new, place, self.options.min_layer_size)
         if reason:
+            copy_blob(place, self.target, new)
             self.builder.reports[new.digest] = LayerReport(new, "skipped", reason)
         else:
-            self.builder.index(new, stop, self.indexer.reading(self.target))
+            self.builder.index(new, stop, self.indexer.reading(place))
 
     def _made_before(self, manifest: Manifest, position: int) -> Descriptor | None:
         """The gzip layer that an earlier conversion made of this one.
 
-        An image with the same config has the same uncompressed layers in the same order.
+        An image with the same config has the same uncompressed layers in the same order, if the config
+        names them.
         """
         layers = self.made.get(manifest.config.digest, ())
-        if len(layers) != len(manifest.layers):
+        if len(layers) != len(manifest.layers) or self._diff_id(manifest, position) is None:
             return None
         layer = layers[position]
         return layer if media_types.layer_compression(layer.media_type) == "gzip" else None

@@ -494,7 +494,7 @@ def _folder_header(name: str) -> bytes:
 
 
 def _header(name: str, size: int, mode: int, kind: bytes) -> bytes:
-    """One member's header; owner and time are zero, so equal images give equal archives."""
+    """One member's header; owner and time are zero, and say nothing of who wrote it."""
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.type, info.mtime = size, mode, kind, 0
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")

@@ -29,6 +29,13 @@ _Z_STREAM_END = 1
 _Z_NEED_DICT = 2
 _Z_BUF_ERROR = -5
 
+# What zlib says of the frame around the data, in words that say what it means.
+_CLEARER = {
+    "incorrect header check": "no gzip header begins there",
+    "incorrect data check": "its checksum (CRC-32) is wrong",
+    "incorrect length check": "its size does not agree with the one in its trailer",
+}
+
 GZIP = 31
 """Window bits for a gzip member (zlib manual, inflateInit2)."""
 RAW = -15
@@ -197,7 +204,7 @@ class Inflater:
         reason = message.decode(errors="replace") if message else f"error {result}"
         if result == _Z_NEED_DICT:
             reason = "it needs a dictionary"
-        raise InvalidDataError(reason)
+        raise InvalidDataError(_CLEARER.get(reason, reason))
 
     def reset(self, window_bits: int | None = None) -> None:
         """Begins a new member or stream."""

@@ -8,6 +8,7 @@ from types import TracebackType
 
 import pytest
 
+from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.media_types import OCI_INDEX, OCI_LAYER, OCI_MANIFEST
@@ -16,7 +17,6 @@ from soci_cli.targets import (
     ArchiveTarget,
     BlobReader,
     Layout,
-    Source,
     WritableLayout,
     copy_blob,
     copy_graph,
@@ -87,7 +87,7 @@ class MemoryStream:
         pass
 
 
-class MemorySource:
+class MemorySource(Closing):
     """A source in memory that may lie."""
 
     name = "memory"
@@ -118,19 +118,11 @@ class MemorySource:
     def exists(self, descriptor: Descriptor) -> bool:
         return descriptor.digest in self.blobs
 
-    def close(self) -> None:
-        pass
+    def names(self) -> dict[str, str]:
+        return {}
 
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
+    def entries(self) -> tuple[Descriptor, ...]:
+        return ()
 
 
 def manifest_of(source: MemorySource, *layers: Descriptor) -> Descriptor:

@@ -1,0 +1,22 @@
+"""Fixtures of the command tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands.tools import Soci
+from tests.index.images import make_image
+
+
+@pytest.fixture
+def soci(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> Soci:
+    """The command line, with a store of its own."""
+    return Soci(capfdbinary, tmp_path / "store")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A layout with an image of two small layers."""
+    return make_image(tmp_path / "image").root
