@@ -58,7 +58,15 @@ pass_app = click.make_pass_decorator(App, ensure=True)
 
 
 def common_flags(command: _F) -> _F:
-    """--debug, --quiet and --root, which may stand before or after the command's name."""
+    """The flags that may stand before or after a command's name."""
+
+    def print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and not context.resilient_parsing:
+            from soci_cli import __version__
+            from soci_cli.ztoc.inflate import backend
+
+            click.echo(f"soci {__version__} ({backend().name})")
+            context.exit()
 
     def set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
@@ -75,6 +83,14 @@ def common_flags(command: _F) -> _F:
             context.ensure_object(App).root_flag = value
 
     for option in (
+        click.option(
+            "--version",
+            is_flag=True,
+            is_eager=True,
+            callback=print_version,
+            expose_value=False,
+            help="Print the version.",
+        ),
         click.option(
             "--root",
             metavar="DIR",

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from soci_cli import __version__
 from soci_cli.commands.app import App, common_flags
 from soci_cli.commands.output import clean
 from soci_cli.errors import SociError
@@ -97,29 +96,11 @@ def _flags() -> Sequence[click.Parameter]:
     return [param for param in holder.params if isinstance(param, click.Option)]
 
 
-def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not context.resilient_parsing:
-        from soci_cli.ztoc.inflate import backend
-
-        click.echo(f"soci {__version__} ({backend().name})")
-        context.exit()
-
-
 cli = _Lazy(
     name="",
     help="Make container images start before they are downloaded.\n\n"
     "A place is oci:DIR[:TAG], oci-archive:FILE[:TAG], or the name of an image in the local store.",
-    params=[
-        click.Option(
-            ["--version"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_print_version,
-            help="Print the version.",
-        ),
-        *_flags(),
-    ],
+    params=list(_flags()),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -145,8 +126,7 @@ def run(arguments: Sequence[str]) -> int:
         print("soci: interrupted", file=sys.stderr)
         return 130
     except (BrokenPipeError, _ReaderIsGone):
-        # Say nothing, and keep Python from trying to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except SociError as error:
         _report(app, str(error))
@@ -154,10 +134,19 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _report(app, f"{where}{error.strerror or error}")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return 1
     except MemoryError:
         _report(app, "not enough memory")
         return 1
+
+
+def _drop_output() -> None:
+    """Keep Python from trying again, at its end, to write what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(app: App, message: str) -> None:

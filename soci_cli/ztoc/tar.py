@@ -187,7 +187,7 @@ class TarScanner:
         if mod_time is None:
             mod_time = self._header_time(mtime)
         uname, gname, major, minor = b"", b"", 0, 0
-        if magic == b"ustar\x0000" or magic == b"ustar  \0" or magic[:6] == b"ustar\0":
+        if magic[:6] == b"ustar\0" or magic == b"ustar  \0":
             uname, gname, major, minor = self._names.get(names) or self._name_fields(names)
             if prefix[0] or prefix[163]:
                 text = self._prefix(magic, prefix)
