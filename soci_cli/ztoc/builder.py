@@ -47,6 +47,8 @@ _INPUT_COUNT = 4
 _OUTPUT_SIZE = 1 << 20
 _OUTPUT_COUNT = 3
 _MAX_CHECKPOINTS = MAX_ZTOC_SIZE // (WINDOW_SIZE + 17 + 71)
+# Every empty block before the first output is a checkpoint, five bytes that cost 32 KiB.
+_MAX_EMPTY_CHECKPOINTS = 1024
 
 
 class ByteStream(Protocol):
@@ -249,10 +251,10 @@ def _scan_gzip(
                     # The window before output byte `filled` lies WINDOW_SIZE further in the buffer.
                     window = bytes(output.view[filled : filled + WINDOW_SIZE])
                     checkpoints.append((offset, total, kind & 7, window if total else EMPTY_WINDOW))
-                    if len(checkpoints) > _MAX_CHECKPOINTS:
-                        raise InvalidDataError(
-                            f"it needs over {_MAX_CHECKPOINTS} checkpoints at this span size"
-                        )
+                    limit = _MAX_CHECKPOINTS if total else _MAX_EMPTY_CHECKPOINTS
+                    if len(checkpoints) > limit:
+                        where = "at this span size" if total else "before its first byte"
+                        raise InvalidDataError(f"it needs over {limit} checkpoints {where}")
                     source.cut(offset, kind & 7)
                     last = total
                 if filled == _OUTPUT_SIZE:

@@ -200,7 +200,7 @@ def test_blocks_that_end_in_bits_of_an_earlier_buffer(monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("zlib_choice")
 def test_the_count_of_checkpoints_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "_MAX_CHECKPOINTS", 50)
+    monkeypatch.setattr(builder, "_MAX_EMPTY_CHECKPOINTS", 50)
     for count, accepted in ((40, True), (60, False)):
         layer = gz_member(STORED_EMPTY * count + deflate(ARCHIVE), ARCHIVE)
         if accepted:
@@ -210,14 +210,22 @@ def test_the_count_of_checkpoints_is_limited(monkeypatch: pytest.MonkeyPatch) ->
                 build(layer)
 
 
+@pytest.mark.usefixtures("zlib_choice")
+def test_the_size_of_a_ztoc_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = gz(make_tar(NAMES))
+    assert build(layer, span_size=1).spans > 1
+    monkeypatch.setattr(builder, "_MAX_CHECKPOINTS", 1)
+    with pytest.raises(InvalidDataError, match="checkpoints at this span size"):
+        build(layer, span_size=1)
+
+
 def test_a_checkpoint_bomb_is_refused_early() -> None:
     # 5 bytes a checkpoint: 5 MB would become 32 GB.
     script = """
         import io, sys
         from soci_cli.errors import InvalidDataError
-        from soci_cli.ztoc import build_ztoc, builder
+        from soci_cli.ztoc import build_ztoc
         from tests.ztoc.tools import peak_memory
-        builder._MAX_CHECKPOINTS //= 16
         head = bytes.fromhex("1f8b08000000000000ff")
         try:
             build_ztoc(io.BytesIO(head + bytes.fromhex("000000ffff") * 1_000_000))
