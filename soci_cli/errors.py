@@ -42,3 +42,21 @@ class UnsupportedLayerError(InvalidDataError):
 
 class StorageError(SociError):
     """The disk, a folder or the local store refused: full, not writable, locked."""
+
+
+class RegistryError(SociError):
+    """A registry refused, answered nonsense, or could not be reached.
+
+    `status` is HTTP's, if any, and `retry_after` the seconds that it asked to wait.
+    """
+
+    def __init__(
+        self, message: str, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class LostUploadError(RegistryError):
+    """A registry forgot an unfinished upload; the blob must be sent again from its start."""

@@ -1,8 +1,8 @@
 """Settings from TOML files, and where the local store is.
 
-Two files are read. The reference snapshotter's own file is only checked: none of its keys means
-the same for this program (its max_concurrency is about fetching spans, its min_layer_size about
-mounting), so those it knows are passed over. The user's file holds the keys of `Settings`.
+Two files are read. Of the reference snapshotter's own file only the table pull_modes means the same for
+this program (its max_concurrency is about fetching spans, its min_layer_size about mounting); the other
+keys that it knows are passed over. The user's file holds the keys of `Settings` and goes before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -65,6 +65,14 @@ _REFERENCE_KEYS = {
 
 
 @dataclass(frozen=True, slots=True)
+class PullModes:
+    """Which SOCI indexes a pull looks for: v1, which refer to an image, and v2, which are in it."""
+
+    soci_v1: bool = False
+    soci_v2: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a user can set once for all commands. Sizes are in bytes."""
 
@@ -75,6 +83,9 @@ class Settings:
     zstd_layers: str = "skip"
     optimizations: tuple[str, ...] = ()
     max_concurrency: int | None = None
+    max_concurrent_downloads: int = 3
+    max_concurrent_uploads: int = 5
+    pull_modes: PullModes = field(default_factory=PullModes)
     platforms: tuple[str, ...] = ()
 
 
@@ -88,6 +99,7 @@ def load_settings(
     ConfigError for a file that cannot be read or is not TOML, and for a value of the wrong kind.
     """
     warnings: list[str] = []
+    settings = Settings()
     try:
         system = _read(system_file)
     except PermissionError:
@@ -95,11 +107,12 @@ def load_settings(
         warnings.append(f"{system_file}: cannot be read: permission denied; left out")
     else:
         warnings += _unknown_reference_keys(system or {}, str(system_file))
+        settings = _with_pull_modes(settings, system or {}, str(system_file))
 
     chosen = environ.get("SOCI_CONFIG", "")
     path = Path(chosen) if chosen else _user_folder(environ, "XDG_CONFIG_HOME", ".config")
     if path is None:
-        return Settings(), warnings
+        return settings, warnings
     if not chosen:
         path = path / "config.toml"
     try:
@@ -109,10 +122,10 @@ def load_settings(
     if document is None:
         if chosen:
             raise ConfigError(f"{path}: no such file, but SOCI_CONFIG names it")
-        return Settings(), warnings
-    known = [field.name for field in dataclasses.fields(Settings)]
+        return settings, warnings
+    known = [one.name for one in dataclasses.fields(Settings)]
     warnings += [_unknown_key(str(path), key, "", known) for key in document if key not in known]
-    return _settings(document, str(path), environ), warnings
+    return _settings(settings, document, str(path), environ), warnings
 
 
 def parse_size(text: str) -> int:
@@ -185,8 +198,9 @@ def _read(path: Path) -> dict[str, object] | None:
         raise ConfigError(f"{path}: not valid TOML: nested too deep") from error
 
 
-def _settings(document: Mapping[str, object], file: str, environ: Mapping[str, str]) -> Settings:
-    settings = Settings()
+def _settings(
+    settings: Settings, document: Mapping[str, object], file: str, environ: Mapping[str, str]
+) -> Settings:
     for key, value in document.items():
         where = f"{file}: key '{key}'"
         if key == "root":
@@ -210,9 +224,13 @@ def _settings(document: Mapping[str, object], file: str, environ: Mapping[str, s
                     raise _wrong(where, f"a list of {_one_of(_OPTIMIZATIONS)}", name)
             settings = dataclasses.replace(settings, optimizations=names)
         elif key == "max_concurrency":
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise _wrong(where, "a whole number from 1", value)
-            settings = dataclasses.replace(settings, max_concurrency=value)
+            settings = dataclasses.replace(settings, max_concurrency=_number(value, where))
+        elif key == "max_concurrent_downloads":
+            settings = dataclasses.replace(settings, max_concurrent_downloads=_number(value, where))
+        elif key == "max_concurrent_uploads":
+            settings = dataclasses.replace(settings, max_concurrent_uploads=_number(value, where))
+        elif key == "pull_modes":
+            settings = _with_pull_modes(settings, document, file)
         elif key == "platforms":
             specifiers = _texts(value, where)
             for specifier in specifiers:
@@ -222,6 +240,35 @@ def _settings(document: Mapping[str, object], file: str, environ: Mapping[str, s
                     raise ConfigError(f"{where}: {error}") from error
             settings = dataclasses.replace(settings, platforms=specifiers)
     return settings
+
+
+def _with_pull_modes(settings: Settings, document: Mapping[str, object], file: str) -> Settings:
+    """The settings with what the table pull_modes says; its keys are read as the reference does."""
+    modes = settings.pull_modes
+    table = _table(document, "pull_modes", f"{file}: key 'pull_modes'")
+    for name in ("soci_v1", "soci_v2"):
+        where = f"{file}: key 'pull_modes.{name}'"
+        for key, value in _table(table, name, where).items():
+            if key.lower() == "enable":
+                if not isinstance(value, bool):
+                    raise _wrong(f"{file}: key 'pull_modes.{name}.enable'", "true or false", value)
+                modes = dataclasses.replace(modes, **{name: value})
+    return dataclasses.replace(settings, pull_modes=modes)
+
+
+def _table(document: Mapping[str, object], name: str, where: str) -> Mapping[str, object]:
+    for key, value in document.items():
+        if key.lower() == name:
+            if not isinstance(value, dict):
+                raise _wrong(where, "a table", value)
+            return value
+    return {}
+
+
+def _number(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _wrong(where, "a whole number from 1", value)
+    return value
 
 
 def _size(value: object, where: str, least: int) -> int:

@@ -3,7 +3,7 @@
 # missing says so when it skips.
 set -u
 missing=
-for tool in skopeo umoci pigz zstd; do
+for tool in docker-registry skopeo umoci pigz zstd; do
     command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
 [ -n "$missing" ] || exit 0
@@ -14,6 +14,12 @@ as_root() {
 }
 
 echo "installing$missing"
+case $missing in
+*docker-registry*)
+    # Its package would start a registry for everybody on this machine.
+    [ ! -d /run/systemd/system ] || as_root systemctl mask docker-registry >/dev/null 2>&1
+    ;;
+esac
 export DEBIAN_FRONTEND=noninteractive
 as_root apt-get update -qq >/dev/null 2>&1
 # shellcheck disable=SC2086

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from soci_cli.errors import ConfigError, SociError, UsageError
-from soci_cli.settings import Settings, load_settings, parse_size, store_root
+from soci_cli.settings import PullModes, Settings, load_settings, parse_size, store_root
 
 # A file that the reference snapshotter reads.
 REFERENCE_FILE = """
@@ -69,7 +69,9 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_defaults(files: Files) -> None:
-    expected = Settings(None, 4194304, 10485760, "soci-cli", "skip", (), None, ())
+    expected = Settings(
+        None, 4194304, 10485760, "soci-cli", "skip", (), None, 3, 5, PullModes(), ()
+    )
     assert files.load() == (expected, [])
     assert load_settings({}, files.system) == (expected, [])
     assert files.settings("") == expected
@@ -85,6 +87,10 @@ def test_every_key(files: Files) -> None:
         zstd_layers = "recompress"
         optimizations = ["xattr"]
         max_concurrency = 3
+        max_concurrent_downloads = 7
+        max_concurrent_uploads = 1
+        pull_modes.soci_v1.enable = true
+        pull_modes.soci_v2.enable = false
         platforms = ["linux/amd64", "arm64"]
         """
     )
@@ -96,6 +102,9 @@ def test_every_key(files: Files) -> None:
         "recompress",
         ("xattr",),
         3,
+        7,
+        1,
+        PullModes(soci_v1=True, soci_v2=False),
         ("linux/amd64", "arm64"),
     )
     assert files.settings('root = "/r"').root == Path("/r")
@@ -123,6 +132,14 @@ def test_every_key(files: Files) -> None:
         ('optimizations = ["fast"]', "expected a list of 'xattr', got 'fast'"),
         ("max_concurrency = 0", "key 'max_concurrency': expected a whole number from 1, got 0"),
         ("max_concurrency = true", "got true"),
+        ("max_concurrent_downloads = 0", "expected a whole number from 1, got 0"),
+        ("max_concurrent_uploads = 1.5", "expected a whole number from 1, got 1.5"),
+        ("pull_modes = 1", "key 'pull_modes': expected a table, got 1"),
+        ("pull_modes.soci_v1 = true", "key 'pull_modes.soci_v1': expected a table, got true"),
+        (
+            "pull_modes.soci_v2.enable = 1",
+            "key 'pull_modes.soci_v2.enable': expected true or false",
+        ),
         ("platforms = [1]", "key 'platforms': expected a list of strings, got a list"),
         ('platforms = ["linux/"]', "key 'platforms': not a platform: 'linux/'"),
         ("root = 2020-01-01", "got a date"),
@@ -147,6 +164,16 @@ def test_unknown_keys(files: Files) -> None:
 def test_the_reference_file_is_passed_over(files: Files) -> None:
     files.system.write_text(REFERENCE_FILE)
     assert files.load() == (Settings(), [])
+
+
+def test_pull_modes_of_the_reference_file_and_of_the_user(files: Files) -> None:
+    files.system.write_text("[Pull_Modes.SOCI_v1]\nEnable = true\n")
+    assert files.load() == (Settings(pull_modes=PullModes(soci_v1=True)), [])
+    settings = files.settings("pull_modes.soci_v2.enable = false")
+    assert settings.pull_modes == PullModes(soci_v1=True, soci_v2=False)
+    assert files.settings("pull_modes.soci_v1.enable = false").pull_modes == PullModes()
+    files.system.write_text("[pull_modes.soci_v1]\nenable = 'yes'\n")
+    assert "key 'pull_modes.soci_v1.enable': expected true or false" in files.error()
 
 
 def test_unknown_keys_of_the_reference_file(files: Files) -> None:
@@ -303,7 +330,7 @@ def test_store_root(tmp_path: Path) -> None:
 
 KEYS = [
     "root", "span_size", "min_layer_size", "build_tool_identifier", "zstd_layers", "optimizations",
-    "max_concurrency", "platforms", "other",
+    "max_concurrency", "max_concurrent_uploads", "pull_modes", "platforms", "other",
 ]  # fmt: skip
 VALUES = ["1", "-1", "true", "1.5", '""', '"x"', "[]", "[1]", '["x"]', "{}", "nan", "12:00:00", "="]
 

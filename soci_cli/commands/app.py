@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from soci_cli.commands.output import Output
+from soci_cli.oci import Platform, Reference, platforms
 from soci_cli.settings import Settings, load_settings, parse_size, store_root
-from soci_cli.targets import Store
+from soci_cli.targets import Place, Store, local_store
 
 if TYPE_CHECKING:
+    from soci_cli.commands.registry_flags import RegistryFlags
+    from soci_cli.targets.registry.place import Registries
+
     # Generic for type checkers only; older releases of click cannot be subscripted.
     _ParamType = click.ParamType[int]
 else:
@@ -50,8 +55,40 @@ class App:
 
     @property
     def store(self) -> Store:
-        """The local store."""
-        return Store(self.root)
+        """The local store, for commands without flags about registries."""
+        return local_store(self.root)
+
+    def open_store(self, registries: Registries) -> Store:
+        """The local store, whose layers that stayed in a registry are read by way of `registries`."""
+        return local_store(self.root, registries)
+
+    @contextmanager
+    def registries(self, flags: RegistryFlags, *images: Reference | Place) -> Iterator[Registries]:
+        """The registries of a command; --user is for the one that `images` are in."""
+        # requests and oras take a while to import: only who talks to a registry pays.
+        from soci_cli.targets.registry.place import Registries
+
+        references = [
+            image if isinstance(image, Reference) else image.reference
+            for image in images
+            if isinstance(image, Reference) or image.kind == "docker"
+        ]
+        options = flags.options([one.domain for one in references if one is not None])
+        with closing(Registries(options, os.environ)) as registries:
+            yield registries
+
+    def downloads(self, flags: RegistryFlags) -> int:
+        """How many blobs to download at a time."""
+        return flags.max_downloads or self.settings.max_concurrent_downloads
+
+    def uploads(self, flags: RegistryFlags) -> int:
+        """How many blobs to upload at a time."""
+        return flags.max_uploads or self.settings.max_concurrent_uploads
+
+    def platforms(self, names: Sequence[str], all_platforms: bool) -> tuple[Platform, ...]:
+        """The platforms that flags or settings name; none when all are wanted."""
+        chosen = names or (() if all_platforms else self.settings.platforms)
+        return tuple(platforms.parse(name) for name in chosen)
 
 
 pass_app = click.make_pass_decorator(App, ensure=True)
@@ -116,6 +153,39 @@ def common_flags(command: _F) -> _F:
     ):
         command = option(command)
     return command
+
+
+def platform_flags(verb: str) -> Callable[[_F], _F]:
+    """--platform and --all-platforms, for a command that does `verb` with platforms."""
+
+    def add(command: _F) -> _F:
+        for option in (
+            click.option("--all-platforms", is_flag=True, help=f"{verb} every platform."),
+            click.option(
+                "--platform",
+                "-p",
+                "platform_names",
+                multiple=True,
+                metavar="OS/ARCH[/VARIANT]",
+                help=f"{verb} this platform; may be repeated. Default: this machine's.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def snapshotter_flag(command: _F) -> _F:
+    """--snapshotter, by which nerdctl's users choose lazy loading."""
+    return click.option(
+        "--snapshotter",
+        metavar="NAME",
+        default="soci",
+        envvar="CONTAINERD_SNAPSHOTTER",
+        show_envvar=True,
+        help="soci (default) for lazy loading; any other, such as overlayfs, for none.",
+    )(command)
 
 
 class SizeType(_ParamType):

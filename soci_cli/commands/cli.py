@@ -24,6 +24,10 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "": {
         "completion": ("completion", "Print the completion script of a shell."),
         "images": ("image_ls", "List the images of the local store."),
+        "login": ("login", "Log in to a registry."),
+        "pull": ("pull", "Pull an image, without the layers that can stay in the registry."),
+        "push": ("push", "Push an image with a SOCI index."),
+        "logout": ("logout", "Log out of a registry."),
         "rmi": ("image_rm", "Remove images from the local store."),
     },
     "image": {
@@ -35,6 +39,9 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "save": ("image_save", "Write an image of the local store into an archive."),
         "tag": ("image_tag", "Give an image of the local store a second name."),
     },
+    "registry": {
+        "serve": ("registry_serve", "Serve a small registry over an OCI layout."),
+    },
     "ztoc": {
         "build": ("ztoc_build", "Build the zTOC of a layer."),
         "get-file": ("ztoc_get_file", "Read one file out of a layer through its zTOC."),
@@ -43,6 +50,7 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 }
 _GROUPS = {
     "image": "Convert, inspect and manage images.",
+    "registry": "Run a registry for trials.",
     "ztoc": "Build and read zTOCs, the tables of contents of layers.",
 }
 
@@ -99,7 +107,8 @@ def _flags() -> Sequence[click.Parameter]:
 cli = _Lazy(
     name="",
     help="Make container images start before they are downloaded.\n\n"
-    "A place is oci:DIR[:TAG], oci-archive:FILE[:TAG], or the name of an image in the local store.",
+    "A place is docker://IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG], or the name of an image in the "
+    "local store.",
     params=list(_flags()),
     context_settings={"help_option_names": ["-h", "--help"]},
 )

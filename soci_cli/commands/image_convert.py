@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import SIZE, App, common_flags, pass_app
+from soci_cli.commands.app import SIZE, App, common_flags, pass_app, platform_flags
 from soci_cli.commands.output import human_size
+from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError
 from soci_cli.index import ConvertOptions, ConvertResult, convert
 from soci_cli.index.prefetch import read_prefetch_list
@@ -30,15 +31,7 @@ from soci_cli.targets import open_source, open_target, parse_place
     metavar="SIZE",
     help="Layers smaller than this get no zTOC; 10MiB by default.",
 )
-@click.option(
-    "--platform",
-    "-p",
-    "platform_names",
-    multiple=True,
-    metavar="OS/ARCH[/VARIANT]",
-    help="Index this platform; may be repeated. Default: this machine's.",
-)
-@click.option("--all-platforms", is_flag=True, help="Index every platform.")
+@platform_flags("Index")
 @click.option(
     "--optimizations",
     multiple=True,
@@ -71,6 +64,7 @@ from soci_cli.targets import open_source, open_target, parse_place
 )
 @click.argument("src")
 @click.argument("dst")
+@transfer_flags
 @common_flags
 @pass_app
 def command(
@@ -89,6 +83,7 @@ def command(
     build_tool_identifier: str | None,
     src: str,
     dst: str,
+    registry: RegistryFlags,
 ) -> None:
     """Make the image at SRC lazily loadable and write it to DST.
 
@@ -96,17 +91,17 @@ def command(
     the converted image. Converting again changes nothing.
 
     \b
+    soci image convert --soci docker://example.com/app docker://example.com/app:2
     soci image convert --soci oci:app oci:app-soci
     soci image convert --soci --all-platforms oci-archive:app.tar app:soci
     """
     if not soci:
         raise UsageError("say what to convert to: --soci")
     settings = app.settings
-    names = platform_names or (() if all_platforms else settings.platforms)
     listed = read_prefetch_list(prefetch_files_json) if prefetch_files_json else []
     files = [text.strip() for text in (*prefetch_files, *listed)]
     options = ConvertOptions(
-        platforms=tuple(platforms.parse(name) for name in names),
+        platforms=app.platforms(platform_names, all_platforms),
         all_platforms=all_platforms,
         span_size=settings.span_size if soci_span_size is None else soci_span_size,
         min_layer_size=(
@@ -117,12 +112,13 @@ def command(
         prefetch_files=tuple(text for text in files if text),
         recompress_zstd=(zstd_layers or settings.zstd_layers) == "recompress",
         force=force,
-        concurrency=settings.max_concurrency or 2,
+        concurrency=registry.max_downloads or settings.max_concurrency or 2,
     )
     source_place, target_place = parse_place(src), parse_place(dst)
     with (
-        open_source(source_place, app.root) as source,
-        open_target(target_place, app.root, source.names()) as target,
+        app.registries(registry, source_place, target_place) as registries,
+        open_source(source_place, app.root, registries) as source,
+        open_target(target_place, app.root, source.names(), registries) as target,
         app.output.progress() as observer,
     ):
         result = convert(source, target, options, observer)

@@ -8,6 +8,7 @@ import click
 
 from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.output import clean, count, human_size
+from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.index.inspect import ImageFacts, LayerFacts, PlatformFacts, inspect
 from soci_cli.targets import open_source, parse_place
 
@@ -15,17 +16,23 @@ from soci_cli.targets import open_source, parse_place
 @click.command()
 @format_flag
 @click.argument("place")
+@transfer_flags
 @common_flags
 @pass_app
-def command(app: App, format_: str, place: str) -> None:
+def command(app: App, format_: str, place: str, registry: RegistryFlags) -> None:
     """Show the image at PLACE as a tree: platforms, layers, and which of them are indexed.
 
     \b
     soci image inspect alpine
+    soci image inspect docker://example.com/app:1.0
     soci image inspect oci:app-soci
     soci image inspect --format json oci-archive:app.tar:latest
     """
-    with open_source(parse_place(place), app.root) as source:
+    parsed = parse_place(place)
+    with (
+        app.registries(registry, parsed) as registries,
+        open_source(parsed, app.root, registries) as source,
+    ):
         facts = inspect(source)
     if format_ == "json":
         app.output.json({"place": place, **dataclasses.asdict(facts)})

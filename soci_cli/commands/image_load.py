@@ -46,7 +46,7 @@ def command(app: App, input_: Path | None, name: str | None) -> None:
 
 
 def _load(app: App, path: Path, name: str | None, shown: str) -> None:
-    def at(tag: str | None) -> Source:
+    def at(tag: str | None) -> Layout | Archive:
         return Layout(path, tag, shown) if path.is_dir() else Archive(path, tag, shown)
 
     with at(None) as place:

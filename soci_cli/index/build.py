@@ -81,6 +81,10 @@ class PlatformReport:
     layers: tuple[LayerReport, ...]
 
 
+class NothingToIndexError(SociError):
+    """No layer of an image can be indexed, or all are smaller than the minimum."""
+
+
 class IndexBuilder:
     """Indexes layers, one job a layer, and then makes the index of each platform.
 
@@ -227,9 +231,9 @@ def nothing_indexed(
     """The error for an image of which no layer can be indexed."""
     sizes = [report.layer.size for result in results for report in result.layers]
     if sizes and max(sizes) < options.min_layer_size:
-        return SociError(
+        return NothingToIndexError(
             f"{name} has no layer of {options.min_layer_size} bytes or more (the largest has "
             f"{max(sizes)}), so there is nothing to index; lower the minimum layer size to index it "
             "all the same"
         )
-    return SociError(f"{name} has no layer that can be indexed")
+    return NothingToIndexError(f"{name} has no layer that can be indexed")

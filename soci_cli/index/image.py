@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from soci_cli.errors import InvalidDataError, NotFoundError
@@ -71,9 +71,17 @@ class Image:
         return None
 
 
-def read_image(source: Source) -> Image:
-    """Reads all manifests of an image, and configs where a platform is only there.
+def read_all(entries: Sequence[Descriptor], descriptor: Descriptor) -> bool:
+    """The default of `read_image`: every manifest is read."""
+    return True
 
+
+def read_image(
+    source: Source, needed: Callable[[Sequence[Descriptor], Descriptor], bool] = read_all
+) -> Image:
+    """Reads the manifests of an image, and configs where a platform is only there.
+
+    Of an index, only those manifests are read for which `needed(entries, entry)` is true.
     A manifest of an index that the place lacks is allowed: pulling one platform of several leaves such
     images. Raises NotFoundError, IntegrityError and InvalidDataError.
     """
@@ -81,7 +89,12 @@ def read_image(source: Source) -> Image:
     what = f"{root.digest} in {source.name}"
     if is_index(root.media_type):
         index = parse_index(read_blob(source, root), f"index {what}", root.media_type)
-        entries = [_read_entry(source, descriptor) for descriptor in index.manifests]
+        entries = [
+            _read_entry(source, descriptor)
+            if needed(index.manifests, descriptor)
+            else _unread(descriptor)
+            for descriptor in index.manifests
+        ]
         if not any(entry.manifest or is_index(entry.descriptor.media_type) for entry in entries):
             raise NotFoundError(f"index {what}: none of its manifests is here")
         return Image(root, index, tuple(entries))
@@ -103,10 +116,7 @@ def _read_entry(source: Source, descriptor: Descriptor) -> ImageManifest:
     try:
         data = read_blob(source, descriptor)
     except NotFoundError:
-        is_soci = descriptor.artifact_type in (INDEX_TYPE_V1, INDEX_TYPE_V2)
-        return ImageManifest(
-            descriptor, None, platform, _may_be_image(descriptor) and not is_soci, is_soci
-        )
+        return _unread(descriptor)
     what = f"manifest {descriptor.digest} in {source.name}"
     manifest = parse_manifest(data, what, descriptor.media_type)
     is_soci = is_soci_index(manifest)
@@ -115,6 +125,13 @@ def _read_entry(source: Source, descriptor: Descriptor) -> ImageManifest:
         platform = platforms.normalize(_config_platform(source, manifest))
         is_image = not platforms.is_unknown(platform)
     return ImageManifest(descriptor, manifest, platform, is_image, is_soci)
+
+
+def _unread(descriptor: Descriptor) -> ImageManifest:
+    """An entry of which nothing is known but its descriptor."""
+    is_soci = descriptor.artifact_type in (INDEX_TYPE_V1, INDEX_TYPE_V2)
+    is_image = is_manifest(descriptor.media_type) and _may_be_image(descriptor) and not is_soci
+    return ImageManifest(descriptor, None, descriptor.platform, is_image, is_soci)
 
 
 def _may_be_image(descriptor: Descriptor) -> bool:

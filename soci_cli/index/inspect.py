@@ -11,7 +11,7 @@ from soci_cli.index.image import ImageManifest, read_image
 from soci_cli.index.model import (
     DISABLE_XATTRS,
     INDEX_DIGEST,
-    is_soci_index,
+    INDEX_TYPE_V1,
     prefetch_by_layer,
     span_size_of,
     ztocs_by_layer,
@@ -90,9 +90,8 @@ def inspect(source: Source, *, look_into_ztocs: bool = True) -> ImageFacts:
     """
     image = read_image(source)
     by_digest = {entry.descriptor.digest: entry for entry in image.manifests}
-    referrers = _referrers(source)
     facts = tuple(
-        _platform_facts(source, entry, by_digest, referrers, look_into_ztocs)
+        _platform_facts(source, entry, by_digest, look_into_ztocs)
         for entry in image.manifests
         if not entry.is_soci_index
     )
@@ -117,7 +116,6 @@ def _platform_facts(
     source: Source,
     entry: ImageManifest,
     by_digest: Mapping[str, ImageManifest],
-    referrers: Mapping[str, tuple[Descriptor, Manifest]],
     look_into_ztocs: bool,
 ) -> PlatformFacts:
     platform = platforms.format_platform(entry.platform) if entry.platform else "unknown"
@@ -126,7 +124,7 @@ def _platform_facts(
     if entry.manifest is None:
         missing = "not here" if is_manifest(entry.descriptor.media_type) else "not looked into"
         return PlatformFacts(platform, digest, kind, entry.descriptor.size, problem=missing)
-    soci, soci_digest, index = _soci_index(entry.manifest, digest, by_digest, referrers)
+    soci, soci_digest, index = _soci_index(source, entry, by_digest)
     ztocs = ztocs_by_layer(index) if index else {}
     prefetch = prefetch_by_layer(index) if index else {}
     layers = tuple(
@@ -147,34 +145,23 @@ def _platform_facts(
 
 
 def _soci_index(
-    manifest: Manifest,
-    digest: str,
-    by_digest: Mapping[str, ImageManifest],
-    referrers: Mapping[str, tuple[Descriptor, Manifest]],
+    source: Source, entry: ImageManifest, by_digest: Mapping[str, ImageManifest]
 ) -> tuple[str, str, Manifest | None]:
     """Which kind of index a manifest has, its digest, and the index itself where it is here."""
-    bound = manifest.annotations.get(INDEX_DIGEST)
+    assert entry.manifest is not None
+    bound = entry.manifest.annotations.get(INDEX_DIGEST)
     if bound:
         found = by_digest.get(bound)
         return "v2", bound, found.manifest if found and found.is_soci_index else None
-    if digest in referrers:
-        descriptor, index = referrers[digest]
-        return "v1", descriptor.digest, index
-    return "", "", None
-
-
-def _referrers(source: Source) -> dict[str, tuple[Descriptor, Manifest]]:
-    """SOCI indexes v1 that stand beside the image in its place, by the manifest they refer to."""
-    found: dict[str, tuple[Descriptor, Manifest]] = {}
-    for entry in source.entries():
-        if not is_manifest(entry.media_type):
-            continue
+    if entry.is_image:
+        # The list of referrers is a nicety here: an image can be shown without it.
         with suppress(SociError):
-            data = read_blob(source, entry)
-            manifest = parse_manifest(data, f"manifest {entry.digest} in {source.name}")
-            if manifest.subject and is_soci_index(manifest):
-                found[manifest.subject.digest] = entry, manifest
-    return found
+            for referrer in source.referrers(entry.descriptor, INDEX_TYPE_V1):
+                with suppress(SociError):
+                    data = read_blob(source, referrer)
+                    manifest = parse_manifest(data, f"manifest {referrer.digest}")
+                    return "v1", referrer.digest, manifest
+    return "", "", None
 
 
 def _ztoc_facts(source: Source, blob: Descriptor, look_into: bool) -> ZtocFacts:

@@ -6,10 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, UnsupportedLayerError
+from soci_cli.errors import (
+    IntegrityError,
+    InvalidDataError,
+    LostUploadError,
+    NotFoundError,
+    UnsupportedLayerError,
+)
 from soci_cli.oci import Descriptor, digest_of, encoded_of, media_types
 from soci_cli.progress import Task
-from soci_cli.targets import Source, Target, copy_blob, may_link, read_blob
+from soci_cli.targets import Mounting, Source, Target, copy_blob, may_link, read_blob
 from soci_cli.ztoc import (
     ZTOC_MEDIA_TYPE,
     BuiltZtoc,
@@ -168,10 +174,16 @@ class LayerIndexer:
             if not self._target.link(layer, self._source):
                 copy_blob(self._source, self._target, layer)
             return built
+        if isinstance(self._target, Mounting) and self._target.mount(layer, self._source):
+            return self._build(layer, task, None)
         writer = self._target.open_writer(layer)
         try:
             built = self._build(layer, task, writer.write)
             writer.commit()
+        except LostUploadError:
+            # The zTOC may be good, only the copy was lost on the way: send the layer again.
+            writer.abort()
+            copy_blob(self._source, self._target, layer)
         finally:
             writer.abort()
         return built

@@ -42,8 +42,8 @@ class Rehearsal(Closing):
     def names(self) -> dict[str, str]:
         return self._before.names()
 
-    def entries(self) -> tuple[Descriptor, ...]:
-        return self._before.entries()
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        return self._before.referrers(subject, artifact_type)
 
     def before(self) -> Source | None:
         return self._before

@@ -16,8 +16,17 @@ from soci_cli.targets.copy import (
     skip_nothing,
 )
 from soci_cli.targets.layout import Layout, WritableLayout
-from soci_cli.targets.places import Place, open_source, open_target, parse_place
-from soci_cli.targets.protocol import BlobReader, BytesLike, FileBlobs, Source, Target, Writer
+from soci_cli.targets.places import Place, local_store, open_source, open_target, parse_place
+from soci_cli.targets.protocol import (
+    BlobReader,
+    BytesLike,
+    FileBlobs,
+    Mounting,
+    Originating,
+    Source,
+    Target,
+    Writer,
+)
 from soci_cli.targets.store import Store, StoredImage, StoreTarget, Sweep
 
 __all__ = [
@@ -28,6 +37,8 @@ __all__ = [
     "CopySummary",
     "FileBlobs",
     "Layout",
+    "Mounting",
+    "Originating",
     "Outcome",
     "Place",
     "Source",
@@ -41,6 +52,7 @@ __all__ = [
     "children_of",
     "copy_blob",
     "copy_graph",
+    "local_store",
     "may_link",
     "open_source",
     "open_target",

@@ -69,6 +69,19 @@ class StoreDatabase:
         )
         return None if row is None else _descriptor(row)
 
+    def derived_from(self, kind: str, source_digest: str) -> list[Descriptor]:
+        """All of a kind that was remembered of a blob, the newest first."""
+        if not self._path.exists():
+            return []
+        rows = self._run(
+            lambda db: db.execute(
+                "SELECT media_type, digest, size, annotations, artifact_type FROM derived "
+                "WHERE kind = ? AND source_digest = ? ORDER BY rowid DESC",
+                (kind, source_digest),
+            ).fetchall()
+        )
+        return [made for made in map(_descriptor, rows) if made is not None]
+
     def all_derived(self) -> list[tuple[str, Descriptor]]:
         """Every source digest with what was made from it."""
         if not self._path.exists():

@@ -57,6 +57,7 @@ from soci_cli.targets._index_json import (
     resolve_entry,
     without_names,
 )
+from soci_cli.targets.copy import referring_entries
 from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
 
 MEMBER_LIMIT = 200_000
@@ -114,8 +115,12 @@ class Archive(Closing):
         """See `Source.names`."""
         return entry_naming(self._index, self._tag)
 
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        """See `Source.referrers`: entries of index.json that refer to the manifest."""
+        return referring_entries(self, self.entries(), subject, artifact_type)
+
     def entries(self) -> tuple[Descriptor, ...]:
-        """See `Source.entries`."""
+        """All images of the archive, with the annotations that name them."""
         return self._index.entries
 
     def fetch(
@@ -258,9 +263,9 @@ class ArchiveTarget(Closing):
         """See `Source.names`."""
         return dict(self._names)
 
-    def entries(self) -> tuple[Descriptor, ...]:
-        """See `Source.entries`: what was tagged."""
-        return (self._tagged,) if self._tagged else ()
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        """See `Source.referrers`: an archive is written with one image only."""
+        return ()
 
     def before(self) -> Source | None:
         """See `Target.before`: the FILE that will be replaced, if it is an OCI archive."""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError
+from soci_cli.errors import (
+    IntegrityError,
+    InvalidDataError,
+    LostUploadError,
+    NotFoundError,
+    SociError,
+)
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of
 from soci_cli.oci.manifest import parse_index, parse_manifest
@@ -15,7 +23,7 @@ from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver, Task
 from soci_cli.targets._disk import ContentCheck
-from soci_cli.targets.protocol import FileBlobs, Source, Target
+from soci_cli.targets.protocol import FileBlobs, Mounting, Source, Target
 
 MANIFEST_LIMIT = 4 * 1024 * 1024
 DEPTH_LIMIT = 8
@@ -23,15 +31,16 @@ NODE_LIMIT = 100_000
 _MANIFESTS_LIMIT = 64 * 1024 * 1024
 _CHUNK = 1024 * 1024
 
-Outcome: TypeAlias = Literal["already there", "linked", "copied"]
+Outcome: TypeAlias = Literal["already there", "linked", "mounted", "copied"]
+_SENDINGS = 3
 
 
 @dataclass(frozen=True)
 class CopySummary:
     """What `copy_graph` did, in blobs and manifests; `size` is the bytes that were written.
 
-    `left_out` counts foreign layers that the source does not have and manifests that were allowed
-    to be missing.
+    `linked` counts what was shared or mounted instead of copied, `left_out` foreign layers that the
+    source does not have and manifests that were allowed to be missing.
     """
 
     copied: int
@@ -71,6 +80,8 @@ def copy_blob(
     """
     if target.exists(descriptor):
         return "already there"
+    if isinstance(target, Mounting) and target.mount(descriptor, source):
+        return "mounted"
     task = task or SilentObserver().start("", None)
     if may_link(source, target, descriptor.digest):
         # A link copies nothing, so nothing would notice a damaged file: read it once first.
@@ -80,12 +91,18 @@ def copy_blob(
         if target.link(descriptor, source):
             return "linked"
         task = SilentObserver().start("", None)
-    writer = target.open_writer(descriptor)
-    try:
-        _stream(source, descriptor, writer.write, task)
-        writer.commit()
-    finally:
-        writer.abort()
+    for left in reversed(range(_SENDINGS)):
+        writer = target.open_writer(descriptor)
+        try:
+            _stream(source, descriptor, writer.write, task)
+            writer.commit()
+            break
+        except LostUploadError:
+            if not left:
+                raise
+            task = SilentObserver().start("", None)
+        finally:
+            writer.abort()
     return "copied"
 
 
@@ -123,7 +140,7 @@ def copy_graph(
         return _copy_leaf(source, target, descriptor, heard, stop)
 
     outcomes = run_all(copy, leaves, concurrency)
-    count = {"already there": 0, "linked": 0, "copied": 0, "left out": graph.left_out}
+    count = Counter({"left out": graph.left_out})
     size = 0
     for descriptor, outcome in zip(leaves, outcomes, strict=True):
         count[outcome] += 1
@@ -137,7 +154,7 @@ def copy_graph(
         size += descriptor.size
     return CopySummary(
         copied=count["copied"],
-        linked=count["linked"],
+        linked=count["linked"] + count["mounted"],
         present=count["already there"],
         left_out=count["left out"],
         size=size,
@@ -155,6 +172,24 @@ def children_of(descriptor: Descriptor, data: bytes, what: str) -> tuple[Descrip
         manifest = parse_manifest(data, what, descriptor.media_type)
         return (manifest.config, *manifest.layers)
     return ()
+
+
+def referring_entries(
+    source: Source, entries: Iterable[Descriptor], subject: Descriptor, artifact_type: str
+) -> tuple[Descriptor, ...]:
+    """Those of some manifests that refer to `subject`; for places that keep no list of referrers."""
+    found = []
+    for entry in entries:
+        if not is_manifest(entry.media_type):
+            continue
+        # A damaged neighbour is no reason to fail over an image.
+        with suppress(SociError):
+            manifest = parse_manifest(read_blob(source, entry), f"manifest {entry.digest}")
+            kind = manifest.artifact_type or manifest.config.media_type
+            refers = manifest.subject is not None and manifest.subject.digest == subject.digest
+            if refers and kind == artifact_type:
+                found.append(replace(entry, artifact_type=kind))
+    return tuple(found)
 
 
 @dataclass
@@ -291,5 +326,6 @@ __all__ = [
     "copy_graph",
     "may_link",
     "read_blob",
+    "referring_entries",
     "skip_nothing",
 ]

@@ -38,6 +38,7 @@ from soci_cli.targets._index_json import (
     put_entry,
     resolve_entry,
 )
+from soci_cli.targets.copy import referring_entries
 from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
 
 
@@ -98,8 +99,12 @@ class Layout(Closing):
         """See `Source.names`."""
         return entry_naming(self._folder.read_index_or_empty(), self._tag)
 
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        """See `Source.referrers`: entries of index.json that refer to the manifest."""
+        return referring_entries(self, self.entries(), subject, artifact_type)
+
     def entries(self) -> tuple[Descriptor, ...]:
-        """See `Source.entries`."""
+        """All images of the layout, with the annotations that name them."""
         return self._folder.read_index_or_empty().entries
 
     def close(self) -> None:

@@ -1,12 +1,17 @@
-"""Places as users write them: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, or an image's name."""
+"""Places as users write them: a registry, an OCI layout or archive, or an image's name.
+
+`docker://HOST/REPO[:TAG|@DIGEST]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`; anything else is the name of
+an image in the local store.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.oci.digest import parse_digest
@@ -17,7 +22,11 @@ from soci_cli.targets.layout import Layout, WritableLayout
 from soci_cli.targets.protocol import Source, Target
 from soci_cli.targets.store import Store
 
-_HELP = "use oci:DIR[:TAG], oci-archive:FILE[:TAG] or the name of an image"
+if TYPE_CHECKING:
+    from soci_cli.targets.registry.place import Registries
+
+DOCKER = "docker://"
+_HELP = "use docker://IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG] or the name of an image"
 _OTHER_TRANSPORTS = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*://"
     r"|(?:containers-storage|dir|docker-archive|docker-daemon|oci-dir|oci-layout|ostree|sif|tarball):)"
@@ -32,10 +41,10 @@ class Place:
     """Where an image is, read from `text`.
 
     `path` and `tag` (None, a name, or `@DIGEST`) belong to "oci" and "oci-archive", `reference` to
-    "store".
+    "docker" and "store".
     """
 
-    kind: Literal["oci", "oci-archive", "store"]
+    kind: Literal["docker", "oci", "oci-archive", "store"]
     path: Path | None
     tag: str | None
     reference: Reference | None
@@ -53,6 +62,8 @@ def parse_place(text: str) -> Place:
         return _on_disk("oci", rest, text)
     if colon and transport == "oci-archive":
         return _on_disk("oci-archive", rest, text)
+    if text.startswith(DOCKER):
+        return Place("docker", None, None, parse_reference(text.removeprefix(DOCKER)), text)
     if _OTHER_TRANSPORTS.match(text):
         raise UsageError(f"{shown(text)} is no place that soci knows; {_HELP}")
     if not text:
@@ -60,29 +71,59 @@ def parse_place(text: str) -> Place:
     return Place("store", None, None, parse_reference(text), text)
 
 
-def open_source(place: Place, store_root: Path) -> Source:
-    """The place for reading; use it as a context manager. NotFoundError, InvalidDataError."""
+def open_source(place: Place, store_root: Path, registries: Registries | None = None) -> Source:
+    """The place for reading; use it as a context manager. NotFoundError, InvalidDataError.
+
+    `registries` say how registries are talked to; by default with Docker's credentials.
+    """
     if place.reference is not None:
-        return Store(store_root).open(place.reference, place.text)
+        if place.kind == "docker":
+            return (registries or _default_registries()).source(place.reference, place.text)
+        return local_store(store_root, registries).open(place.reference, place.text)
     path = _path(place)
     if place.kind == "oci":
         return Layout(path, place.tag, place.text)
     return Archive(path, place.tag, place.text)
 
 
-def open_target(place: Place, store_root: Path, names: Mapping[str, str] | None = None) -> Target:
+def open_target(
+    place: Place,
+    store_root: Path,
+    names: Mapping[str, str] | None = None,
+    registries: Registries | None = None,
+) -> Target:
     """The place for writing; use it as a context manager. UsageError, StorageError.
 
     `names` are the annotations that name the image where the place itself gives no tag, as
-    `Source.names` tells them.
+    `Source.names` tells them. `registries` as for `open_source`; mounting a blob of a neighbour needs both
+    places opened with the same.
     """
     if place.reference is not None:
-        return Store(store_root).open(place.reference, place.text)
+        if place.kind == "docker":
+            return (registries or _default_registries()).target(place.reference, place.text)
+        return local_store(store_root, registries).open(place.reference, place.text)
     path = _path(place)
     if place.kind == "oci":
         unnamed = names if place.tag is None else None
         return WritableLayout(path, place.tag, place.text, names=unnamed)
     return ArchiveTarget(path, place.tag, place.text, names=names)
+
+
+def local_store(root: Path, registries: Registries | None = None) -> Store:
+    """The local store, which reads layers that it left in a registry from there."""
+
+    def open_place(text: str) -> Source:
+        return open_source(parse_place(text), root, registries)
+
+    return Store(root, open_place)
+
+
+def _default_registries() -> Registries:
+    # Only who talks to a registry pays for the import.
+    from soci_cli.targets.registry.options import RegistryOptions
+    from soci_cli.targets.registry.place import Registries
+
+    return Registries(RegistryOptions(), os.environ)
 
 
 def _on_disk(kind: Literal["oci", "oci-archive"], rest: str, text: str) -> Place:

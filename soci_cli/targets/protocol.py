@@ -7,6 +7,7 @@ descriptor. `copy.py` moves any graph between any two of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -68,8 +69,12 @@ class Source(Protocol):
     def names(self) -> dict[str, str]:
         """The annotations that name the image in its place, to be kept in a new place."""
 
-    def entries(self) -> tuple[Descriptor, ...]:
-        """All images of the place, with the annotations that name them."""
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        """The manifests here that refer to the manifest `subject`, with this artifact type.
+
+        A manifest without an artifact type has that of its config (OCI distribution spec, "Listing
+        Referrers"). In the order in which the place lists them.
+        """
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -104,7 +109,10 @@ class Target(Source, Protocol):
         """Begin a blob. Several writers may be open at once, in several threads."""
 
     def push(self, descriptor: Descriptor, data: bytes) -> None:
-        """Write a small blob that is in memory; nothing happens when it is there already."""
+        """Write a small blob that is in memory; nothing happens when it is there already.
+
+        A registry and the local store list a manifest with a subject among the referrers of that.
+        """
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """Share a blob of another place without copying it; False when that cannot be done.
@@ -134,6 +142,22 @@ def push_blob(target: Target, descriptor: Descriptor, data: bytes) -> None:
         writer.commit()
     finally:
         writer.abort()
+
+
+@runtime_checkable
+class Mounting(Protocol):
+    """A place that can take a blob from its neighbour without any bytes passing through here."""
+
+    def mount(self, descriptor: Descriptor, source: Source) -> bool:
+        """Take the blob from `source`; False when that cannot be done."""
+
+
+@runtime_checkable
+class Originating(Protocol):
+    """A place that knows other places which have a blob that it lacks."""
+
+    def origins(self, descriptor: Descriptor) -> Sequence[Source]:
+        """Those other places, opened."""
 
 
 @runtime_checkable

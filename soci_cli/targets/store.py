@@ -10,14 +10,16 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from soci_cli.errors import InvalidDataError, NotFoundError, SociError, UsageError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import parse_digest
+from soci_cli.oci.manifest import parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.oci.references import Reference
 from soci_cli.targets._database import StoreDatabase
@@ -36,6 +38,10 @@ from soci_cli.targets.protocol import BlobReader, Source
 
 _FOLDER_MODE = 0o700
 _GC_LOCK = ".gc-lock"
+_REFERRER = "referrer"
+
+OpenPlace: TypeAlias = Callable[[str], Source]
+"""Opens a place such as `docker://HOST/REPO` to read blobs from."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,17 @@ class Sweep:
 class Store:
     """The store in the folder `root`, which is created, for its owner only, by the first write."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, open_place: OpenPlace | None = None) -> None:
+        """`open_place` opens the places where missing blobs can be had; see `remember_location`."""
         self.root = root
+        self.open_place = open_place
         self._name = f"the local store {root}"
         self._folder = LayoutFolder(root, self._name, _FOLDER_MODE)
         self._database = StoreDatabase(self._folder)
 
     def open(self, reference: Reference, name: str | None = None) -> StoreTarget:
         """The place of one image, to read or to write. Close it: till then no sweep can run."""
-        return StoreTarget(self.root, reference, name or str(reference))
+        return StoreTarget(self, reference, name or str(reference))
 
     def images(self) -> list[StoredImage]:
         """All images, sorted by name. Empty when there is no store yet."""
@@ -93,12 +101,18 @@ class Store:
         missing = NotFoundError(f"{reference} is not in {self._name}")
         if not (self.root / "oci-layout").exists():
             raise missing
+        # A sweep of another process takes what is unfinished for a leftover, index.json included.
+        with self.open(reference) as place:
+            place.keep_sweeps_away()
+            self._forget_name(reference, missing)
+        return self.sweep()
+
+    def _forget_name(self, reference: Reference, missing: NotFoundError) -> None:
         with self._folder.locked():
             data = remove_entries(self._folder.read_index_or_empty(), str(reference))
             if data is None:
                 raise missing
             self._folder.write_index(data)
-        return self.sweep()
 
     def sweep(self) -> Sweep:
         """Remove every blob that no image needs, unless the store is in use.
@@ -139,6 +153,16 @@ class Store:
         if made is None or not Layout(self.root).exists(made):
             return None
         return made
+
+    def remember_referrer(self, subject: Descriptor, referrer: Descriptor) -> None:
+        """List a stored manifest among those that refer to `subject`."""
+        self.remember_derived(_REFERRER, subject.digest, referrer.digest, referrer)
+
+    def referrers(self, subject: Descriptor) -> list[Descriptor]:
+        """The stored manifests that refer to `subject`, the newest first."""
+        layout = Layout(self.root)
+        known = self._database.derived_from(_REFERRER, subject.digest)
+        return [one for one in known if layout.exists(one)]
 
     def remember_location(self, digest: str, place: str) -> None:
         """Remember a place that has a blob which the store itself need not have.
@@ -218,12 +242,13 @@ class StoreTarget(WritableLayout):
     From its first use till `close` it holds a shared lock that keeps sweeps away.
     """
 
-    def __init__(self, root: Path, reference: Reference, name: str) -> None:
-        self.store = Store(root)
+    def __init__(self, store: Store, reference: Reference, name: str) -> None:
+        self.store = store
         self._reference = reference
+        self._origins: dict[str, Source] = {}
         full = str(reference)
         names = {REF_NAME: full, CONTAINERD_NAME: full}
-        super().__init__(root, full, name, names=names, folder_mode=_FOLDER_MODE)
+        super().__init__(store.root, full, name, names=names, folder_mode=_FOLDER_MODE)
 
     def resolve(self) -> Descriptor:
         """The image of exactly this name; one with a digest also matches the repository's tags."""
@@ -244,13 +269,54 @@ class StoreTarget(WritableLayout):
     def fetch(
         self, descriptor: Descriptor, offset: int = 0, length: int | None = None
     ) -> BlobReader:
-        """See `Source.fetch`."""
+        """See `Source.fetch`. A layer that stayed in a registry is streamed from there."""
         self._guard()
-        return super().fetch(descriptor, offset, length)
+        try:
+            return super().fetch(descriptor, offset, length)
+        except NotFoundError as error:
+            missing = error
+        for place in self.origins(descriptor):
+            try:
+                return place.fetch(descriptor, offset, length)
+            except SociError as error:
+                missing = NotFoundError(
+                    f"{self._name}: layer {descriptor.digest} was left in its registry when the image "
+                    f"was pulled, and cannot be read from there now: {error}"
+                )
+        raise missing
+
+    def origins(self, descriptor: Descriptor) -> list[Source]:
+        """See `Originating.origins`: where a lazily pulled layer stayed."""
+        found = []
+        for place in self.store.locations(descriptor.digest):
+            with self._lock_mutex:
+                if place not in self._origins and self.store.open_place is not None:
+                    self._origins[place] = self.store.open_place(place)
+            if place in self._origins:
+                found.append(self._origins[place])
+        return found
+
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        """See `Source.referrers`: the newest first."""
+        self._guard()
+        known = self.store.referrers(subject)
+        return tuple(one for one in known if one.artifact_type == artifact_type)
+
+    def push(self, descriptor: Descriptor, data: bytes) -> None:
+        """See `Target.push`."""
+        super().push(descriptor, data)
+        if is_manifest(descriptor.media_type):
+            manifest = parse_manifest(data, f"manifest {descriptor.digest}")
+            if manifest.subject is not None:
+                kind = manifest.artifact_type or manifest.config.media_type
+                referrer = Descriptor(
+                    descriptor.media_type, descriptor.digest, descriptor.size, artifact_type=kind
+                )
+                self.store.remember_referrer(manifest.subject, referrer)
 
     def before(self) -> Source | None:
         """See `Target.before`."""
-        return StoreTarget(self.store.root, self._reference, self._name)
+        return StoreTarget(self.store, self._reference, self._name)
 
     def tag(self, descriptor: Descriptor) -> None:
         """See `Target.tag`. UsageError when the reference has another digest than the image."""
@@ -276,6 +342,10 @@ class StoreTarget(WritableLayout):
         if not (self._folder.root / "oci-layout").exists():
             with self._folder.locked():
                 pass
+        self._guard()
+
+    def keep_sweeps_away(self) -> None:
+        """Hold the shared lock from now till `close`."""
         self._guard()
 
     def _guard(self) -> None:

@@ -121,7 +121,7 @@ class MemorySource(Closing):
     def names(self) -> dict[str, str]:
         return {}
 
-    def entries(self) -> tuple[Descriptor, ...]:
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
         return ()
 
 

@@ -60,6 +60,23 @@ def test_names(text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("docker://alpine", "docker.io/library/alpine:latest"),
+        ("docker://ghcr.io/a/b:1", "ghcr.io/a/b:1"),
+        ("docker://localhost:5000/x", "localhost:5000/x:latest"),
+        ("docker://[::1]:5000/x", "[::1]:5000/x:latest"),
+        (f"docker://quay.io/a/b@{DIGEST}", f"quay.io/a/b@{DIGEST}"),
+        (f"docker://quay.io/a/b:2@{DIGEST}", f"quay.io/a/b:2@{DIGEST}"),
+    ],
+)
+def test_registries(text: str, name: str) -> None:
+    place = parse_place(text)
+    assert (place.kind, place.path, place.tag, place.text) == ("docker", None, None, text)
+    assert str(place.reference) == name
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -72,7 +89,9 @@ def test_names(text: str, name: str) -> None:
         f"oci:@{DIGEST}",
         "oci:dir@sha256:short",
         "oci-archive:",
-        "docker://alpine",
+        "docker://",
+        "docker://UPPER/case:x y",
+        "docker://a/b@sha256:short",
         "docker-archive:a.tar",
         "docker-daemon:alpine:3",
         "dir:/tmp/x",
@@ -88,8 +107,8 @@ def test_refused(text: str) -> None:
 
 
 def test_other_transports_are_told_what_there_is() -> None:
-    with pytest.raises(UsageError, match=r"oci:DIR\[:TAG\], oci-archive:FILE"):
-        parse_place("docker://alpine")
+    with pytest.raises(UsageError, match=r"docker://IMAGE, oci:DIR\[:TAG\], oci-archive"):
+        parse_place("docker-daemon:alpine")
 
 
 PIECES = st.sampled_from(

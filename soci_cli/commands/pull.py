@@ -1,0 +1,99 @@
+"""`soci pull`."""
+
+from __future__ import annotations
+
+import click
+
+from soci_cli.commands.app import App, common_flags, pass_app, platform_flags, snapshotter_flag
+from soci_cli.commands.output import count, human_size
+from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
+from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.index.discover import IndexSources
+from soci_cli.index.pull import PulledPlatform, PullOptions, PullResult, pull
+from soci_cli.oci import parse_digest, parse_reference, platforms
+from soci_cli.targets.places import DOCKER
+
+
+@click.command()
+@snapshotter_flag
+@click.option(
+    "--soci-index-digest",
+    metavar="DIGEST",
+    help="The SOCI index to use; found by itself by default.",
+)
+@platform_flags("Pull")
+@click.argument("ref")
+@transfer_flags
+@common_flags
+@pass_app
+def command(
+    app: App,
+    snapshotter: str,
+    soci_index_digest: str | None,
+    platform_names: tuple[str, ...],
+    all_platforms: bool,
+    ref: str,
+    registry: RegistryFlags,
+) -> None:
+    """Pull the image REF into the local store.
+
+    With a SOCI index only what is needed at once is fetched: manifests, config, zTOCs, and layers that
+    have no zTOC. The other layers stay in the registry and are read from there when something needs them.
+    The last line of output is the image's digest.
+
+    \b
+    soci pull example.com/app:1.0
+    soci pull --snapshotter overlayfs --all-platforms example.com/app:1.0
+    """
+    reference = parse_reference(ref.removeprefix(DOCKER))
+    lazily = snapshotter == "soci"
+    if soci_index_digest is not None:
+        if not lazily:
+            raise UsageError("--soci-index-digest needs --snapshotter soci")
+        soci_index_digest = _digest(soci_index_digest)
+    modes = app.settings.pull_modes
+    options = PullOptions(
+        platforms=app.platforms(platform_names, all_platforms),
+        all_platforms=all_platforms,
+        index=IndexSources(soci_index_digest, modes.soci_v2, modes.soci_v1) if lazily else None,
+        concurrency=app.downloads(registry),
+    )
+    with (
+        app.registries(registry, reference) as registries,
+        registries.source(reference, str(reference)) as source,
+        app.open_store(registries).open(reference) as target,
+        app.output.progress() as observer,
+    ):
+        home = f"{DOCKER}{reference.name}"
+        result = pull(source, home, target, options, observer)
+    for part in result.platforms:
+        app.output.note(_line(part, lazily))
+    app.output.detail(_total(result))
+    app.output.result(result.descriptor.digest)
+
+
+def _digest(text: str) -> str:
+    try:
+        return parse_digest(text)
+    except InvalidDataError as error:
+        raise UsageError(f"--soci-index-digest: {error}") from error
+
+
+def _line(part: PulledPlatform, lazily: bool) -> str:
+    name = platforms.format_platform(part.platform)
+    layers = len(part.layers)
+    remote = part.remote
+    if part.index is None:
+        missing = "; it has no SOCI index" if lazily else ""
+        return f"{name}: {count(layers, 'layer')} pulled{missing}"
+    size = sum(layer.size for layer in remote)
+    total = sum(layer.descriptor.size for layer in part.layers)
+    share = f", {100 * size / total:.0f} %" if total else ""
+    return (
+        f"{name}: SOCI {part.index.version}; {len(remote)} of {count(layers, 'layer')} stay in the "
+        f"registry, which saves {human_size(size)} of {human_size(total)}{share}"
+    )
+
+
+def _total(result: PullResult) -> str:
+    return f"fetched {human_size(result.fetched)}"

@@ -1,0 +1,213 @@
+"""Pulling: an image into the local store, without the layers that can stay in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from soci_cli.errors import NotFoundError, UsageError
+from soci_cli.index.build import manifest_of
+from soci_cli.index.discover import Finder, FoundIndex, IndexSources, find_index
+from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
+from soci_cli.index.layers import short
+from soci_cli.index.model import ztocs_by_layer
+from soci_cli.oci import Descriptor, Platform, platforms
+from soci_cli.parallel import Stop, StoppableTask, run_all
+from soci_cli.progress import Observer, SilentObserver
+from soci_cli.targets import StoreTarget, copy_blob, copy_graph, read_blob
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """What to pull. `index` says where SOCI indexes are looked for; None pulls every layer."""
+
+    platforms: tuple[Platform, ...] = ()
+    all_platforms: bool = False
+    index: IndexSources | None = None
+    concurrency: int = 3
+
+
+@dataclass(frozen=True)
+class PulledLayer:
+    """A layer and its `outcome`: "copied", "already there", "left out" or "remote"."""
+
+    descriptor: Descriptor
+    outcome: str
+
+
+@dataclass(frozen=True)
+class PulledPlatform:
+    """One platform of a pulled image, with the SOCI index that was used, if any."""
+
+    platform: Platform
+    index: FoundIndex | None
+    layers: tuple[PulledLayer, ...]
+
+    @property
+    def remote(self) -> tuple[Descriptor, ...]:
+        """The layers that stayed in the registry."""
+        return tuple(one.descriptor for one in self.layers if one.outcome == "remote")
+
+
+@dataclass(frozen=True)
+class PullResult:
+    """The pulled image's manifest or index; `fetched` are the bytes that were copied."""
+
+    descriptor: Descriptor
+    platforms: tuple[PulledPlatform, ...]
+    fetched: int
+
+
+def pull(
+    place: Finder,
+    home: str,
+    target: StoreTarget,
+    options: PullOptions,
+    observer: Observer | None = None,
+) -> PullResult:
+    """Pulls the chosen platforms of an image into the store.
+
+    With an index, layers that have a zTOC stay where they are, and the store remembers `home`, a place
+    such as `docker://HOST/REPO`, to read them from later. Raises NotFoundError for a platform that is not
+    in the image, and what reading and writing raise; the name is given when everything is there.
+    """
+    observer = observer or SilentObserver()
+    image = read_image(place, _needed(options))
+    chosen = choose_platforms(image, options.platforms, options.all_platforms, place.name)
+    if options.index and options.index.digest and len(chosen) > 1:
+        raise UsageError("a SOCI index belongs to one platform; choose one with --platform")
+    work = _Pull(place, home, target, options, observer)
+    parts = [(platform, image.get(platform, place.name)) for platform in chosen]
+    found = [work.find(entry) for _, entry in parts]
+    outcomes = work.blobs([entry for _, entry in parts], found)
+    work.manifests(image, [entry for _, entry in parts], found)
+    target.tag(image.root)
+    results = tuple(
+        PulledPlatform(
+            platform,
+            index,
+            tuple(
+                PulledLayer(layer, outcomes[layer.digest]) for layer in manifest_of(entry).layers
+            ),
+        )
+        for (platform, entry), index in zip(parts, found, strict=True)
+    )
+    return PullResult(image.root, results, work.fetched)
+
+
+class _Pull:
+    def __init__(
+        self,
+        place: Finder,
+        home: str,
+        target: StoreTarget,
+        options: PullOptions,
+        observer: Observer,
+    ) -> None:
+        self.fetched = 0
+        self._place = place
+        self._home = home
+        self._target = target
+        self._options = options
+        self._observer = observer
+
+    def find(self, entry: ImageManifest) -> FoundIndex | None:
+        manifest_of(entry)
+        if self._options.index is None:
+            return None
+        return find_index(self._place, entry, self._options.index, self._observer)
+
+    def blobs(
+        self, entries: Sequence[ImageManifest], found: Sequence[FoundIndex | None]
+    ) -> dict[str, str]:
+        """Fetches what is needed, side by side; the outcome of every blob by digest."""
+        wanted: dict[str, Descriptor] = {}
+        remote: dict[str, Descriptor] = {}
+        for entry, index in zip(entries, found, strict=True):
+            manifest = manifest_of(entry)
+            indexed = ztocs_by_layer(index.manifest) if index else {}
+            wanted[manifest.config.digest] = manifest.config
+            for layer in manifest.layers:
+                lazy = layer.digest in indexed and not self._target.exists(layer)
+                (remote if lazy else wanted)[layer.digest] = layer
+            if index:
+                for blob in (index.manifest.config, *index.manifest.layers):
+                    wanted[blob.digest] = blob
+        # A layer may be indexed for one platform only; then it is fetched.
+        remote = {digest: layer for digest, layer in remote.items() if digest not in wanted}
+        items = sorted(wanted.values(), key=lambda blob: -blob.size)
+        done = run_all(self._fetch, items, self._options.concurrency)
+        outcomes = {blob.digest: outcome for blob, outcome in zip(items, done, strict=True)}
+        self.fetched += sum(
+            blob.size for blob, outcome in zip(items, done, strict=True) if outcome == "copied"
+        )
+        for digest in remote:
+            self._target.store.remember_location(digest, self._home)
+        return outcomes | dict.fromkeys(remote, "remote")
+
+    def manifests(
+        self,
+        image: Image,
+        entries: Sequence[ImageManifest],
+        found: Sequence[FoundIndex | None],
+    ) -> None:
+        """Writes the manifests, each after what it names; with all platforms whatever else there is."""
+        for entry, index in zip(entries, found, strict=True):
+            if index:
+                self._copy_manifest(index.descriptor)
+            self._copy_manifest(entry.descriptor)
+        if self._options.all_platforms:
+            known = {entry.descriptor.digest for entry in entries}
+            for entry in image.manifests:
+                if entry.descriptor.digest not in known and not entry.is_soci_index:
+                    self._rest(entry)
+        if image.root.digest != entries[0].descriptor.digest:
+            self._copy_manifest(image.root)
+
+    def _rest(self, entry: ImageManifest) -> None:
+        """An attestation or another thing that is no image of a platform."""
+        try:
+            copy_graph(
+                self._place,
+                self._target,
+                entry.descriptor,
+                self._observer,
+                self._options.concurrency,
+                allow_missing_manifests=True,
+            )
+        except NotFoundError as error:
+            self._observer.note(f"left out: {error}")
+
+    def _copy_manifest(self, descriptor: Descriptor) -> None:
+        self._target.push(descriptor, read_blob(self._place, descriptor))
+
+    def _fetch(self, blob: Descriptor, stop: Stop) -> str:
+        task = self._observer.start(short(blob.digest), blob.size)
+        outcome = "failed"
+        try:
+            if blob.urls and not self._target.exists(blob) and not self._place.exists(blob):
+                outcome = "left out"
+            else:
+                outcome = copy_blob(self._place, self._target, blob, StoppableTask(task, stop))
+        finally:
+            task.finish(outcome)
+        return outcome
+
+
+def _needed(options: PullOptions) -> Callable[[Sequence[Descriptor], Descriptor], bool]:
+    """Which manifests of an index must be read to pull: those of the wanted platforms."""
+
+    def needed(entries: Sequence[Descriptor], descriptor: Descriptor) -> bool:
+        if options.all_platforms or descriptor.platform is None:
+            return True
+        if platforms.is_unknown(descriptor.platform):
+            return False
+        there = platforms.dedupe(
+            entry.platform
+            for entry in entries
+            if entry.platform and not platforms.is_unknown(entry.platform)
+        )
+        wanted = options.platforms or (there if len(there) == 1 else (platforms.host_platform(),))
+        return any(platforms.matches(platform, descriptor.platform) for platform in wanted)
+
+    return needed

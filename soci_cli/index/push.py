@@ -1,0 +1,203 @@
+"""Pushing: an image of the local store into a registry, with a SOCI index v1 for each platform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from soci_cli.errors import NotFoundError
+from soci_cli.index.build import (
+    IndexOptions,
+    NothingToIndexError,
+    PlatformReport,
+    index_image,
+    manifest_of,
+)
+from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
+from soci_cli.index.model import INDEX_DIGEST, INDEX_TYPE_V1, MANIFEST_DIGEST, REFERENCE_DIGEST
+from soci_cli.oci import Descriptor, Platform, digest_of, encode, platforms
+from soci_cli.progress import Observer, SilentObserver
+from soci_cli.targets import Source, StoreTarget, Target, copy_graph, read_blob
+
+
+@dataclass(frozen=True)
+class PushOptions(IndexOptions):
+    """How to push. Without `soci` no index is made.
+
+    `existing_index` says what to do when the registry has an index v1 for a manifest already: push ours
+    too and say so ("warn"), make none ("skip"), or push ours too ("allow").
+    """
+
+    soci: bool = True
+    existing_index: str = "warn"
+    uploads: int = 5
+
+
+@dataclass(frozen=True)
+class PushedIndex:
+    """The SOCI index v1 of a platform, pushed; `report` is None for one that existed before."""
+
+    platform: Platform
+    index: Descriptor
+    report: PlatformReport | None = None
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What the name means in the registry now, and which indexes v1 went with it.
+
+    `left_out` are platforms that the store does not have, so that the pushed image lacks them.
+    """
+
+    descriptor: Descriptor
+    indexes: tuple[PushedIndex, ...]
+    left_out: tuple[Platform, ...]
+
+
+def push(
+    source: StoreTarget,
+    target: Target,
+    options: PushOptions,
+    observer: Observer | None = None,
+) -> PushResult:
+    """Pushes an image and, unless it is converted (v2) already, its SOCI indexes v1.
+
+    Indexes are made first, then everything is pushed, and the tag moves at the end. An image for several
+    platforms goes as it is when the store has all of it; with `platforms`, or when parts are missing, an
+    index of fewer entries goes in its stead. Raises what reading, indexing and writing raise.
+    """
+    observer = observer or SilentObserver()
+    image = read_image(source)
+    kept, left_out = _parts(image, options, source.name)
+    root, data = _root(source, image, kept)
+    indexes: list[PushedIndex] = []
+    if options.soci and not _converted(kept):
+        indexes = _make_indexes(source, target, image, kept, options, observer)
+    for entry in kept:
+        copy_graph(
+            source,
+            target,
+            entry.descriptor,
+            observer,
+            options.uploads,
+            allow_missing_manifests=True,
+        )
+    if root.digest not in {entry.descriptor.digest for entry in kept}:
+        target.push(root, data)
+    for made in indexes:
+        copy_graph(source, target, made.index, observer, options.uploads)
+    target.tag(root)
+    return PushResult(root, tuple(indexes), left_out)
+
+
+def _parts(
+    image: Image, options: PushOptions, name: str
+) -> tuple[list[ImageManifest], tuple[Platform, ...]]:
+    """The entries to push, and the platforms that are asked for by nobody but missing."""
+    if options.platforms and not options.all_platforms:
+        chosen = choose_platforms(image, options.platforms, False, name)
+        picked = [image.get(platform, name) for platform in chosen]
+    else:
+        picked = [entry for entry in image.manifests if entry.is_image]
+        if not options.all_platforms:
+            picked = [entry for entry in picked if entry.manifest is not None]
+    for entry in picked:
+        manifest_of(entry)
+    if not picked:
+        raise NotFoundError(f"{name} has no manifest of a platform; pull or convert it again")
+    digests = {entry.descriptor.digest for entry in picked}
+    bound = {manifest_of(entry).annotations.get(INDEX_DIGEST) for entry in picked}
+    whole = all(entry.manifest is not None for entry in image.manifests if entry.is_image)
+    everything = whole and len(picked) == sum(entry.is_image for entry in image.manifests)
+
+    def goes(entry: ImageManifest) -> bool:
+        if everything or entry.descriptor.digest in digests | bound:
+            return True
+        notes = entry.descriptor.annotations
+        return bool(digests & {notes.get(REFERENCE_DIGEST), notes.get(MANIFEST_DIGEST)})
+
+    kept = [entry for entry in image.manifests if goes(entry)]
+    gone = tuple(
+        entry.platform
+        for entry in image.manifests
+        if entry.is_image and entry.platform and entry.manifest is None
+    )
+    return kept, () if options.platforms else gone
+
+
+def _root(source: Source, image: Image, kept: Sequence[ImageManifest]) -> tuple[Descriptor, bytes]:
+    """What the tag will mean: the image as it is, or an index of fewer entries."""
+    if len(kept) == len(image.manifests):
+        return image.root, read_blob(source, image.root)
+    index = replace(image.index, manifests=tuple(entry.descriptor for entry in kept))
+    data = encode(index)
+    return replace(image.root, digest=digest_of(data), size=len(data)), data
+
+
+def _converted(entries: Sequence[ImageManifest]) -> bool:
+    return any(entry.manifest and INDEX_DIGEST in entry.manifest.annotations for entry in entries)
+
+
+def _make_indexes(
+    source: StoreTarget,
+    target: Target,
+    image: Image,
+    kept: Sequence[ImageManifest],
+    options: PushOptions,
+    observer: Observer,
+) -> list[PushedIndex]:
+    """The indexes to push, made in the store. An image that has nothing to index gets none."""
+    there = {entry.descriptor.digest for entry in kept}
+    chosen = [
+        platform
+        for platform in choose_platforms(
+            image, options.platforms, options.all_platforms, source.name
+        )
+        if image.get(platform, source.name).descriptor.digest in there
+    ]
+    made: list[PushedIndex] = []
+    to_build: list[Platform] = []
+    for platform in chosen:
+        entry = image.get(platform, source.name)
+        if _skip_existing(target, entry, options, observer):
+            continue
+        known = _index_it_came_with(source, entry, options)
+        if known is not None:
+            made.append(PushedIndex(platform, known))
+        else:
+            to_build.append(platform)
+    if to_build:
+        wanted = replace(options, platforms=tuple(to_build), all_platforms=False)
+        try:
+            for report in index_image(source, source, wanted, observer):
+                if report.index is not None:
+                    made.append(PushedIndex(report.platform, report.index, report))
+        except NothingToIndexError as error:
+            observer.note(f"pushed without a SOCI index: {error}")
+    return made
+
+
+def _skip_existing(
+    target: Target, entry: ImageManifest, options: PushOptions, observer: Observer
+) -> bool:
+    if options.existing_index == "allow":
+        return False
+    there = target.referrers(entry.descriptor, INDEX_TYPE_V1)
+    if not there:
+        return False
+    name = platforms.format_platform(entry.platform) if entry.platform else entry.descriptor.digest
+    if options.existing_index == "skip":
+        observer.note(f"{name} has a SOCI index already, {there[0].digest}; no other is pushed")
+        return True
+    observer.note(f"{name} has a SOCI index already, {there[0].digest}; see --existing-index")
+    return False
+
+
+def _index_it_came_with(
+    source: StoreTarget, entry: ImageManifest, options: PushOptions
+) -> Descriptor | None:
+    """The index v1 of an image that was pulled without its layers: making one would fetch them all."""
+    if options.force or all(source.exists(layer) for layer in manifest_of(entry).layers):
+        return None
+    known = source.referrers(entry.descriptor, INDEX_TYPE_V1)
+    return known[0] if known else None

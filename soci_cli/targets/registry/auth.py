@@ -1,0 +1,232 @@
+"""Who one is to a registry: Basic, or tokens that are kept by scope and renewed.
+
+See docs "Token Authentication Specification" of the distribution project. `TokenAuth` of oras-py keeps one
+token for all scopes and never renews it; this keeps one for each, with the time it ends. What helpers and
+config files say is in `credentials.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import requests
+from oras.auth.token import TokenAuth
+
+from soci_cli.errors import InvalidDataError, RegistryError
+from soci_cli.oci.canonical import loads
+from soci_cli.targets.registry.messages import redacted
+from soci_cli.targets.registry.options import Credentials
+
+_DEFAULT_LIFE = 60.0  # seconds, when a token server does not say
+_MARGIN = 10.0
+_TOKEN_LIMIT = 1 << 20
+_CLIENT = "soci"
+_CHALLENGE = re.compile(r'([A-Za-z][A-Za-z0-9_-]*)\s*=\s*("((?:[^"\\]|\\.)*)"|[^\s,]+)')
+_SCHEME = re.compile(r"(?:^|,)\s*(Basic|Bearer)(?=\s|$)", re.IGNORECASE)
+_ECR = re.compile(r"\d{12}\.dkr[.-]ecr(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|on\.aws)")
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What a WWW-Authenticate header asks for (RFC 9110, section 11.6.1)."""
+
+    scheme: str
+    realm: str = ""
+    service: str = ""
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class _Token:
+    header: str
+    renew_at: float
+
+
+TokenCall = Callable[[str, str, Mapping[str, str], "list[tuple[str, str]]"], bytes]
+"""Fetches a token document: (method, realm, headers, parameters) to its bytes, at most a limit."""
+
+
+def parse_challenge(header: str) -> Challenge | None:
+    """The Bearer challenge of a header, else the Basic one; None for anything else."""
+    starts = list(_SCHEME.finditer(header))
+    found: dict[str, Challenge] = {}
+    for start, end in zip(
+        starts, [*(one.start() for one in starts[1:]), len(header)], strict=False
+    ):
+        values = {
+            match[1].lower(): match[2] if match[3] is None else re.sub(r"\\(.)", r"\1", match[3])
+            for match in _CHALLENGE.finditer(header[start.end() : end])
+        }
+        scheme = start[1].lower()
+        found.setdefault(
+            scheme,
+            Challenge(
+                scheme,
+                values.get("realm", ""),
+                values.get("service", ""),
+                values.get("scope", ""),
+            ),
+        )
+    return found.get("bearer") or found.get("basic")
+
+
+def basic(credentials: Credentials) -> str:
+    """The Authorization header of Basic authentication (RFC 7617)."""
+    pair = f"{credentials.username}:{credentials.password}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
+
+
+class RegistryAuth(TokenAuth):  # type: ignore[misc]
+    """The Authorization headers for one endpoint. May be used by several threads."""
+
+    def __init__(
+        self, domain: str, find: Callable[[], Credentials | None], call_token: TokenCall
+    ) -> None:
+        """`find` looks the credentials up, anew each time; `call_token` talks to token servers."""
+        super().__init__()
+        self._domain = domain
+        self._find = find
+        self._call_token = call_token
+        self._challenge: Challenge | None = None
+        self._basic: str | None = None
+        self._tokens: dict[str, _Token] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether nobody is logged in; what is asked for may then be there for others."""
+        return self._find() is None
+
+    def authorization(self, scope: str) -> str | None:
+        """The header to send with a request of that scope; None when none was ever asked for."""
+        with self._lock:
+            if self._challenge is None:
+                return None
+            if self._challenge.scheme == "basic":
+                return self._basic
+            token = self._tokens.get(scope)
+            if token is None or token.renew_at <= time.monotonic():
+                token = self._tokens[scope] = self._fetch(self._challenge, scope)
+            return token.header
+
+    def answer(self, response: requests.Response, scope: str, sent: str | None) -> str | None:
+        """A header to send instead of `sent`, which was refused; None when there is no better one.
+
+        `response` is the refusal, a 401 or 403.
+        """
+        challenge = parse_challenge(response.headers.get("WWW-Authenticate", ""))
+        with self._lock:
+            if challenge is None:
+                # 403: a token may have ended without the registry saying so.
+                if self._challenge is None or sent is None or self._challenge.scheme == "basic":
+                    return None
+                challenge = self._challenge
+            if challenge.scheme == "basic":
+                header = self._basic_header(response)
+                if header is None or header == sent:
+                    return None
+                self._challenge, self._basic = challenge, header
+                return header
+            if not challenge.realm:
+                return None
+            known = self._tokens.get(scope)
+            if known is not None and known.header != sent and known.renew_at > time.monotonic():
+                return known.header  # another thread was quicker
+            self._challenge = Challenge("bearer", challenge.realm, challenge.service)
+            token = self._fetch(challenge, scope)
+            self._tokens[scope] = token
+            return None if token.header == sent else token.header
+
+    def _basic_header(self, response: requests.Response) -> str | None:
+        credentials = self._find()
+        if credentials is not None:
+            return basic(credentials)
+        if _ECR.fullmatch(self._domain):
+            return _ecr_header(response)
+        return None
+
+    def _fetch(self, challenge: Challenge, scope: str) -> _Token:
+        """Gets a token for what is intended and what the challenge names."""
+        credentials = self._find()
+        scopes = _merge(scope, challenge.scope)
+        started = time.monotonic()
+        if credentials is not None and credentials.identity_token:
+            data = self._call_token(
+                "POST",
+                challenge.realm,
+                {},
+                [
+                    ("grant_type", "refresh_token"),
+                    ("service", challenge.service),
+                    ("client_id", _CLIENT),
+                    ("scope", " ".join(scopes)),
+                    ("refresh_token", credentials.identity_token),
+                ],
+            )
+        else:
+            headers = {} if credentials is None else {"Authorization": basic(credentials)}
+            parameters = [("service", challenge.service)] if challenge.service else []
+            data = self._call_token(
+                "GET", challenge.realm, headers, parameters + [("scope", one) for one in scopes]
+            )
+        return _parse_token(data, challenge.realm, started)
+
+
+def _merge(*scopes: str) -> list[str]:
+    """The different scopes of several lists, actions on the same repository joined."""
+    actions: dict[str, list[str]] = {}
+    for scope in " ".join(scopes).split():
+        resource, colon, names = scope.rpartition(":")
+        if not colon:
+            resource, names = scope, ""
+        known = actions.setdefault(resource, [])
+        known += [name for name in names.split(",") if name and name not in known]
+    return [
+        f"{resource}:{','.join(names)}" if names else resource
+        for resource, names in actions.items()
+    ]
+
+
+def _parse_token(data: bytes, realm: str, started: float) -> _Token:
+    what = f"the answer of {redacted(realm)}"
+    if len(data) > _TOKEN_LIMIT:
+        raise RegistryError(f"{what} is no token: it is too large")
+    try:
+        document = loads(data, what)
+    except InvalidDataError as error:
+        raise RegistryError(f"{error}; this is no token") from error
+    if not isinstance(document, dict):
+        raise RegistryError(f"{what} is no token")
+    token = document.get("token") or document.get("access_token")
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        raise RegistryError(f"{what} has no token in it")
+    life = document.get("expires_in")
+    seconds = float(life) if isinstance(life, (int, float)) and 0 < life < 1e9 else _DEFAULT_LIFE
+    return _Token(f"Bearer {token}", started + seconds - min(_MARGIN, seconds / 4))
+
+
+def _ecr_header(response: requests.Response) -> str | None:
+    """The header for Amazon ECR by the AWS SDK, where that is installed and has credentials."""
+    try:
+        import boto3  # noqa: F401
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return None
+    from oras.auth.ecr import EcrAuth
+
+    try:
+        headers, changed = EcrAuth().authenticate_request(response, {})
+    except (BotoCoreError, ClientError) as error:
+        host = urlsplit(response.url).hostname
+        raise RegistryError(f"AWS gave no credentials for {host}: {error}") from error
+    header = headers.get("Authorization") if changed else None
+    return header if isinstance(header, str) else None
+
+
+__all__ = ["Challenge", "RegistryAuth", "TokenCall", "basic", "parse_challenge"]

@@ -1,0 +1,428 @@
+"""An image in a registry as a place: `docker://HOST/REPO[:TAG|@DIGEST]`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+
+from soci_cli.closing import Closing
+from soci_cli.errors import (
+    IntegrityError,
+    InvalidDataError,
+    NotFoundError,
+    RegistryError,
+    UsageError,
+)
+from soci_cli.oci.canonical import loads
+from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import algorithm_of, digest_of, new_hash
+from soci_cli.oci.manifest import parse_index, parse_manifest
+from soci_cli.oci.media_types import (
+    DOCKER_MANIFEST,
+    DOCKER_MANIFEST_LIST,
+    DOCKER_MANIFEST_SCHEMA1,
+    DOCKER_MANIFEST_SCHEMA1_SIGNED,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    is_index,
+    is_manifest,
+)
+from soci_cli.oci.references import Reference
+from soci_cli.targets._disk import ContentCheck, MemoryReader, check_range, shown
+from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME
+from soci_cli.targets.protocol import (
+    BlobReader,
+    BytesLike,
+    Originating,
+    Source,
+    Writer,
+    push_blob,
+)
+from soci_cli.targets.registry.client import Client
+from soci_cli.targets.registry.download import BlobStream
+from soci_cli.targets.registry.messages import redacted
+from soci_cli.targets.registry.options import RegistryOptions
+from soci_cli.targets.registry.referrers import LIMIT, add_to_fallback, list_referrers
+from soci_cli.targets.registry.upload import BlobUpload, Repository, upload_location
+
+_ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
+_SCHEMA1 = (DOCKER_MANIFEST_SCHEMA1, DOCKER_MANIFEST_SCHEMA1_SIGNED)
+_KEPT = 64 << 20
+
+
+class Registries:
+    """The registries that a command talks to: one client each, made when it is first needed."""
+
+    def __init__(self, options: RegistryOptions, environ: Mapping[str, str]) -> None:
+        self._options = options
+        self._environ = environ
+        self._clients: dict[str, Client] = {}
+        self._mutex = threading.Lock()
+
+    def client(self, domain: str) -> Client:
+        """The client of a registry, such as `docker.io`."""
+        with self._mutex:
+            if domain not in self._clients:
+                self._clients[domain] = Client(domain, self._options, self._environ)
+            return self._clients[domain]
+
+    def source(self, reference: Reference, name: str) -> RegistrySource:
+        """An image to read. Nothing is sent yet."""
+        return RegistrySource(self.client(reference.domain), reference, name)
+
+    def target(self, reference: Reference, name: str) -> RegistryTarget:
+        """An image to write. Nothing is sent yet."""
+        return RegistryTarget(self.client(reference.domain), reference, name)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            client.close()
+
+
+class RegistrySource(Closing):
+    """An image in a registry that is read. Implements `Source`.
+
+    What the tag means is asked once, so that one command works on one image even when the tag moves.
+    """
+
+    def __init__(self, client: Client, reference: Reference, name: str) -> None:
+        self._client = client
+        self._reference = reference
+        self._name = name
+        self._repository = Repository(client, reference)
+        self._resolved: Descriptor | None = None
+        self._manifests: dict[str, tuple[str, bytes]] = {}
+        self._mutex = threading.RLock()
+
+    @property
+    def name(self) -> str:
+        """The place as the user wrote it."""
+        return self._name
+
+    @property
+    def reference(self) -> Reference:
+        """The image's full reference."""
+        return self._reference
+
+    def resolve(self) -> Descriptor:
+        """See `Source.resolve`. A reference with a digest means that, whatever its tag says."""
+        with self._mutex:
+            if self._resolved is None:
+                wanted = self._reference.digest or self._reference.tag or "latest"
+                self._resolved = self._get_manifest(wanted)
+            return self._resolved
+
+    def find(self, digest: str) -> Descriptor:
+        """The manifest with this digest, whose size and type are not known yet. NotFoundError."""
+        known = self._manifests.get(digest)
+        if known is not None:
+            return Descriptor(known[0], digest, len(known[1]))
+        return self._get_manifest(digest)
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        """See `Source.fetch`. Manifests are read whole, verified, and kept."""
+        count = check_range(descriptor, offset, length)
+        if self._is_manifest(descriptor):
+            data = self._manifest(descriptor)
+            return MemoryReader(data[offset : offset + count])
+        return BlobStream(
+            self._client,
+            self._repository.path("blobs", descriptor.digest),
+            self._repository.pull_scope,
+            descriptor,
+            offset,
+            count,
+        )
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`."""
+        if not self._is_manifest(descriptor):
+            return self._repository.has_blob(descriptor)
+        if descriptor.digest in self._manifests:
+            return True
+        try:
+            answer = self._client.call(
+                "HEAD",
+                self._repository.path("manifests", descriptor.digest),
+                scope=self._repository.pull_scope,
+                capability="resolve",
+                headers={"Accept": f"{descriptor.media_type}, {_ACCEPT}"},
+            )
+        except NotFoundError:
+            return False
+        answer.finish()
+        return True
+
+    def names(self) -> dict[str, str]:
+        """See `Source.names`: the tag, and the whole name as containerd's tools keep it."""
+        if not self._reference.tag:
+            return {}
+        named = Reference(self._reference.domain, self._reference.repository, self._reference.tag)
+        return {REF_NAME: self._reference.tag, CONTAINERD_NAME: str(named)}
+
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        """See `Source.referrers`."""
+        return list_referrers(self._repository, subject.digest, artifact_type)
+
+    def _is_manifest(self, descriptor: Descriptor) -> bool:
+        kind = descriptor.media_type
+        return is_index(kind) or is_manifest(kind) or descriptor.digest in self._manifests
+
+    def _manifest(self, descriptor: Descriptor) -> bytes:
+        known = self._manifests.get(descriptor.digest)
+        if known is None:
+            self._get_manifest(descriptor.digest)
+            known = self._manifests[descriptor.digest]
+        if len(known[1]) != descriptor.size:
+            raise IntegrityError(
+                f"manifest {descriptor.digest} in {self._name} has {len(known[1])} bytes, not the "
+                f"{descriptor.size} of its descriptor"
+            )
+        return known[1]
+
+    def _get_manifest(self, wanted: str) -> Descriptor:
+        """Gets a manifest by tag or digest, and keeps it."""
+        data, answer = self._client.document(
+            self._repository.path("manifests", wanted),
+            LIMIT,
+            "the manifest",
+            scope=self._repository.pull_scope,
+            capability="resolve",
+            headers={"Accept": _ACCEPT},
+        )
+        what = f"the manifest from {redacted(answer.url)}"
+        media_type = _media_type(data, answer.headers.get("Content-Type", ""), what)
+        told = answer.headers.get("Docker-Content-Digest", "")
+        by_digest = ":" in wanted
+        digest = wanted if by_digest else digest_of(data)
+        if not by_digest and told.startswith("sha512:"):
+            digest = told
+        if _digest_like(digest, data) != digest:
+            raise IntegrityError(f"{what} does not have the digest {digest}; it was changed")
+        comparable = media_type not in _SCHEMA1 and told.startswith(algorithm_of(digest))
+        if comparable and told != digest:
+            raise IntegrityError(
+                f"{what} does not have the digest that the registry gives it: {shown(told)}"
+            )
+        self._keep(digest, media_type, data)
+        return Descriptor(media_type, digest, len(data))
+
+    def _keep(self, digest: str, media_type: str, data: bytes) -> None:
+        with self._mutex:
+            self._manifests[digest] = media_type, data
+            if sum(len(kept) for _, kept in self._manifests.values()) > _KEPT:
+                raise InvalidDataError(
+                    f"the manifests of the image in {self._name} take more than {_KEPT} bytes"
+                )
+
+
+class RegistryTarget(RegistrySource):
+    """An image in a registry that is written, and read back. Implements `Target` and `Mounting`.
+
+    Blobs and manifests appear under their digests as they are pushed; the tag moves at the end. What a
+    command that fails has pushed is left to the registry's garbage collection.
+    """
+
+    def __init__(self, client: Client, reference: Reference, name: str) -> None:
+        super().__init__(client, reference, name)
+        self._there: set[str] = set()
+        self._opened: dict[str, str] = {}
+        self._uploads: set[BlobUpload] = set()
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`; what was found or written once is not asked for again."""
+        if descriptor.digest in self._there or super().exists(descriptor):
+            self._there.add(descriptor.digest)
+            return True
+        return False
+
+    def open_writer(self, descriptor: Descriptor) -> Writer:
+        """See `Target.open_writer`."""
+        if is_index(descriptor.media_type) or is_manifest(descriptor.media_type):
+            return _ManifestWriter(self, descriptor)
+        location = self._opened.pop(descriptor.digest, None)
+        upload = BlobUpload(self._repository, descriptor, self._name, location)
+        with self._mutex:
+            self._uploads.add(upload)
+        return upload
+
+    def push(self, descriptor: Descriptor, data: bytes) -> None:
+        """See `Target.push`. A manifest with a subject is listed among the referrers of that."""
+        if not (is_index(descriptor.media_type) or is_manifest(descriptor.media_type)):
+            push_blob(self, descriptor, data)
+            return
+        subject = _subject(descriptor, data)
+        if subject is None and self.exists(descriptor):
+            self._keep(descriptor.digest, descriptor.media_type, data)
+            return
+        processed = self._put_manifest(descriptor, data, descriptor.digest)
+        self._there.add(descriptor.digest)
+        if subject is not None and processed != subject.digest:
+            add_to_fallback(self._repository, subject.digest, _as_referrer(descriptor, data))
+
+    def mount(self, descriptor: Descriptor, source: Source) -> bool:
+        """See `Mounting.mount`: a blob of another repository of this registry."""
+        places = (
+            [source, *source.origins(descriptor)] if isinstance(source, Originating) else [source]
+        )
+        other = next(filter(None, map(self._neighbour, places)), None)
+        if other is None:
+            return False
+        answer = self._client.call(
+            "POST",
+            self._repository.path("blobs", "uploads/"),
+            scope=f"{self._repository.push_scope} repository:{other}:pull",
+            capability="push",
+            query=[("mount", descriptor.digest), ("from", other)],
+            ok=(201, 202),
+        )
+        answer.finish()
+        if answer.status == 201:
+            self._there.add(descriptor.digest)
+            return True
+        location = upload_location(answer)
+        if location:
+            # An ordinary upload was opened instead: the blob can be sent there.
+            self._opened[descriptor.digest] = location
+        return False
+
+    def _neighbour(self, place: Source) -> str | None:
+        """The repository of a place when it is another one of this registry."""
+        if not isinstance(place, RegistrySource) or place._client is not self._client:
+            return None
+        repository = place.reference.repository
+        return None if repository == self._reference.repository else repository
+
+    def link(self, descriptor: Descriptor, source: Source) -> bool:
+        """See `Target.link`: a registry shares no files."""
+        return False
+
+    def before(self) -> Source | None:
+        """See `Target.before`: what the tag means now."""
+        return RegistrySource(self._client, self._reference, self._name)
+
+    def tag(self, descriptor: Descriptor) -> None:
+        """See `Target.tag`. UsageError when the reference has another digest than the image."""
+        if self._reference.digest not in (None, descriptor.digest):
+            raise UsageError(
+                f"{self._name} cannot name {descriptor.digest}; choose a name with a tag"
+            )
+        if self._reference.tag:
+            data = self._manifest(descriptor)
+            self._put_manifest(descriptor, data, self._reference.tag)
+        with self._mutex:
+            self._resolved = descriptor
+
+    def close(self) -> None:
+        """End the uploads that are still open."""
+        with self._mutex:
+            uploads = list(self._uploads)
+            self._uploads.clear()
+        for upload in uploads:
+            upload.abort()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> str | None:
+        """Sends a manifest's very bytes; the subject that the registry took notice of, if any."""
+        answer = self._client.call(
+            "PUT",
+            self._repository.path("manifests", name),
+            scope=self._repository.push_scope,
+            capability="push",
+            headers={"Content-Type": descriptor.media_type},
+            body=data,
+            ok=(201, 200, 202),
+        )
+        answer.finish()
+        told = answer.headers.get("Docker-Content-Digest")
+        if told and told.startswith(algorithm_of(descriptor.digest)) and told != descriptor.digest:
+            raise RegistryError(
+                f"PUT {redacted(answer.url)}: the registry stored {shown(told)} instead of "
+                f"{descriptor.digest}"
+            )
+        self._keep(descriptor.digest, descriptor.media_type, data)
+        return answer.headers.get("OCI-Subject")
+
+
+class _ManifestWriter:
+    """A manifest that is written in pieces. Implements `Writer`."""
+
+    def __init__(self, target: RegistryTarget, descriptor: Descriptor) -> None:
+        self._target = target
+        self._descriptor = descriptor
+        self._check = ContentCheck(descriptor, target.name)
+        self._data = bytearray()
+        if descriptor.size > LIMIT:
+            raise InvalidDataError(f"manifest {descriptor.digest} is larger than {LIMIT} bytes")
+
+    def write(self, data: BytesLike, /) -> int:
+        view = memoryview(data).cast("B")
+        self._check.add(view)
+        self._data += view
+        return view.nbytes
+
+    def commit(self) -> None:
+        self._check.verify()
+        self._target.push(self._descriptor, bytes(self._data))
+
+    def abort(self) -> None:
+        self._data.clear()
+
+
+def _media_type(data: bytes, header: str, what: str) -> str:
+    """The type of a manifest: what the registry says or, where it says little, the document."""
+    kind = header.partition(";")[0].strip()
+    if is_index(kind) or is_manifest(kind) or kind in _SCHEMA1:
+        return kind
+    if kind == "text/html" or data.lstrip()[:1] == b"<":
+        raise RegistryError(f"{what} is an HTML page, not a manifest; is this a registry?")
+    document = loads(data, what)
+    if not isinstance(document, dict):
+        raise InvalidDataError(f"{what} is no manifest")
+    own = document.get("mediaType")
+    if isinstance(own, str) and own:
+        return own
+    return OCI_INDEX if isinstance(document.get("manifests"), list) else OCI_MANIFEST
+
+
+def _digest_like(digest: str, data: bytes) -> str:
+    content = new_hash(digest)
+    content.update(data)
+    return f"{algorithm_of(digest)}:{content.hexdigest()}"
+
+
+def _subject(descriptor: Descriptor, data: bytes) -> Descriptor | None:
+    what = f"manifest {descriptor.digest}"
+    if is_index(descriptor.media_type):
+        return parse_index(data, what, descriptor.media_type).subject
+    return parse_manifest(data, what, descriptor.media_type).subject
+
+
+def _as_referrer(descriptor: Descriptor, data: bytes) -> Descriptor:
+    """The entry of a manifest in a list of referrers (distribution spec, "Referrers Tag Schema")."""
+    what = f"manifest {descriptor.digest}"
+    if is_index(descriptor.media_type):
+        index = parse_index(data, what)
+        kind, annotations = index.artifact_type, index.annotations
+    else:
+        manifest = parse_manifest(data, what)
+        kind = manifest.artifact_type or manifest.config.media_type
+        annotations = manifest.annotations
+    return Descriptor(
+        descriptor.media_type,
+        descriptor.digest,
+        descriptor.size,
+        annotations=annotations,
+        artifact_type=kind,
+    )

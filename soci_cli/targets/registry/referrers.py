@@ -1,0 +1,149 @@
+"""What refers to a manifest: the Referrers API and, where a registry lacks it, the fallback tag.
+
+See the OCI distribution spec, "Listing Referrers" and "Referrers Tag Schema". The fallback tag is an index
+that clients keep up themselves. HTTP has no transaction over it, so `add_to_fallback` makes lost entries
+unlikely and visible: the write is conditional (If-Match) where the registry knows that, and the tag is read
+again until the entry is seen to have stayed. What remains: a client that read the tag before our write and
+writes after our last look, and does not check, takes our entry away.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from urllib.parse import parse_qsl, urljoin, urlsplit
+
+from soci_cli.errors import InvalidDataError, NotFoundError, RegistryError
+from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import algorithm_of, digest_of, encoded_of
+from soci_cli.oci.manifest import MAX_ENTRIES, Index, encode, parse_index
+from soci_cli.oci.media_types import OCI_INDEX
+from soci_cli.targets.registry.messages import redacted
+from soci_cli.targets.registry.upload import Repository
+
+LIMIT = 4 << 20
+_PAGES = 100
+_ROUNDS = 12
+_SECOND_LOOK = 0.3  # seconds after which a rival that had read before our write will have written
+_UNSUPPORTED = frozenset({400, 401, 403, 405, 406, 415, 500, 501})
+
+
+def list_referrers(
+    repository: Repository, subject: str, artifact_type: str
+) -> tuple[Descriptor, ...]:
+    """The referrers of the manifest with the digest `subject` that have an artifact type.
+
+    From the Referrers API or, where there is none, from the fallback tag; empty when neither knows any.
+    """
+    found = _from_api(repository, subject, artifact_type)
+    if found is None:
+        found = _from_fallback(repository, subject)[0]
+    return tuple(one for one in found if one.artifact_type == artifact_type)
+
+
+def add_to_fallback(repository: Repository, subject: str, referrer: Descriptor) -> None:
+    """Put a referrer into the fallback tag of `subject` and keep all that others put there.
+
+    RegistryError when other clients overwrite the entry again and again.
+    """
+    seen = False
+    for number in range(_ROUNDS):
+        present, etag = _from_fallback(repository, subject)
+        if any(one.digest == referrer.digest for one in present):
+            if seen:
+                return
+            # Once more after a while, unless it was there before we came.
+            seen = True
+            if number == 0:
+                return
+            time.sleep(_SECOND_LOOK * random.uniform(1.0, 1.5))
+            continue
+        seen = False
+        if number:
+            time.sleep(random.uniform(0, 0.05 * 2 ** min(number, 5)))
+            present, etag = _from_fallback(repository, subject)
+        _put_fallback(repository, subject, [*present, replace(referrer, platform=None)], etag)
+    raise RegistryError(
+        f"the referrers of {subject} in {repository.reference.name} are written by others all the "
+        "time; push again"
+    )
+
+
+def fallback_tag(subject: str) -> str:
+    """The tag that lists the referrers of a digest: its first 64 digits behind the algorithm."""
+    return f"{algorithm_of(subject)}-{encoded_of(subject)[:64]}"
+
+
+def _from_api(repository: Repository, subject: str, artifact_type: str) -> list[Descriptor] | None:
+    """What the Referrers API says; None where a registry has none."""
+    path = repository.path("referrers", subject)
+    query = [("artifactType", artifact_type)]
+    found: list[Descriptor] = []
+    for _ in range(_PAGES):
+        try:
+            data, answer = repository.client.document(
+                path,
+                LIMIT,
+                "the list of referrers",
+                scope=repository.pull_scope,
+                headers={"Accept": OCI_INDEX},
+                query=query,
+            )
+        except NotFoundError:
+            return None
+        except RegistryError as error:
+            if error.status in _UNSUPPORTED and not found:
+                return None
+            raise
+        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if kind != OCI_INDEX and not found:
+            return None
+        what = f"the referrers of {subject} from {redacted(answer.url)}"
+        found += parse_index(data, what, OCI_INDEX).manifests
+        if len(found) > MAX_ENTRIES:
+            raise InvalidDataError(f"{what}: more than {MAX_ENTRIES}")
+        following = answer.response.links.get("next", {}).get("url")
+        if not following:
+            return found
+        # Only the query of the next page is taken, so it can lead nowhere else.
+        query = parse_qsl(urlsplit(urljoin(answer.url, following)).query)
+    raise RegistryError(f"the referrers of {subject} in {repository.reference.name} have no end")
+
+
+def _from_fallback(repository: Repository, subject: str) -> tuple[list[Descriptor], str | None]:
+    """What the fallback tag lists, and the ETag of that state, if the registry gives one."""
+    path = repository.path("manifests", fallback_tag(subject))
+    try:
+        data, answer = repository.client.document(
+            path,
+            LIMIT,
+            "the list of referrers",
+            scope=repository.pull_scope,
+            headers={"Accept": OCI_INDEX},
+        )
+    except NotFoundError:
+        return [], None
+    what = f"the referrers of {subject} from {redacted(answer.url)}"
+    return list(parse_index(data, what).manifests), answer.headers.get("ETag")
+
+
+def _put_fallback(
+    repository: Repository, subject: str, entries: list[Descriptor], etag: str | None
+) -> None:
+    data = encode(Index(2, OCI_INDEX, "", tuple(entries)))
+    condition = {"If-Match": etag} if etag else {}
+    answer = repository.client.call(
+        "PUT",
+        repository.path("manifests", fallback_tag(subject)),
+        scope=repository.push_scope,
+        capability="push",
+        headers={"Content-Type": OCI_INDEX, **condition},
+        body=data,
+        # 412: somebody was quicker; the next round sees what is there now.
+        ok=(201, 200, 202, 412),
+    )
+    answer.finish()
+    told = answer.headers.get("Docker-Content-Digest")
+    if answer.status != 412 and told and told != digest_of(data):
+        raise RegistryError(f"PUT {redacted(answer.url)}: the registry stored something else")
