@@ -1,9 +1,12 @@
 #!/bin/sh
-# Converts an image made from files of this machine and reads one file out of it. Run by `make demo`.
+# Makes an image in a registry lazily loadable, pulls it without its layers, and reads a file of it. Run by
+# `make demo`. The registry is one of ours, on a free port of this machine, and ends with the script.
 set -eu
 cd "$(dirname "$0")/.."
 rm -rf .demo
 mkdir .demo
+SOCI_ROOT="$PWD/.demo/store" SOCI_CONFIG=/dev/null DOCKER_CONFIG="$PWD/.demo"
+export SOCI_ROOT SOCI_CONFIG DOCKER_CONFIG
 
 step() { printf '\n== %s\n' "$1"; }
 run() {
@@ -11,34 +14,50 @@ run() {
     "$@"
 }
 
-step "An image with real layers, from files of this machine"
+step "A registry, and an image with real layers from files of this machine in it"
+soci registry serve --quiet --addr 127.0.0.1:0 .demo/registry >.demo/serve.out &
+registry=$!
+trap 'kill $registry 2>/dev/null || :' EXIT
+trap 'exit 130' INT TERM
+tries=0
+until grep -q '^serving' .demo/serve.out 2>/dev/null; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] || { echo "the registry does not start" >&2; exit 1; }
+    sleep 0.1
+done
+host=$(sed -n 's,^serving .* at http://,,p' .demo/serve.out)
 run python examples/make_image.py .demo/app
+run soci image load -i .demo/app --name "$host/app:1"
+run soci push --snapshotter overlayfs "$host/app:1"
+run soci rmi "$host/app:1" >/dev/null
 
-step "Make it lazily loadable: no root, no daemon, no temporary copy"
-run soci image convert --soci oci:.demo/app oci:.demo/app-soci
+step "Make it lazily loadable, in the registry: no root, no daemon, nothing on disk, no layer uploaded"
+run soci image convert --soci "docker://$host/app:1" "docker://$host/app:1-soci"
 
 step "What it holds now"
-run soci image inspect oci:.demo/app-soci
+run soci image inspect "docker://$host/app:1-soci"
 
-step "Read one file out of the large layer through its zTOC"
-eval "$(python - <<'PYTHON'
-# The indexed layer, its zTOC, and a file from its middle.
+step "Pull it lazily: indexed layers stay in the registry"
+run soci pull "$host/app:1-soci"
+du -sh .demo/store | sed 's,\t.*, in the local store,'
+
+step "Read one file of it: only the spans that hold it are fetched"
+name=$(python - "docker://$host/app:1-soci" <<'PYTHON'
+# A file from the middle of the indexed layer.
+import sys
 from pathlib import Path
-import shlex
-from soci_cli import FileTree, decode_ztoc, inspect, open_source, parse_place
+from soci_cli import decode_ztoc, inspect, open_source, parse_place, read_blob
+from soci_cli.oci import Descriptor
 
-with open_source(parse_place("oci:.demo/app-soci"), Path(".demo")) as source:
-    image = inspect(source)
-layer = next(layer for layer in image.manifests[0].layers if layer.ztoc)
-blobs = Path(".demo/app-soci/blobs/sha256")
-ztoc = blobs / layer.ztoc.digest.partition(":")[2]
-files = [f for f in decode_ztoc(ztoc.read_bytes()).files if f.has_data and f.uncompressed_size > 2000]
-name = files[len(files) // 2].name.decode()
-for key, value in (("layer", blobs / layer.digest.partition(":")[2]), ("ztoc", ztoc), ("name", name)):
-    print(f"{key}={shlex.quote(str(value))}")
+with open_source(parse_place(sys.argv[1]), Path(".demo")) as source:
+    ztoc = next(layer.ztoc for layer in inspect(source).manifests[0].layers if layer.ztoc)
+    data = read_blob(source, Descriptor("application/octet-stream", ztoc.digest, ztoc.size), 1 << 30)
+files = [f for f in decode_ztoc(data).files if f.has_data and f.uncompressed_size > 2000]
+print(files[len(files) // 2].name.decode())
 PYTHON
-)"
-run soci ztoc get-file -o .demo/file "$ztoc" "$layer" "$name"
+)
+printf '$ python examples/read_one_file.py %s %s > .demo/file\n' "$host/app:1-soci" "$name"
+python examples/read_one_file.py "$host/app:1-soci" "$name" >.demo/file
 if cmp -s .demo/file "/$name"; then
     echo "The same bytes as /$name on this machine."
 else

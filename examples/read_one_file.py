@@ -2,7 +2,8 @@
 
     python examples/read_one_file.py oci:app:1.0-soci usr/lib/python3.11/json/__init__.py > out
 
-The content goes to stdout, and the bytes that were fetched of the layer to stderr. Of several platforms
+PLACE may be docker://IMAGE, or an image that was pulled lazily: then the spans come from its registry. The
+content goes to stdout, and the bytes that were fetched of the layer to stderr. Of several platforms
 the first is taken. Layers are tried from the topmost down; one without a zTOC is passed over, and whiteouts
 are not looked at.
 """
@@ -27,7 +28,7 @@ from soci_cli.index.inspect import LayerFacts
 from soci_cli.oci import Descriptor
 from soci_cli.targets import Source, read_blob
 
-STORE = Path.home() / ".local/share/soci"
+STORE = Path(os.environ.get("SOCI_ROOT") or Path.home() / ".local/share/soci")
 MAX_ZTOC = 1 << 30
 
 

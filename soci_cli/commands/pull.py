@@ -88,7 +88,7 @@ def _line(part: PulledPlatform, lazily: bool) -> str:
         return f"{name}: {count(layers, 'layer')} pulled{missing}"
     size = sum(layer.size for layer in remote)
     total = sum(layer.descriptor.size for layer in part.layers)
-    share = f", {100 * size / total:.0f} %" if total else ""
+    share = f", {100 * size // total} %" if total else ""
     return (
         f"{name}: SOCI {part.index.version}; {len(remote)} of {count(layers, 'layer')} stay in the "
         f"registry, which saves {human_size(size)} of {human_size(total)}{share}"

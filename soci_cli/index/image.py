@@ -89,13 +89,13 @@ def read_image(
     what = f"{root.digest} in {source.name}"
     if is_index(root.media_type):
         index = parse_index(read_blob(source, root), f"index {what}", root.media_type)
-        entries = [
-            _read_entry(source, descriptor)
-            if needed(index.manifests, descriptor)
-            else _unread(descriptor)
-            for descriptor in index.manifests
-        ]
-        if not any(entry.manifest or is_index(entry.descriptor.media_type) for entry in entries):
+        entries, missing = [], 0
+        for descriptor in index.manifests:
+            read = needed(index.manifests, descriptor)
+            entry = _read_entry(source, descriptor) if read else _unread(descriptor)
+            missing += read and entry.manifest is None and not is_index(descriptor.media_type)
+            entries.append(entry)
+        if missing == len(entries):
             raise NotFoundError(f"index {what}: none of its manifests is here")
         return Image(root, index, tuple(entries))
     if not is_manifest(root.media_type):

@@ -151,13 +151,16 @@ class _Pull:
         entries: Sequence[ImageManifest],
         found: Sequence[FoundIndex | None],
     ) -> None:
-        """Writes the manifests, each after what it names; with all platforms whatever else there is."""
+        """Writes the manifests, each after what it names.
+
+        Whoever pulls all platforms there are gets attestations and whatever else there is, too.
+        """
         for entry, index in zip(entries, found, strict=True):
             if index:
                 self._copy_manifest(index.descriptor)
             self._copy_manifest(entry.descriptor)
-        if self._options.all_platforms:
-            known = {entry.descriptor.digest for entry in entries}
+        known = {entry.descriptor.digest for entry in entries}
+        if all(entry.descriptor.digest in known for entry in image.manifests if entry.is_image):
             for entry in image.manifests:
                 if entry.descriptor.digest not in known and not entry.is_soci_index:
                     self._rest(entry)

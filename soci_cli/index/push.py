@@ -16,6 +16,7 @@ from soci_cli.index.build import (
 from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
 from soci_cli.index.model import INDEX_DIGEST, INDEX_TYPE_V1, MANIFEST_DIGEST, REFERENCE_DIGEST
 from soci_cli.oci import Descriptor, Platform, digest_of, encode, platforms
+from soci_cli.oci.media_types import is_manifest
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, StoreTarget, Target, copy_graph, read_blob
 
@@ -111,6 +112,8 @@ def _parts(
     everything = whole and len(picked) == sum(entry.is_image for entry in image.manifests)
 
     def goes(entry: ImageManifest) -> bool:
+        if entry.manifest is None and is_manifest(entry.descriptor.media_type):
+            return False
         if everything or entry.descriptor.digest in digests | bound:
             return True
         notes = entry.descriptor.annotations
@@ -147,23 +150,29 @@ def _make_indexes(
     observer: Observer,
 ) -> list[PushedIndex]:
     """The indexes to push, made in the store. An image that has nothing to index gets none."""
-    there = {entry.descriptor.digest for entry in kept}
+    kept_digests = {entry.descriptor.digest for entry in kept}
     chosen = [
         platform
         for platform in choose_platforms(
             image, options.platforms, options.all_platforms, source.name
         )
-        if image.get(platform, source.name).descriptor.digest in there
+        if image.get(platform, source.name).descriptor.digest in kept_digests
     ]
     made: list[PushedIndex] = []
     to_build: list[Platform] = []
+    there: dict[Platform, list[str]] = {}
     for platform in chosen:
         entry = image.get(platform, source.name)
-        if _skip_existing(target, entry, options, observer):
+        if options.existing_index != "allow":
+            known = target.referrers(entry.descriptor, INDEX_TYPE_V1)
+            there[platform] = [one.digest for one in known]
+        if there.get(platform) and options.existing_index == "skip":
+            name = platforms.format_platform(platform)
+            observer.note(f"{name}: no SOCI index pushed, it has {there[platform][0]} already")
             continue
-        known = _index_it_came_with(source, entry, options)
-        if known is not None:
-            made.append(PushedIndex(platform, known))
+        own = _index_it_came_with(source, entry, options)
+        if own is not None:
+            made.append(PushedIndex(platform, own))
         else:
             to_build.append(platform)
     if to_build:
@@ -174,23 +183,14 @@ def _make_indexes(
                     made.append(PushedIndex(report.platform, report.index, report))
         except NothingToIndexError as error:
             observer.note(f"pushed without a SOCI index: {error}")
+    for one in made:
+        others = there.get(one.platform, [])
+        if others and one.index.digest not in others:
+            observer.note(
+                f"{platforms.format_platform(one.platform)}: it has another SOCI index already, "
+                f"{others[0]}; which of the two is used is up to the one who pulls"
+            )
     return made
-
-
-def _skip_existing(
-    target: Target, entry: ImageManifest, options: PushOptions, observer: Observer
-) -> bool:
-    if options.existing_index == "allow":
-        return False
-    there = target.referrers(entry.descriptor, INDEX_TYPE_V1)
-    if not there:
-        return False
-    name = platforms.format_platform(entry.platform) if entry.platform else entry.descriptor.digest
-    if options.existing_index == "skip":
-        observer.note(f"{name} has a SOCI index already, {there[0].digest}; no other is pushed")
-        return True
-    observer.note(f"{name} has a SOCI index already, {there[0].digest}; see --existing-index")
-    return False
 
 
 def _index_it_came_with(

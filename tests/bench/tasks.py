@@ -70,7 +70,7 @@ def convert_image(*layers: str) -> Result:
     """Runs `soci image convert` on an image of these layers, as a user would."""
     folder = Path(layers[0]).parent
     image, converted = folder / f"image-of-{len(layers)}", folder / "converted"
-    entries = _make_image(image, layers)
+    entries = make_image(image, layers)
     _warm(*layers)
     shutil.rmtree(converted, ignore_errors=True)
     command = [sys.executable, "-m", "soci_cli", "image", "convert", "--quiet", "--soci"]
@@ -90,7 +90,7 @@ def convert_image(*layers: str) -> Result:
     }
 
 
-def _make_image(place: Path, layers: Sequence[str]) -> int:
+def make_image(place: Path, layers: Sequence[str]) -> int:
     """An image of layers that are linked, not copied. Its diff IDs are made up: nothing reads them."""
     from soci_cli.oci import Descriptor, Manifest, digest_of, encode, platforms
     from soci_cli.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST

@@ -13,17 +13,22 @@ from tests.bench.bench import Target, main, make_missing
 from tests.bench.layers import Item, Shape, choose
 
 
-def test_a_tiny_run_measures_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tiny_run_measures_everything(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    need_docker_registry: str,
+    need_skopeo: str,
+) -> None:
     figures = tmp_path / "figures.json"
     arguments = ["--scale", "0.004", "--runs", "1", "--no-fail", "--json", str(figures)]
     arguments += ["--work", str(tmp_path / "work"), "--source", sysconfig.get_path("stdlib")]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "Making few, few2, many" in text
-    assert text.count("at most") == 3
+    assert "Making few, few2, many, small" in text
+    assert text.count("at most") == 8
 
     report = json.loads(figures.read_text())
-    few, few2, many = report["layers"]
+    few, few2, many, _ = report["layers"]
     assert (few["files"], few2["files"], many["files"]) == (48, 48, 392)
     assert few["uncompressed_size"] == few2["uncompressed_size"]
     assert 3_000_000 < few["uncompressed_size"] < 3_500_000

@@ -218,8 +218,8 @@ def run_convert(
         return convert(opened, written, chosen or options(), observer)
 
 
-def fetch(source: Source, digest: str, size: int) -> bytes:
-    with source.fetch(Descriptor("", digest, size)) as stream:
+def fetch(source: Source, digest: str, size: int, media_type: str = "") -> bytes:
+    with source.fetch(Descriptor(media_type, digest, size)) as stream:
         data = b""
         while piece := stream.read(1 << 20):
             data += piece
@@ -242,10 +242,11 @@ def check_complete(
         while pending:
             descriptor, is_entry = pending.pop()
             digest, size = descriptor["digest"], descriptor["size"]
-            absent = not source.exists(Descriptor("", digest, size))
+            kind = descriptor["mediaType"]
+            absent = not source.exists(Descriptor(kind, digest, size))
             if absent and (digest in said if is_entry else descriptor.get("urls")):
                 continue
-            data = blobs.get(digest) or fetch(source, digest, size)
+            data = blobs.get(digest) or fetch(source, digest, size, kind)
             assert sha256(data) == digest or not verify
             assert len(data) == size
             blobs[digest] = data
@@ -262,7 +263,7 @@ def read_index(place: str | Path, *, store: Path = Path("no-store")) -> Json:
     opened = parse_place(f"oci:{place}" if isinstance(place, Path) else place)
     with open_source(opened, store) as source:
         root = source.resolve()
-        value: Json = json.loads(fetch(source, root.digest, root.size))
+        value: Json = json.loads(fetch(source, root.digest, root.size, root.media_type))
         return value
 
 

@@ -1,0 +1,171 @@
+"""Converting and pulling in registries: whole commands, timed from outside.
+
+Two of Debian's docker-registry on loopback hold the images; skopeo is the peer. The processes of the
+registries work on the same processors, so what they do with the bytes counts too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from tests.bench.layers import Layer
+from tests.bench.tasks import make_image
+from tests.servers.docker_registry import DockerRegistry
+
+_SOCI = [sys.executable, "-m", "soci_cli"]
+_SKOPEO = ["skopeo", "--insecure-policy", "copy", "--quiet"]
+_BUILD = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from soci_cli.ztoc.builder import build_ztoc
+
+def build(path):
+    with open(path, "rb", buffering=0) as layer:
+        return build_ztoc(layer).digest
+
+with ThreadPoolExecutor(2) as pool:
+    list(pool.map(build, sys.argv[1:]))
+"""
+
+
+@dataclass
+class Timing:
+    """One thing to do with commands, and its seconds and peak memory (bytes) in each round."""
+
+    key: str
+    name: str
+    does: str
+    seconds: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+
+    def ratio(self, other: Timing) -> float:
+        """The median of the rounds' ratios of this one's time to the other's."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return median(mine / others for mine, others in pairs)
+
+
+def missing_tools() -> list[str]:
+    """The programs that are needed and not installed."""
+    return [tool for tool in ("docker-registry", "skopeo") if shutil.which(tool) is None]
+
+
+def measure_registries(
+    layers: Sequence[Layer], work: Path, runs: int, say: Callable[[str], None]
+) -> dict[str, Timing]:
+    """Does everything `runs` times; the timings by key. Nothing is left in `work`."""
+    timings = {
+        key: Timing(key, name, does)
+        for key, name, does in (
+            ("build", "build from files", "zTOCs of the layers on disk, two at a time"),
+            ("repository", "convert, repository", "app:1 to app:soci, no layer is uploaded"),
+            ("mount", "convert, registry", "app:1 to another repository, layers are mounted"),
+            ("other", "convert, other one", "app:1 to another registry, one stream in and out"),
+            ("disk", "convert over disk", "skopeo to a layout, convert, skopeo back to app"),
+            ("pull", "soci pull", "everything, into the local store"),
+            ("skopeo", "skopeo copy", "everything, into a layout"),
+            ("lazy", "soci pull, lazily", "with the index of app:soci"),
+        )
+    }
+    folder = work / "registries"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with ExitStack() as stack:
+            first = stack.enter_context(DockerRegistry(folder / "first"))
+            make_image(folder / "image", [str(layer.path) for layer in layers])
+            bench = _Bench(folder, timings)
+            source = f"docker://{first.host}/app:1"
+            bench.once(*_SKOPEO, "--dest-tls-verify=false", f"oci:{folder / 'image'}", source)
+            for number in range(runs):
+                say(f"registries, round {number + 1} of {runs}")
+                _round(bench, first.host, number, layers)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return timings
+
+
+def _round(bench: _Bench, host: str, number: int, layers: Sequence[Layer]) -> None:
+    convert = [*_SOCI, "image", "convert", "--quiet", "--soci", "--soci-min-layer-size=0"]
+    app, source = f"docker://{host}/app", f"docker://{host}/app:1"
+    bench.time("build", [sys.executable, "-c", _BUILD, *(str(layer.path) for layer in layers)])
+    bench.time("repository", [*convert, source, f"{app}:soci-{number}"])
+    bench.time("mount", [*convert, source, f"docker://{host}/mounted-{number}:soci"])
+    with DockerRegistry(bench.folder / f"other-{number}") as other:
+        bench.time("other", [*convert, source, f"docker://{other.host}/app:soci"])
+    shutil.rmtree(bench.folder / f"other-{number}")
+    layout = f"oci:{bench.folder / 'layout'}"
+    bench.time(
+        "disk",
+        [*_SKOPEO, "--src-tls-verify=false", source, f"{layout}:1"],
+        [*convert, f"{layout}:1", f"{layout}:2"],
+        [*_SKOPEO, "--all", "--dest-tls-verify=false", f"{layout}:2", f"{app}:disk-{number}"],
+    )
+    shutil.rmtree(bench.folder / "layout")
+    pull = [*_SOCI, "pull", "--quiet"]
+    bench.time("pull", [*pull, "--snapshotter", "overlayfs", f"{host}/app:1"])
+    shutil.rmtree(bench.store)
+    bench.time("skopeo", [*_SKOPEO, "--src-tls-verify=false", source, f"{layout}:1"])
+    shutil.rmtree(bench.folder / "layout")
+    bench.time("lazy", [*pull, f"{host}/app:soci-{number}"])
+    shutil.rmtree(bench.store)
+
+
+class _Bench:
+    def __init__(self, folder: Path, timings: dict[str, Timing]) -> None:
+        self.folder = folder
+        self.store = folder / "store"
+        self._temporary = folder / "tmp"
+        self._temporary.mkdir()
+        self._timings = timings
+
+    def time(self, key: str, *commands: Sequence[str]) -> None:
+        """Runs commands one after the other and adds up their time."""
+        seconds, peak = 0.0, 0
+        for command in commands:
+            took, used = self.once(*command)
+            seconds += took
+            peak = max(peak, used)
+        self._timings[key].seconds.append(seconds)
+        self._timings[key].peaks.append(peak)
+
+    def once(self, *command: str) -> tuple[float, int]:
+        """Runs a command; its seconds and peak memory. Fails when it leaves temporary files."""
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
+        env = {**kept, "SOCI_ROOT": str(self.store), "TMPDIR": str(self._temporary)}
+        start = perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command[:6])} ended with {process.returncode}")
+        left = list(self._temporary.iterdir())
+        if left:
+            raise RuntimeError(f"{' '.join(command[:6])} left {left[0]} behind")
+        return seconds, usage.ru_maxrss * 1024
+
+
+def print_registries(timings: dict[str, Timing], layers: Sequence[Layer]) -> None:
+    """The table of what was measured."""
+    size = sum(layer.compressed_size for layer in layers)
+    entries = sum(layer.entries for layer in layers)
+    print()
+    print(f"Registries: {len(layers)} layers, {size / 1e6:,.0f} MB, {entries:,} entries")
+    print(f"{'':<22}{'median s':>9} {'min-max':>13}{'ratio':>7}{'MB/s':>7}{'peak MB':>9}  what")
+    build = timings["build"]
+    for one in timings.values():
+        middle = median(one.seconds)
+        spread = f"{min(one.seconds):.2f}-{max(one.seconds):.2f}"
+        print(
+            f"  {one.name:<20}{middle:>9.2f} {spread:>13}{one.ratio(build):>7.2f}"
+            f"{size / middle / 1e6:>7,.0f}{median(one.peaks) / 1e6:>9,.0f}  {one.does}"
+        )
+    print("ratio: to building from files in the same round; MB/s: compressed")
