@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from soci_cli.errors import NotFoundError, SociError, UsageError
-from soci_cli.index.image import ImageManifest, choose_platforms, read_image
+from soci_cli.index.image import ImageManifest, choose_platforms, image_before, read_image
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
@@ -194,7 +194,8 @@ def index_image(
         before = target.before()
         if before is not None:
             stack.enter_context(before)
-        memory = known_ztocs(source, target, before, options.ztoc_settings, force=options.force)
+        images = [*image_before(before), (source, image)]
+        memory = known_ztocs(images, target, options.ztoc_settings, force=options.force)
         indexer = LayerIndexer(source, target, options.ztoc_settings, memory, copy_layers=False)
         builder = IndexBuilder(target, options, observer, indexer)
         jobs: dict[str, Job] = {}

@@ -19,7 +19,13 @@ from soci_cli.index.build import (
     manifest_of,
     nothing_indexed,
 )
-from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
+from soci_cli.index.image import (
+    Image,
+    ImageManifest,
+    choose_platforms,
+    image_before,
+    read_image,
+)
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
@@ -102,34 +108,35 @@ def convert(
         before = target.before()
         if before is not None:
             stack.enter_context(before)
-        memory = known_ztocs(source, target, before, options.ztoc_settings, force=options.force)
-        made = {} if options.force else _layers_by_config(before)
-        if before is not None and not options.force and _may_be_done(source, before, options):
-            # What differs ends the rehearsal; what is wrong will come up again below.
-            with suppress(SociError):
-                rehearsed = _Conversion(
-                    source,
-                    Rehearsal(before),
-                    options,
-                    SilentObserver(),
-                    memory,
-                    made,
-                )
-                root, reports = rehearsed.run()
-                return ConvertResult(root, False, reports)
-        root, reports = _Conversion(source, target, options, observer, memory, made).run()
+        image = read_image(source)
+        earlier = image_before(before)
+        memory = known_ztocs(
+            [*earlier, (source, image)], target, options.ztoc_settings, force=options.force
+        )
+        made: dict[str, tuple[Descriptor, ...]] = {}
+        if earlier and not options.force:
+            place, old = earlier[0]
+            made = _layers_by_config(old)
+            if _may_be_done(source, image, old, options):
+                # What differs ends the rehearsal; what is wrong will come up again below.
+                with suppress(SociError):
+                    rehearsal = Rehearsal(place)
+                    silent = SilentObserver()
+                    root, reports = _Conversion(
+                        source, image, rehearsal, options, silent, memory, made
+                    ).run()
+                    return ConvertResult(root, False, reports)
+        root, reports = _Conversion(source, image, target, options, observer, memory, made).run()
         return ConvertResult(root, True, reports)
 
 
-def _may_be_done(source: Source, before: Source, options: ConvertOptions) -> bool:
+def _may_be_done(source: Source, image: Image, old: Image, options: ConvertOptions) -> bool:
     """Whether the target's image has an index as the conversion would make one.
 
     If not, something will change for certain, and finding that out could mean to build a zTOC in vain.
     """
     with suppress(SociError):
-        chosen = choose_platforms(
-            read_image(source), options.platforms, options.all_platforms, source.name
-        )
+        chosen = choose_platforms(image, options.platforms, options.all_platforms, source.name)
         return any(
             entry.manifest is not None
             and entry.manifest.annotations.get(BUILD_TOOL) == options.build_tool_identifier
@@ -138,26 +145,24 @@ def _may_be_done(source: Source, before: Source, options: ConvertOptions) -> boo
                 for blob in ztocs_by_layer(entry.manifest).values()
             )
             and any(_is_index_of(entry, platform) for platform in chosen)
-            for entry in read_image(before).manifests
+            for entry in old.manifests
         )
     return False
 
 
-def _layers_by_config(place: Source | None) -> dict[str, tuple[Descriptor, ...]]:
-    """The layers of each manifest of the image in a place, by the digest of its config."""
-    if place is not None:
-        with suppress(SociError):
-            return {
-                entry.manifest.config.digest: entry.manifest.layers
-                for entry in read_image(place).manifests
-                if entry.manifest is not None and entry.is_image
-            }
-    return {}
+def _layers_by_config(image: Image) -> dict[str, tuple[Descriptor, ...]]:
+    """The layers of each manifest of an image, by the digest of its config."""
+    return {
+        entry.manifest.config.digest: entry.manifest.layers
+        for entry in image.manifests
+        if entry.manifest is not None and entry.is_image
+    }
 
 
 @dataclass
 class _Conversion:
     source: Source
+    image: Image
     target: Target
     options: ConvertOptions
     observer: Observer
@@ -173,7 +178,7 @@ class _Conversion:
         self.builder = IndexBuilder(self.target, self.options, self.observer, self.indexer)
 
     def run(self) -> tuple[Descriptor, tuple[PlatformReport, ...]]:
-        image = read_image(self.source)
+        image = self.image
         chosen = choose_platforms(
             image, self.options.platforms, self.options.all_platforms, self.source.name
         )

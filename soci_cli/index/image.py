@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from soci_cli.errors import InvalidDataError, NotFoundError
+from soci_cli.errors import InvalidDataError, NotFoundError, SociError
 from soci_cli.index.model import INDEX_TYPE_V1, INDEX_TYPE_V2, REFERENCE_DIGEST, is_soci_index
 from soci_cli.oci import (
     Descriptor,
@@ -107,6 +108,14 @@ def read_image(
     descriptor = replace(root, platform=platform, annotations={})
     entry = ImageManifest(descriptor, manifest, platform, True, False)
     return Image(root, Index(2, OCI_INDEX, "", (descriptor,)), (entry,))
+
+
+def image_before(before: Source | None) -> list[tuple[Source, Image]]:
+    """The image that a target had, with its place; empty when there is none, or a damaged one."""
+    if before is not None:
+        with suppress(SociError):
+            return [(before, read_image(before))]
+    return []
 
 
 def _read_entry(source: Source, descriptor: Descriptor) -> ImageManifest:

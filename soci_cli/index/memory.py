@@ -8,10 +8,8 @@ as trustworthy as the image's layers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 
-from soci_cli.errors import SociError
-from soci_cli.index.image import read_image
+from soci_cli.index.image import Image
 from soci_cli.index.layers import KnownZtoc, ZtocMemory, ZtocSettings
 from soci_cli.index.model import BUILD_TOOL, SPAN_SIZE, ztocs_by_layer
 from soci_cli.oci import Descriptor
@@ -31,15 +29,13 @@ class _NoMemory:
 class _ImageMemory(_NoMemory):
     """Knows the zTOCs that images carry; remembers nothing new."""
 
-    def __init__(self, places: Iterable[Source], settings: ZtocSettings) -> None:
+    def __init__(self, images: Iterable[tuple[Source, Image]], settings: ZtocSettings) -> None:
         self._known: dict[str, KnownZtoc] = {}
-        for place in places:
-            # A place may have no such image, or a damaged one: then it knows nothing.
-            with suppress(SociError):
-                self._learn(place, settings)
+        for place, image in images:
+            self._learn(place, image, settings)
 
-    def _learn(self, place: Source, settings: ZtocSettings) -> None:
-        for entry in read_image(place).manifests:
+    def _learn(self, place: Source, image: Image, settings: ZtocSettings) -> None:
+        for entry in image.manifests:
             index = entry.manifest
             if not entry.is_soci_index or index is None:
                 continue
@@ -75,15 +71,15 @@ class _StoreMemory:
 
 
 def known_ztocs(
-    source: Source, target: Target, before: Source | None, settings: ZtocSettings, *, force: bool
+    images: Iterable[tuple[Source, Image]], target: Target, settings: ZtocSettings, *, force: bool
 ) -> ZtocMemory:
     """The zTOCs that a conversion need not build. With `force` none, but new ones are remembered.
 
-    `before` is the target as it was: what was converted into it earlier is there.
+    `images` are those that may carry some, each with its place: the source, and the target as it was.
     """
     memory: ZtocMemory = _NoMemory()
     if not force:
-        memory = _ImageMemory([before, source] if before else [source], settings)
+        memory = _ImageMemory(images, settings)
     if isinstance(target, StoreTarget):
         return _StoreMemory(target, settings, None if force else memory)
     return memory
