@@ -11,6 +11,7 @@ from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.index.discover import IndexSources
 from soci_cli.index.pull import PulledPlatform, PullOptions, PullResult, pull
 from soci_cli.oci import parse_digest, parse_reference, platforms
+from soci_cli.settings import PullModes
 from soci_cli.targets.places import DOCKER
 
 
@@ -67,7 +68,7 @@ def command(
         home = f"{DOCKER}{reference.name}"
         result = pull(source, home, target, options, observer)
     for part in result.platforms:
-        app.output.note(_line(part, lazily))
+        app.output.note(_line(part, modes, lazily))
     app.output.detail(_total(result))
     app.output.result(result.descriptor.digest)
 
@@ -79,18 +80,20 @@ def _digest(text: str) -> str:
         raise UsageError(f"--soci-index-digest: {error}") from error
 
 
-def _line(part: PulledPlatform, lazily: bool) -> str:
+def _line(part: PulledPlatform, modes: PullModes, lazily: bool) -> str:
     name = platforms.format_platform(part.platform)
     layers = len(part.layers)
     remote = part.remote
     if part.index is None:
-        missing = "; it has no SOCI index" if lazily else ""
+        wanted = "SOCI index" if modes.soci_v1 else "SOCI index v2"
+        missing = f"; it has no {wanted}" if lazily else ""
         return f"{name}: {count(layers, 'layer')} pulled{missing}"
     size = sum(layer.size for layer in remote)
     total = sum(layer.descriptor.size for layer in part.layers)
+    stay = "stays" if len(remote) == 1 else "stay"
     share = f", {100 * size // total} %" if total else ""
     return (
-        f"{name}: SOCI {part.index.version}; {len(remote)} of {count(layers, 'layer')} stay in the "
+        f"{name}: SOCI {part.index.version}; {len(remote)} of {count(layers, 'layer')} {stay} in the "
         f"registry, which saves {human_size(size)} of {human_size(total)}{share}"
     )
 

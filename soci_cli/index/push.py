@@ -15,10 +15,10 @@ from soci_cli.index.build import (
 )
 from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
 from soci_cli.index.model import INDEX_DIGEST, INDEX_TYPE_V1, MANIFEST_DIGEST, REFERENCE_DIGEST
-from soci_cli.oci import Descriptor, Platform, digest_of, encode, platforms
+from soci_cli.oci import Descriptor, Platform, digest_of, encode, parse_manifest, platforms
 from soci_cli.oci.media_types import is_manifest
 from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import Source, StoreTarget, Target, copy_graph, read_blob
+from soci_cli.targets import Source, StoreTarget, Target, copy_blobs, copy_graph, read_blob
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,20 @@ def push(
     if root.digest not in {entry.descriptor.digest for entry in kept}:
         target.push(root, data)
     for made in indexes:
-        copy_graph(source, target, made.index, observer, options.uploads)
+        _push_index(source, target, made.index, observer, options.uploads)
     target.tag(root)
     return PushResult(root, tuple(indexes), left_out)
+
+
+def _push_index(
+    source: Source, target: Target, index: Descriptor, observer: Observer, uploads: int
+) -> None:
+    """Pushes an index v1 even when it is there: a list of referrers may have lost it."""
+    data = read_blob(source, index)
+    manifest = parse_manifest(data, f"SOCI index {index.digest}")
+    blobs = (manifest.config, *manifest.layers)
+    copy_blobs(source, target, blobs, observer, uploads)
+    target.push(index, data)
 
 
 def _parts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -134,12 +134,7 @@ def copy_graph(
     """
     graph = _walk(source, root, skip, allow_missing_manifests)
     leaves = [descriptor for digest, descriptor in graph.seen.items() if digest not in graph.data]
-    heard = observer or SilentObserver()
-
-    def copy(descriptor: Descriptor, stop: Stop) -> str:
-        return _copy_leaf(source, target, descriptor, heard, stop)
-
-    outcomes = run_all(copy, leaves, concurrency)
+    outcomes = copy_blobs(source, target, leaves, observer, concurrency)
     count = Counter({"left out": graph.left_out})
     size = 0
     for descriptor, outcome in zip(leaves, outcomes, strict=True):
@@ -159,6 +154,25 @@ def copy_graph(
         left_out=count["left out"],
         size=size,
     )
+
+
+def copy_blobs(
+    source: Source,
+    target: Target,
+    blobs: Sequence[Descriptor],
+    observer: Observer | None = None,
+    concurrency: int = 2,
+) -> list[str]:
+    """Copy blobs that are no manifests, `concurrency` at a time; how each went, in their order.
+
+    A foreign layer that the source does not have is left out.
+    """
+    heard = observer or SilentObserver()
+
+    def copy(descriptor: Descriptor, stop: Stop) -> str:
+        return _copy_leaf(source, target, descriptor, heard, stop)
+
+    return run_all(copy, blobs, concurrency)
 
 
 def children_of(descriptor: Descriptor, data: bytes, what: str) -> tuple[Descriptor, ...]:
@@ -323,6 +337,7 @@ __all__ = [
     "Outcome",
     "children_of",
     "copy_blob",
+    "copy_blobs",
     "copy_graph",
     "may_link",
     "read_blob",

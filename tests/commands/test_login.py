@@ -376,7 +376,7 @@ def test_user_is_for_the_only_registry() -> None:
     flags = parse("-u", "alice:a:b")
     expected = {"example.com": Credentials("alice", "a:b")}
     assert flags.options(["example.com", "example.com"]).credentials == expected
-    with pytest.raises(UsageError, match=r"a\.com and b\.com: say which registry: use soci login"):
+    with pytest.raises(UsageError, match=r"not for a\.com and b\.com; use soci login for each"):
         flags.options(["a.com", "b.com"])
     with pytest.raises(UsageError, match="--user is for a registry"):
         flags.options([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,11 @@ class Server:
     def __init__(self, running: RegistryServer, log: list[tuple[str, str, int, int, int]]) -> None:
         self.host = running.address
         self.log = log
+
+    def forget(self) -> None:
+        """Begins the log anew. A request is written down a moment after its answer is sent."""
+        time.sleep(0.05)
+        self.log.clear()
 
     def seen(self, method: str, pattern: str) -> list[str]:
         """The paths of requests that were answered well."""
@@ -85,7 +91,7 @@ def app(soci: Soci, server: Server, image: Path) -> str:
     """The name of an image of two layers in the registry."""
     name = f"{server.host}/team/app:1"
     copy(soci, image, name)
-    server.log.clear()
+    server.forget()
     return name
 
 
@@ -125,7 +131,7 @@ def test_convert_again_changes_nothing_and_reads_no_layer(
     soci: Soci, server: Server, app: str, image: Path
 ) -> None:
     first = soci(*CONVERT, f"docker://{app}", f"docker://{app}-soci").good()
-    server.log.clear()
+    server.forget()
     again = soci(*CONVERT, f"docker://{app}", f"docker://{app}-soci").good()
     assert again.last == first.last
     assert "nothing changed" in again.err
@@ -158,7 +164,7 @@ def test_convert_to_another_registry_is_one_stream(
         assert len(server.seen("GET", f"/blobs/{layer}")) == 1
     assert done.last in check_complete_remote(soci, target)
     # And back, where the layers are already: nothing but the tag and what the index holds moves.
-    server.log.clear()
+    server.forget()
     back = soci(*CONVERT, target, f"docker://{app}-back").good()
     assert back.last == done.last
     layers = [digest[7:] for digest in layers_of(image)]
@@ -242,7 +248,7 @@ def test_a_lazy_pull_leaves_indexed_layers_in_the_registry(
     soci: Soci, server: Server, app: str, image: Path, tmp_path: Path
 ) -> None:
     name = converted(soci, app)
-    server.log.clear()
+    server.forget()
     done = soci("pull", name).good()
     layers = layers_of(image)
     assert not any(server.seen("GET", f"/blobs/{layer}") for layer in layers)
@@ -387,7 +393,7 @@ def test_platforms_of_pull_and_push(soci: Soci, server: Server, tmp_path: Path) 
     copy(soci, layout, name)
     with Layout(layout) as opened:
         root = opened.resolve()
-    server.log.clear()
+    server.forget()
     assert soci("pull", "--platform", "linux/amd64", name).good().last == root.digest
     assert len(server.seen("GET", "/manifests/")) == 2, "only what is needed is read"
     soci("pull", "--platform", "linux/mips", name).bad(1, "linux/amd64, linux/s390x")
@@ -445,7 +451,7 @@ def test_push_makes_an_index_that_refers_to_the_image(
     facts = json.loads(soci("image", "inspect", "--format", "json", f"docker://{app}").text)
     assert facts["soci"] == "v1"
     # Nothing is built or sent twice.
-    server.log.clear()
+    server.forget()
     again = soci(*PUSH, "--soci-span-size", "65536", app).good()
     assert not server.seen("POST", "uploads")
     assert "another SOCI index" not in again.err
@@ -492,7 +498,7 @@ def test_push_of_a_lazily_pulled_image_moves_no_bytes_through_here(
     digest = soci("pull", name).good().last
     other = f"{server.host}/elsewhere/app:1"
     soci("image", "tag", name, other).good()
-    server.log.clear()
+    server.forget()
     assert soci("push", other).good().last == digest
     layers = layers_of(image)
     assert not any(server.seen("GET", f"/blobs/{layer}") for layer in layers)
@@ -522,7 +528,7 @@ def test_a_v1_index_goes_along_with_a_lazily_pulled_image(
     digest = soci("pull", app).good().last
     other = f"{server.host}/along:1"
     soci("image", "tag", app, other).good()
-    server.log.clear()
+    server.forget()
     assert "as it was pulled" in soci("push", other).good().err
     assert not any(server.seen("GET", f"/blobs/{layer}") for layer in layers_of(image))
     assert len(server.referrers("along", digest)) == 1
