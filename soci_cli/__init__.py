@@ -4,17 +4,21 @@ The parts that programs use:
 
 - `build_ztoc` builds the zTOC of a layer from any stream, in one pass;
 - `decode_ztoc`, `FileTree` and `LayerReader` read a file inside a layer, fetching only what it needs;
-- `open_source`, `open_target` and `parse_place` open the places where images live;
+- `open_source`, `open_target` and `parse_place` open the places where images live, `Registries` with
+  `RegistryOptions` says how registries are talked to;
 - `convert` makes an image lazily loadable, `inspect` says what an image holds.
 
 Every error that input can cause is a `SociError`. docs/library.md shows each in use.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from soci_cli.errors import (
     ConfigError,
     IntegrityError,
     InvalidDataError,
     NotFoundError,
+    RegistryError,
     SociError,
     StorageError,
     UnsupportedLayerError,
@@ -25,6 +29,7 @@ from soci_cli.index import (
     ConvertResult,
     IndexOptions,
     LayerReport,
+    NothingToIndexError,
     PlatformReport,
     convert,
     index_image,
@@ -34,6 +39,7 @@ from soci_cli.oci import Descriptor, Platform
 from soci_cli.oci.platforms import parse as parse_platform
 from soci_cli.progress import Observer, Task
 from soci_cli.targets import Source, Target, open_source, open_target, parse_place, read_blob
+from soci_cli.targets.registry import Credentials, RegistryOptions
 from soci_cli.ztoc import (
     BuiltZtoc,
     Compression,
@@ -45,6 +51,9 @@ from soci_cli.ztoc import (
     decode_ztoc,
 )
 
+if TYPE_CHECKING:
+    from soci_cli.targets.registry.place import Registries
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -53,6 +62,7 @@ __all__ = [
     "ConfigError",
     "ConvertOptions",
     "ConvertResult",
+    "Credentials",
     "Descriptor",
     "FileMetadata",
     "FileTree",
@@ -63,9 +73,13 @@ __all__ = [
     "LayerReader",
     "LayerReport",
     "NotFoundError",
+    "NothingToIndexError",
     "Observer",
     "Platform",
     "PlatformReport",
+    "Registries",
+    "RegistryError",
+    "RegistryOptions",
     "SociError",
     "Source",
     "StorageError",
@@ -86,3 +100,12 @@ __all__ = [
     "parse_platform",
     "read_blob",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Registries`, whose packages are imported only by who uses it."""
+    if name == "Registries":
+        from soci_cli.targets.registry.place import Registries
+
+        return Registries
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """What SOCI says of an image: its zTOCs gathered in an index, and images converted to carry one."""
 
-from soci_cli.index.build import IndexOptions, PlatformReport, index_image
+from soci_cli.index.build import IndexOptions, NothingToIndexError, PlatformReport, index_image
 from soci_cli.index.convert import ConvertOptions, ConvertResult, convert
 from soci_cli.index.image import Image, ImageManifest, read_image
 from soci_cli.index.layers import LayerReport
@@ -14,6 +14,7 @@ __all__ = [
     "ImageManifest",
     "IndexOptions",
     "LayerReport",
+    "NothingToIndexError",
     "PlatformReport",
     "SociIndex",
     "convert",

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import requests
 from oras.auth.token import TokenAuth
 
 from soci_cli.errors import InvalidDataError, RegistryError
 from soci_cli.oci.canonical import loads
+from soci_cli.targets._disk import shown
 from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.options import Credentials
 
@@ -29,7 +29,9 @@ _TOKEN_LIMIT = 1 << 20
 _CLIENT = "soci"
 _CHALLENGE = re.compile(r'([A-Za-z][A-Za-z0-9_-]*)\s*=\s*("((?:[^"\\]|\\.)*)"|[^\s,]+)')
 _SCHEME = re.compile(r"(?:^|,)\s*(Basic|Bearer)(?=\s|$)", re.IGNORECASE)
-_ECR = re.compile(r"\d{12}\.dkr[.-]ecr(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|on\.aws)")
+_ECR = re.compile(
+    r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|on\.aws)"
+)
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,14 @@ class RegistryAuth(TokenAuth):  # type: ignore[misc]
     """The Authorization headers for one endpoint. May be used by several threads."""
 
     def __init__(
-        self, domain: str, find: Callable[[], Credentials | None], call_token: TokenCall
+        self, server: str, find: Callable[[], Credentials | None], call_token: TokenCall
     ) -> None:
-        """`find` looks the credentials up, anew each time; `call_token` talks to token servers."""
+        """`server` is the endpoint's HOST[:PORT]; with none, Amazon's credentials are for nobody.
+
+        `find` looks the credentials up, anew each time; `call_token` talks to token servers.
+        """
         super().__init__()
-        self._domain = domain
+        self._server = server
         self._find = find
         self._call_token = call_token
         self._challenge: Challenge | None = None
@@ -128,7 +133,7 @@ class RegistryAuth(TokenAuth):  # type: ignore[misc]
                     return None
                 challenge = self._challenge
             if challenge.scheme == "basic":
-                header = self._basic_header(response)
+                header = self._basic_header()
                 if header is None or header == sent:
                     return None
                 self._challenge, self._basic = challenge, header
@@ -143,13 +148,12 @@ class RegistryAuth(TokenAuth):  # type: ignore[misc]
             self._tokens[scope] = token
             return None if token.header == sent else token.header
 
-    def _basic_header(self, response: requests.Response) -> str | None:
+    def _basic_header(self) -> str | None:
         credentials = self._find()
         if credentials is not None:
             return basic(credentials)
-        if _ECR.fullmatch(self._domain):
-            return _ecr_header(response)
-        return None
+        ecr = _ECR.fullmatch(self._server)
+        return _ecr_header(self._server, ecr[1]) if ecr else None
 
     def _fetch(self, challenge: Challenge, scope: str) -> _Token:
         """Gets a token for what is intended and what the challenge names."""
@@ -204,29 +208,28 @@ def _parse_token(data: bytes, realm: str, started: float) -> _Token:
     if not isinstance(document, dict):
         raise RegistryError(f"{what} is no token")
     token = document.get("token") or document.get("access_token")
-    if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+    if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
         raise RegistryError(f"{what} has no token in it")
     life = document.get("expires_in")
     seconds = float(life) if isinstance(life, (int, float)) and 0 < life < 1e9 else _DEFAULT_LIFE
     return _Token(f"Bearer {token}", started + seconds - min(_MARGIN, seconds / 4))
 
 
-def _ecr_header(response: requests.Response) -> str | None:
-    """The header for Amazon ECR by the AWS SDK, where that is installed and has credentials."""
+def _ecr_header(server: str, region: str) -> str | None:
+    """The header for Amazon ECR by the AWS SDK; None where that is not installed.
+
+    Not by `EcrAuth` of oras-py, which knows neither China nor FIPS endpoints and breaks on them.
+    """
     try:
-        import boto3  # noqa: F401
+        import boto3
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         return None
-    from oras.auth.ecr import EcrAuth
-
     try:
-        headers, changed = EcrAuth().authenticate_request(response, {})
+        answer = boto3.client("ecr", region_name=region).get_authorization_token()
     except (BotoCoreError, ClientError) as error:
-        host = urlsplit(response.url).hostname
-        raise RegistryError(f"AWS gave no credentials for {host}: {error}") from error
-    header = headers.get("Authorization") if changed else None
-    return header if isinstance(header, str) else None
+        raise RegistryError(f"AWS gave no credentials for {server}: {shown(str(error))}") from error
+    return f"Basic {answer['authorizationData'][0]['authorizationToken']}"
 
 
 __all__ = ["Challenge", "RegistryAuth", "TokenCall", "basic", "parse_challenge"]

@@ -7,10 +7,14 @@ left to chance. `call` is what the rest of this package uses.
 
 from __future__ import annotations
 
+import io
 import os
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -22,14 +26,20 @@ import urllib3
 from soci_cli.errors import NotFoundError, RegistryError, SociError
 from soci_cli.targets.registry.auth import RegistryAuth
 from soci_cli.targets.registry.credentials import find_credentials
-from soci_cli.targets.registry.hosts import Endpoint, endpoints, is_loopback, system_tls
-from soci_cli.targets.registry.messages import failure, reason_of, redacted, refusal
+from soci_cli.targets.registry.hosts import (
+    Endpoint,
+    TlsSettings,
+    endpoints,
+    is_loopback,
+    system_tls,
+)
+from soci_cli.targets.registry.messages import causes, failure, reason_of, redacted, refusal
 from soci_cli.targets.registry.options import Credentials, RegistryOptions
 from soci_cli.targets.registry.retry import RETRIED_STATUSES, retry_after
 from soci_cli.targets.registry.transport import (
     prepare_session,
     proxies_for,
-    raw_stream,
+    read_pieces,
 )
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -38,7 +48,13 @@ _MAX_REDIRECTS = 10
 _CONNECT_SECONDS = 15.0
 _TOKEN_LIMIT = 1 << 20
 _MAX_URL = 16_000
-_TLS_HINT = b"HTTPS server"  # what Go's server tells who speaks plain HTTP to it
+_TLS_HINTS = (b"HTTPS server", b"HTTPS port")  # Go's and nginx' answer to plain HTTP
+_HINT_BYTES = 64 << 10
+_REST_BYTES = 64 << 10
+_REST_SECONDS = 5.0
+_SLOWNESS = 5.0  # a small document may take so many timeouts in all
+_STRIKES = 3
+_REFUSALS = 4
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 """What a connection that fails raises, before and while a body is read."""
 
@@ -53,11 +69,15 @@ class Body(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, the URL that gave it in the end, and whether that is another one than was asked."""
+    """An answer, the URL that gave it in the end, and whether that is another one than was asked.
+
+    `mirror` is the endpoint's URL when a mirror was asked and not the registry itself.
+    """
 
     response: requests.Response
     url: str
     redirected: bool = False
+    mirror: str = ""
 
     @property
     def status(self) -> int:
@@ -70,33 +90,29 @@ class Answer:
     def close(self) -> None:
         self.response.close()
 
-    def read(self, limit: int, what: str) -> bytes:
-        """The whole body, decoded; RegistryError when it is larger than `limit` or breaks off."""
+    def read(self, limit: int, what: str, seconds: float) -> bytes:
+        """The whole body, decoded.
+
+        RegistryError when it is larger than `limit`, Interrupted when it breaks off or takes too long.
+        """
         with self.response:
-            stream = raw_stream(self.response)
-            pieces: list[bytes] = []
-            left = limit + 1
             try:
-                while left and (piece := stream.read(min(left, 1 << 20), decode_content=True)):
-                    pieces.append(piece)
-                    left -= len(piece)
+                data = b"".join(read_pieces(self.response, limit + 1, seconds))
             except NETWORK_ERRORS as error:
                 raise Interrupted(
                     f"{what} from {redacted(self.url)}: {reason_of(error)}"
                 ) from error
-        if not left:
+        if len(data) > limit:
             raise RegistryError(
                 f"{what} from {redacted(self.url)} is larger than {limit} bytes, which is not accepted"
             )
-        return b"".join(pieces)
+        return data
 
     def finish(self) -> None:
         """Drop a short body, so that its connection can be used again."""
-        try:
-            with self.response:
-                raw_stream(self.response).read(1 << 16)
-        except NETWORK_ERRORS:
-            pass
+        with suppress(*NETWORK_ERRORS), self.response:
+            for _ in read_pieces(self.response, _REST_BYTES, _REST_SECONDS):
+                pass
 
 
 class Interrupted(RegistryError):
@@ -117,8 +133,11 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         self._environ = environ
         self._endpoints = list(endpoints(domain, options, environ))
         self._auths: dict[tuple[str, str], RegistryAuth] = {}
+        self._strikes: dict[str, int] = {}
         self._mutex = threading.Lock()
-        prepare_session(self.session, self._endpoints, system_tls(environ))
+        prepare_session(
+            self.session, self._endpoints, _tls_elsewhere(self._endpoints[-1].tls, environ)
+        )
         self.prefix = urlsplit(self._endpoints[-1].url).scheme
 
     def close(self) -> None:
@@ -126,11 +145,32 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         self.session.close()
 
     def endpoints_for(self, capability: str) -> list[Endpoint]:
-        """The servers to ask, in order: "pull", "resolve" or "push"."""
+        """The servers to ask, in order, for "pull", "resolve" or "push".
+
+        What is pushed goes to one server: the registry itself or, where hosts.toml says that this may not
+        take it, the first mirror that may.
+        """
         found = [one for one in self._endpoints if capability in one.capabilities]
         if not found:
             raise RegistryError(f"no server for {self.domain} may {capability}; see its hosts.toml")
-        return found
+        if capability == "push":
+            return [found[-1] if found[-1] == self._endpoints[-1] else found[0]]
+        *mirrors, last = found
+        return [*(one for one in mirrors if self._strikes.get(one.url, 0) < _STRIKES), last]
+
+    def mirror_failed(self, answer: Answer, *, badly: bool = False) -> bool:
+        """Takes note of a mirror whose answer broke off or, `badly`, was wrong.
+
+        After some failures it is not asked again; at once after a bad one. False when the answer is not a
+        mirror's, so that asking again may give the same.
+        """
+        if answer.mirror:
+            self._strike(answer.mirror, _STRIKES if badly else 1)
+        return bool(answer.mirror)
+
+    def _strike(self, mirror: str, weight: int = 1) -> None:
+        with self._mutex:
+            self._strikes[mirror] = self._strikes.get(mirror, 0) + weight
 
     def ping(self) -> None:
         """Asks the registry itself, no mirror, whether it is one and lets us in. RegistryError."""
@@ -157,11 +197,15 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
                 "GET", path, scope=scope, capability=capability, headers=headers, query=query
             )
             try:
-                return answer.read(limit, what), answer
+                return answer.read(limit, what, self.options.timeout * _SLOWNESS), answer
             except Interrupted:
                 failures += 1
-                if failures >= policy.attempts:
+                if not self.mirror_failed(answer) and failures >= policy.attempts:
                     raise
+            except RegistryError:
+                if not self.mirror_failed(answer, badly=True):
+                    raise
+                continue
             time.sleep(policy.pause(failures))
 
     def call(
@@ -190,9 +234,13 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         for endpoint in found[:-1]:
             try:
                 # A mirror is a help, not a must: it is not waited for.
-                return self._retried(
+                answer = self._retried(
                     method, endpoint.url + path, query, endpoint, scope, ok, headers, body, 1
                 )
+                return replace(answer, mirror=endpoint.url)
+            except RegistryError as error:
+                if error.status is None or error.status >= 500:
+                    self._strike(endpoint.url)
             except SociError:
                 continue
         endpoint = found[-1]
@@ -258,7 +306,9 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
                 answer = self._authenticated(request)
             except NETWORK_ERRORS as error:
                 failures += 1
-                if failures >= most or _is_final(error):
+                # A server that is about to start gets a moment; usually there is none.
+                patience = min(most, _REFUSALS) if _is_refused(error) else most
+                if failures >= patience or _is_final(error):
                     raise failure(method, url, error, failures) from error
             else:
                 if answer.status in ok:
@@ -273,7 +323,7 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
                 if asked is not None and asked > policy.patience:
                     hint = f"it asks to wait for {asked:.0f} seconds"
                     raise refusal(method, answer.url, answer.response, hint)
-                answer.close()
+                answer.finish()
             time.sleep(policy.pause(failures, asked))
 
     def _authenticated(self, request: _Request) -> Answer:
@@ -284,7 +334,11 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         for _ in range(2):
             if answer.status not in (401, 403) or answer.redirected:
                 break
-            better = auth.answer(answer.response, request.scope, sent)
+            try:
+                better = auth.answer(answer.response, request.scope, sent)
+            except BaseException:
+                answer.close()
+                raise
             if better is None:
                 break
             answer.finish()
@@ -296,12 +350,17 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         """One request with its redirects. Credentials go to the first server only."""
         answer = self._followed(request, authorization)
         if request.endpoint.assumed_http and answer.status == 400 and not request.tls:
-            with answer.response:
-                said = raw_stream(answer.response).read(1 << 12)
-            if _TLS_HINT in said:
+            refused = answer.response
+            if request.method == "HEAD":  # which has no body to look into
+                answer.finish()
+                refused = self._once("GET", request.url, {}, None, request.endpoint.dial_timeout)
+            with refused:
+                said = b"".join(read_pieces(refused, _HINT_BYTES, _REST_SECONDS))
+            if any(hint in said for hint in _TLS_HINTS):
                 self._turn_to_tls(request.endpoint)
                 return self._followed(request.over_tls(), authorization)
-            answer.response._content = said
+            # What was read is put back, for the message of an error.
+            answer.response.raw = urllib3.HTTPResponse(io.BytesIO(said), preload_content=False)
         return answer
 
     def _followed(self, request: _Request, authorization: str | None) -> Answer:
@@ -352,7 +411,8 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
             auth = self._auths.get(key)
             if auth is None:
                 find = self._finder(endpoint, repository)
-                auth = RegistryAuth(self.domain, find, self._call_token_for(endpoint))
+                server = urlsplit(endpoint.url).netloc if endpoint.capabilities else ""
+                auth = RegistryAuth(server, find, self._call_token_for(endpoint))
                 self._auths[key] = auth
             return auth
 
@@ -374,18 +434,22 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         def call(
             method: str, realm: str, headers: Mapping[str, str], parameters: list[tuple[str, str]]
         ) -> bytes:
-            realm = urljoin(endpoint.url, realm)
-            parts = urlsplit(realm)
-            secret = bool(headers) or method == "POST"
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            try:
+                realm = urljoin(endpoint.url, realm)
+                parts = urlsplit(realm)
+                usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+            except ValueError:
+                usable = False
+            if not usable:
                 raise RegistryError(
                     f"{self.domain} names no usable token server: {redacted(realm)}"
                 )
+            secret = bool(headers) or method == "POST"
             if (
                 secret
                 and parts.scheme == "http"
                 and endpoint.url.startswith("https:")
-                and not is_loopback(parts.hostname)
+                and not is_loopback(parts.hostname or "")
             ):
                 raise RegistryError(
                     f"{self.domain} wants credentials sent in plain text to {redacted(realm)}; not done"
@@ -418,21 +482,25 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
                     proxies=proxies_for(realm),
                 )
                 if response.status_code == 200:
-                    return Answer(response, realm).read(_TOKEN_LIMIT, "the token")
+                    seconds = self.options.timeout * _SLOWNESS
+                    return Answer(response, realm).read(_TOKEN_LIMIT, "the token", seconds)
+                asked = retry_after(response.headers.get("Retry-After"))
+                hint = ""
+                if asked is not None and asked > policy.patience:
+                    last = True
+                    hint = f"it asks to wait for {asked:.0f} seconds"
                 if response.status_code not in RETRIED_STATUSES or last:
-                    hint = ""
                     if response.status_code in (400, 401, 403):
                         hint = f"log in again with: soci login {self.domain}"
                     raise _as_registry_error(refusal(method, realm, response, hint))
-                asked = retry_after(response.headers.get("Retry-After"))
-                response.close()
+                Answer(response, realm).finish()
             except (*NETWORK_ERRORS, Interrupted) as error:
                 if isinstance(error, Interrupted):
                     if last:
                         raise
                 elif last or _is_final(error):
                     raise failure(method, realm, error, failures) from error
-            time.sleep(policy.pause(failures, min(asked or 0.0, policy.patience)))
+            time.sleep(policy.pause(failures, asked))
         raise AssertionError
 
     def _hint(self, answer: Answer, request: _Request) -> str:
@@ -547,18 +615,41 @@ def _redirected(url: str, location: str, insecure: bool) -> str:
     return new
 
 
+def _is_refused(error: Exception) -> bool:
+    return any(isinstance(one, ConnectionRefusedError) for one in causes(error))
+
+
 def _is_final(error: Exception) -> bool:
     """Whether trying again cannot help: a certificate, a proxy's settings, a URL that is none."""
-    return isinstance(
+    if isinstance(
         error,
         (
-            requests.exceptions.SSLError,
             requests.exceptions.InvalidURL,
             requests.exceptions.InvalidSchema,
             requests.exceptions.InvalidHeader,
             requests.exceptions.InvalidProxyURL,
         ),
+    ):
+        return True
+    found = causes(error)
+    if isinstance(error, requests.exceptions.SSLError):
+        # A peer that hung up in the middle of a handshake may have been busy.
+        return not any(isinstance(one, (ssl.SSLEOFError, ssl.SSLZeroReturnError)) for one in found)
+    return any(isinstance(one, socket.gaierror) and one.errno == socket.EAI_NONAME for one in found)
+
+
+def _tls_elsewhere(own: TlsSettings, environ: Mapping[str, str]) -> TlsSettings:
+    """TLS to servers that a registry leads to: what is trusted for it is trusted there too.
+
+    Its token server often has a certificate by the same authority, its blob store one by a public
+    authority. A client's certificate is for the registry alone.
+    """
+    trusted = (
+        *system_tls(environ).authorities,
+        *own.authorities,
+        *([own.only] if own.only else []),
     )
+    return TlsSettings(own.skip_verify, tuple(dict.fromkeys(trusted)))
 
 
 def _as_registry_error(error: SociError) -> SociError:

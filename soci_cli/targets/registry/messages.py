@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import re
 import socket
 import ssl
+from contextlib import suppress
 from http.client import responses
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import requests
 import urllib3
@@ -14,10 +18,13 @@ import urllib3
 from soci_cli.errors import NotFoundError, RegistryError, SociError
 from soci_cli.targets._disk import shown
 from soci_cli.targets.registry.retry import retry_after
-from soci_cli.targets.registry.transport import raw_stream
+from soci_cli.targets.registry.transport import read_pieces
 
 _BODY_LIMIT = 64 * 1024
+_BODY_SECONDS = 5.0
 _SHOWN = 200
+_IN_URL = re.compile(r"(?<=://)[^\s/?#@]*@|\?\S+")  # what may be secret in a URL
+_SHORTEST_SECRET = 4  # shorter ones are in many words
 
 
 def redacted(url: str) -> str:
@@ -37,7 +44,7 @@ def refusal(method: str, url: str, response: requests.Response, hint: str = "") 
     NotFoundError for 404, RegistryError for the rest.
     """
     status = response.status_code
-    said = _registry_message(response)
+    said = shown(_without_secrets(_registry_message(response), response.request), 2 * _SHOWN)
     text = f"{method} {redacted(url)}: {status} {responses.get(status, '')}".rstrip()
     text += (f": {said}" if said else "") + (f"; {hint}" if hint else "")
     if status == 404:
@@ -51,8 +58,8 @@ def failure(method: str, url: str, error: Exception, attempts: int = 1) -> Regis
     return RegistryError(f"{method} {redacted(url)}: {reason_of(error)}{tried}")
 
 
-def reason_of(error: BaseException) -> str:
-    """The root of a network error in a few words; those of requests nest many others."""
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and all that it was made of, the outermost first."""
     pending: list[object] = [error]
     seen: set[int] = set()
     found: list[BaseException] = []
@@ -63,6 +70,12 @@ def reason_of(error: BaseException) -> str:
         seen.add(id(one))
         found.append(one)
         pending += [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]
+    return found
+
+
+def reason_of(error: BaseException) -> str:
+    """The root of a network error in a few words; those of requests nest many others."""
+    found = causes(error)
     for one in found:
         if isinstance(one, ssl.SSLCertVerificationError):
             return (
@@ -76,8 +89,10 @@ def reason_of(error: BaseException) -> str:
         if isinstance(one, socket.gaierror):
             return f"the host cannot be found: {one.strerror}"
     for one in found:
-        if isinstance(one, OSError) and one.strerror and not isinstance(one, TimeoutError):
-            return one.strerror.lower()
+        if isinstance(one, TimeoutError) or not isinstance(one, OSError):
+            continue
+        if isinstance(one.strerror, str) and one.strerror:
+            return shown(one.strerror.lower(), _SHOWN)
     for one in found:
         if isinstance(
             one,
@@ -91,31 +106,59 @@ def reason_of(error: BaseException) -> str:
     for one in found:
         if isinstance(one, urllib3.exceptions.IncompleteRead):
             return "the connection ended in the middle of the answer"
-    return shown(str(found[-1]) or type(found[-1]).__name__, _SHOWN)
+    for one in found:
+        if isinstance(one, (*_BAD_URLS, UnicodeError)):
+            return "this URL cannot be used"
+    return shown(_IN_URL.sub("…", str(found[-1])) or type(found[-1]).__name__, _SHOWN)
+
+
+_BAD_URLS = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+    urllib3.exceptions.LocationValueError,
+)
+
+
+def _without_secrets(text: str, request: requests.PreparedRequest | None) -> str:
+    """What a registry said, without what we told it in confidence."""
+    secrets = []
+    if request is not None:
+        scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+        secrets.append(value)
+        if scheme == "Basic":
+            with suppress(binascii.Error, UnicodeDecodeError):
+                secrets.append(base64.b64decode(value).decode().partition(":")[2])
+        if isinstance(request.body, str):
+            secrets += parse_qs(request.body).get("refresh_token", [])
+    for secret in secrets:
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "…")
+    return text
 
 
 def _registry_message(response: requests.Response) -> str:
     """What the registry itself says of an error (OCI distribution spec, "Error Codes")."""
-    try:
-        with response:
-            body = raw_stream(response).read(_BODY_LIMIT, decode_content=True)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
-        return ""
+    body = b""
+    with suppress(requests.RequestException, urllib3.exceptions.HTTPError, OSError), response:
+        for piece in read_pieces(response, _BODY_LIMIT, _BODY_SECONDS):
+            body += piece
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind == "text/html":
-        return "an HTML page; is this a registry?" if response.status_code == 404 else ""
+        odd = response.status_code == 404 or response.status_code < 300
+        return "an HTML page; is this a registry?" if odd else ""
     text = body.decode(errors="replace").strip()
     try:
         document = json.loads(text)
         errors = document.get("errors") if isinstance(document, dict) else None
     except (ValueError, RecursionError):
-        return shown(text.partition("\n")[0], _SHOWN)
+        return text.partition("\n")[0]
     if isinstance(errors, list):
         return "; ".join(filter(None, map(_one_error, errors[:2])))
     for key in ("message", "details", "error_description", "error"):
         said = document.get(key) if isinstance(document, dict) else None
         if isinstance(said, str) and said:
-            return shown(said, _SHOWN)
+            return said
     return ""
 
 
@@ -127,4 +170,4 @@ def _one_error(error: object) -> str:
     text = ": ".join(filter(None, (code, message)))
     if isinstance(detail, str) and detail:
         text += f" ({detail})"
-    return shown(text, _SHOWN)
+    return text

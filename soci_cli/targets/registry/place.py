@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from soci_cli.errors import (
     InvalidDataError,
     NotFoundError,
     RegistryError,
+    SociError,
     UsageError,
 )
 from soci_cli.oci.canonical import loads
@@ -39,7 +41,7 @@ from soci_cli.targets.protocol import (
     Writer,
     push_blob,
 )
-from soci_cli.targets.registry.client import Client
+from soci_cli.targets.registry.client import Answer, Client
 from soci_cli.targets.registry.download import BlobStream
 from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.options import RegistryOptions
@@ -49,9 +51,10 @@ from soci_cli.targets.registry.upload import BlobUpload, Repository, upload_loca
 _ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
 _SCHEMA1 = (DOCKER_MANIFEST_SCHEMA1, DOCKER_MANIFEST_SCHEMA1_SIGNED)
 _KEPT = 64 << 20
+_SENDINGS = 3
 
 
-class Registries:
+class Registries(Closing):
     """The registries that a command talks to: one client each, made when it is first needed."""
 
     def __init__(self, options: RegistryOptions, environ: Mapping[str, str]) -> None:
@@ -87,11 +90,13 @@ class RegistrySource(Closing):
     What the tag means is asked once, so that one command works on one image even when the tag moves.
     """
 
+    _written = False
+
     def __init__(self, client: Client, reference: Reference, name: str) -> None:
         self._client = client
         self._reference = reference
         self._name = name
-        self._repository = Repository(client, reference)
+        self._repository = Repository(client, reference, self._written)
         self._resolved: Descriptor | None = None
         self._manifests: dict[str, tuple[str, bytes]] = {}
         self._mutex = threading.RLock()
@@ -129,14 +134,7 @@ class RegistrySource(Closing):
         if self._is_manifest(descriptor):
             data = self._manifest(descriptor)
             return MemoryReader(data[offset : offset + count])
-        return BlobStream(
-            self._client,
-            self._repository.path("blobs", descriptor.digest),
-            self._repository.pull_scope,
-            descriptor,
-            offset,
-            count,
-        )
+        return BlobStream(self._repository, descriptor, offset, count)
 
     def exists(self, descriptor: Descriptor) -> bool:
         """See `Source.exists`."""
@@ -149,7 +147,7 @@ class RegistrySource(Closing):
                 "HEAD",
                 self._repository.path("manifests", descriptor.digest),
                 scope=self._repository.pull_scope,
-                capability="resolve",
+                capability=self._repository.asked("resolve"),
                 headers={"Accept": f"{descriptor.media_type}, {_ACCEPT}"},
             )
         except NotFoundError:
@@ -185,15 +183,27 @@ class RegistrySource(Closing):
         return known[1]
 
     def _get_manifest(self, wanted: str) -> Descriptor:
-        """Gets a manifest by tag or digest, and keeps it."""
-        data, answer = self._client.document(
-            self._repository.path("manifests", wanted),
-            LIMIT,
-            "the manifest",
-            scope=self._repository.pull_scope,
-            capability="resolve",
-            headers={"Accept": _ACCEPT},
-        )
+        """Gets a manifest by tag or digest, and keeps it. A mirror with a wrong one is passed over."""
+        while True:
+            data, answer = self._client.document(
+                self._repository.path("manifests", wanted),
+                LIMIT,
+                "the manifest",
+                scope=self._repository.pull_scope,
+                capability=self._repository.asked("resolve"),
+                headers={"Accept": _ACCEPT},
+            )
+            try:
+                descriptor = self._checked(wanted, data, answer)
+            except SociError:
+                if not self._client.mirror_failed(answer, badly=True):
+                    raise
+            else:
+                self._keep(descriptor.digest, descriptor.media_type, data)
+                return descriptor
+
+    def _checked(self, wanted: str, data: bytes, answer: Answer) -> Descriptor:
+        """What a manifest that was asked for by tag or digest is, as far as it can be checked."""
         what = f"the manifest from {redacted(answer.url)}"
         media_type = _media_type(data, answer.headers.get("Content-Type", ""), what)
         told = answer.headers.get("Docker-Content-Digest", "")
@@ -208,7 +218,6 @@ class RegistrySource(Closing):
             raise IntegrityError(
                 f"{what} does not have the digest that the registry gives it: {shown(told)}"
             )
-        self._keep(digest, media_type, data)
         return Descriptor(media_type, digest, len(data))
 
     def _keep(self, digest: str, media_type: str, data: bytes) -> None:
@@ -226,6 +235,8 @@ class RegistryTarget(RegistrySource):
     Blobs and manifests appear under their digests as they are pushed; the tag moves at the end. What a
     command that fails has pushed is left to the registry's garbage collection.
     """
+
+    _written = True
 
     def __init__(self, client: Client, reference: Reference, name: str) -> None:
         super().__init__(client, reference, name)
@@ -247,7 +258,7 @@ class RegistryTarget(RegistrySource):
         location = self._opened.pop(descriptor.digest, None)
         upload = BlobUpload(self._repository, descriptor, self._name, location)
         with self._mutex:
-            self._uploads.add(upload)
+            self._uploads = {one for one in self._uploads if not one.ended} | {upload}
         return upload
 
     def push(self, descriptor: Descriptor, data: bytes) -> None:
@@ -272,14 +283,21 @@ class RegistryTarget(RegistrySource):
         other = next(filter(None, map(self._neighbour, places)), None)
         if other is None:
             return False
-        answer = self._client.call(
-            "POST",
-            self._repository.path("blobs", "uploads/"),
-            scope=f"{self._repository.push_scope} repository:{other}:pull",
-            capability="push",
-            query=[("mount", descriptor.digest), ("from", other)],
-            ok=(201, 202),
-        )
+        try:
+            answer = self._client.call(
+                "POST",
+                self._repository.path("blobs", "uploads/"),
+                scope=f"{self._repository.push_scope} repository:{other}:pull",
+                capability="push",
+                query=[("mount", descriptor.digest), ("from", other)],
+                ok=(201, 202),
+            )
+        except NotFoundError:
+            return False
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            return False  # some refuse what they cannot mount; sending it may work
         answer.finish()
         if answer.status == 201:
             self._there.add(descriptor.digest)
@@ -303,7 +321,7 @@ class RegistryTarget(RegistrySource):
 
     def before(self) -> Source | None:
         """See `Target.before`: what the tag means now."""
-        return RegistrySource(self._client, self._reference, self._name)
+        return _Before(self._client, self._reference, self._name)
 
     def tag(self, descriptor: Descriptor) -> None:
         """See `Target.tag`. UsageError when the reference has another digest than the image."""
@@ -335,16 +353,28 @@ class RegistryTarget(RegistrySource):
 
     def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> str | None:
         """Sends a manifest's very bytes; the subject that the registry took notice of, if any."""
-        answer = self._client.call(
-            "PUT",
-            self._repository.path("manifests", name),
-            scope=self._repository.push_scope,
-            capability="push",
-            headers={"Content-Type": descriptor.media_type},
-            body=data,
-            ok=(201, 200, 202),
-        )
+        for failures in range(1, _SENDINGS + 1):
+            try:
+                answer = self._client.call(
+                    "PUT",
+                    self._repository.path("manifests", name),
+                    scope=self._repository.push_scope,
+                    capability="push",
+                    headers={"Content-Type": descriptor.media_type},
+                    body=data,
+                    ok=(201, 200, 202),
+                )
+                break
+            except (NotFoundError, RegistryError) as error:
+                # While another client pushes the same blob, registries may not see it for a moment.
+                if "BLOB_UNKNOWN" not in str(error) or failures == _SENDINGS:
+                    raise
+            time.sleep(self._client.options.retries.pause(failures))
         answer.finish()
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            raise RegistryError(
+                f"PUT {redacted(answer.url)}: the answer is an HTML page; is this a registry?"
+            )
         told = answer.headers.get("Docker-Content-Digest")
         if told and told.startswith(algorithm_of(descriptor.digest)) and told != descriptor.digest:
             raise RegistryError(
@@ -353,6 +383,12 @@ class RegistryTarget(RegistrySource):
             )
         self._keep(descriptor.digest, descriptor.media_type, data)
         return answer.headers.get("OCI-Subject")
+
+
+class _Before(RegistrySource):
+    """What is in the registry that is written; a mirror may not know it yet."""
+
+    _written = True
 
 
 class _ManifestWriter:

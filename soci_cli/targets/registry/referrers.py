@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from soci_cli.errors import InvalidDataError, NotFoundError, RegistryError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import algorithm_of, digest_of, encoded_of
 from soci_cli.oci.manifest import MAX_ENTRIES, Index, encode, parse_index
-from soci_cli.oci.media_types import OCI_INDEX
+from soci_cli.oci.media_types import OCI_INDEX, is_manifest
 from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.upload import Repository
 
@@ -26,7 +27,8 @@ LIMIT = 4 << 20
 _PAGES = 100
 _ROUNDS = 12
 _SECOND_LOOK = 0.3  # seconds after which a rival that had read before our write will have written
-_UNSUPPORTED = frozenset({400, 401, 403, 405, 406, 415, 500, 501})
+# 429 is what GHCR may answer, by a redirect, for what it does not have.
+_UNSUPPORTED = frozenset({400, 401, 403, 405, 406, 415, 429, 500, 501})
 
 
 def list_referrers(
@@ -38,7 +40,7 @@ def list_referrers(
     """
     found = _from_api(repository, subject, artifact_type)
     if found is None:
-        found = _from_fallback(repository, subject)[0]
+        found = list(_from_fallback(repository, subject).entries)
     return tuple(one for one in found if one.artifact_type == artifact_type)
 
 
@@ -49,21 +51,25 @@ def add_to_fallback(repository: Repository, subject: str, referrer: Descriptor) 
     """
     seen = False
     for number in range(_ROUNDS):
-        present, etag = _from_fallback(repository, subject)
-        if any(one.digest == referrer.digest for one in present):
-            if seen:
-                return
+        known = _from_fallback(repository, subject)
+        if any(one.digest == referrer.digest for one in known.entries):
             # Once more after a while, unless it was there before we came.
-            seen = True
-            if number == 0:
+            if seen or number == 0:
                 return
+            seen = True
             time.sleep(_SECOND_LOOK * random.uniform(1.0, 1.5))
             continue
         seen = False
         if number:
+            if not known.is_list:
+                raise RegistryError(
+                    f"{repository.reference.name} keeps no list of referrers: its tag "
+                    f"{fallback_tag(subject)} is something else; convert the image instead, which "
+                    "needs none"
+                )
             time.sleep(random.uniform(0, 0.05 * 2 ** min(number, 5)))
-            present, etag = _from_fallback(repository, subject)
-        _put_fallback(repository, subject, [*present, replace(referrer, platform=None)], etag)
+            known = _from_fallback(repository, subject)
+        _put_fallback(repository, subject, known, replace(referrer, platform=None))
     raise RegistryError(
         f"the referrers of {subject} in {repository.reference.name} are written by others all the "
         "time; push again"
@@ -87,10 +93,13 @@ def _from_api(repository: Repository, subject: str, artifact_type: str) -> list[
                 LIMIT,
                 "the list of referrers",
                 scope=repository.pull_scope,
+                capability=repository.asked("pull"),
                 headers={"Accept": OCI_INDEX},
                 query=query,
             )
         except NotFoundError:
+            if found:
+                raise
             return None
         except RegistryError as error:
             if error.status in _UNSUPPORTED and not found:
@@ -107,12 +116,24 @@ def _from_api(repository: Repository, subject: str, artifact_type: str) -> list[
         if not following:
             return found
         # Only the query of the next page is taken, so it can lead nowhere else.
-        query = parse_qsl(urlsplit(urljoin(answer.url, following)).query)
+        try:
+            query = parse_qsl(urlsplit(urljoin(answer.url, following)).query)
+        except ValueError as error:
+            raise RegistryError(f"{what}: the link to the next page cannot be used") from error
     raise RegistryError(f"the referrers of {subject} in {repository.reference.name} have no end")
 
 
-def _from_fallback(repository: Repository, subject: str) -> tuple[list[Descriptor], str | None]:
-    """What the fallback tag lists, and the ETag of that state, if the registry gives one."""
+@dataclass(frozen=True)
+class _Fallback:
+    """What the fallback tag lists, the condition under which that may be replaced, and whether the tag is
+    a list at all."""
+
+    entries: tuple[Descriptor, ...]
+    condition: Mapping[str, str]
+    is_list: bool = True
+
+
+def _from_fallback(repository: Repository, subject: str) -> _Fallback:
     path = repository.path("manifests", fallback_tag(subject))
     try:
         data, answer = repository.client.document(
@@ -120,25 +141,31 @@ def _from_fallback(repository: Repository, subject: str) -> tuple[list[Descripto
             LIMIT,
             "the list of referrers",
             scope=repository.pull_scope,
+            capability=repository.asked("resolve"),
             headers={"Accept": OCI_INDEX},
         )
     except NotFoundError:
-        return [], None
+        return _Fallback((), {"If-None-Match": "*"})
     what = f"the referrers of {subject} from {redacted(answer.url)}"
-    return list(parse_index(data, what).manifests), answer.headers.get("ETag")
+    etag = answer.headers.get("ETag")
+    condition = {"If-Match": etag} if etag else {}
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+    if is_manifest(kind):
+        # GitLab gives the image itself for this tag.
+        return _Fallback((), condition, is_list=False)
+    return _Fallback(parse_index(data, what).manifests, condition)
 
 
 def _put_fallback(
-    repository: Repository, subject: str, entries: list[Descriptor], etag: str | None
+    repository: Repository, subject: str, known: _Fallback, referrer: Descriptor
 ) -> None:
-    data = encode(Index(2, OCI_INDEX, "", tuple(entries)))
-    condition = {"If-Match": etag} if etag else {}
+    data = encode(Index(2, OCI_INDEX, "", (*known.entries, referrer)))
     answer = repository.client.call(
         "PUT",
         repository.path("manifests", fallback_tag(subject)),
         scope=repository.push_scope,
         capability="push",
-        headers={"Content-Type": OCI_INDEX, **condition},
+        headers={"Content-Type": OCI_INDEX, **known.condition},
         body=data,
         # 412: somebody was quicker; the next round sees what is there now.
         ok=(201, 200, 202, 412),

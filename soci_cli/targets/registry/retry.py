@@ -39,7 +39,7 @@ def retry_after(value: str | None) -> float | None:
     if text.isascii() and text.isdigit() and len(text) <= 9:
         return float(text)
     try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
-        return None
-    return max(0.0, moment.timestamp() - time.time())
+        moment = parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None  # OverflowError and OSError: a year that no clock has
+    return max(0.0, moment - time.time())

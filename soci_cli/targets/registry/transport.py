@@ -6,7 +6,8 @@ Redirects are not followed here: `client.py` does that, because credentials must
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from requests.adapters import HTTPAdapter
 from soci_cli.targets.registry.hosts import Endpoint, TlsSettings, is_loopback, ssl_context
 
 _POOL = 32
+_PIECE = 1 << 20
 _NO_PROXY = {"http": "", "https": "", "all": ""}
 
 
@@ -29,6 +31,8 @@ def prepare_session(
     """
     # An authenticator of its own keeps requests from sending what stands in a .netrc file.
     session.auth = _as_it_is
+    # Even where it does not follow a redirect, requests reads all of its body and parses its Location.
+    session.get_redirect_target = _nowhere  # type: ignore[method-assign,assignment]
     session.headers.update({"User-Agent": "soci", "Accept-Encoding": "identity"})
     session.mount("http://", HTTPAdapter(pool_maxsize=_POOL))
     session.mount("https://", TlsAdapter(others))
@@ -79,6 +83,10 @@ class TlsAdapter(HTTPAdapter):
         """Nothing: the context says it all."""
 
 
+def _nowhere(response: requests.Response) -> None:
+    return None
+
+
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
@@ -86,3 +94,17 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 def raw_stream(response: requests.Response) -> urllib3.response.BaseHTTPResponse:
     """The body as it arrives."""
     return cast(urllib3.response.BaseHTTPResponse, response.raw)
+
+
+def read_pieces(response: requests.Response, limit: int, seconds: float) -> Iterator[bytes]:
+    """The first `limit` bytes of a body, decoded; TimeoutError when they take longer than `seconds`.
+
+    A timeout of the socket alone lets a peer that sends a byte now and then hold a client for hours.
+    """
+    deadline = time.monotonic() + seconds
+    stream = raw_stream(response)
+    while limit and (piece := stream.read1(min(limit, _PIECE), decode_content=True)):
+        yield piece
+        limit -= len(piece)
+        if time.monotonic() > deadline:
+            raise TimeoutError

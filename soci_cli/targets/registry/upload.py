@@ -24,9 +24,10 @@ from soci_cli.targets.protocol import BytesLike
 from soci_cli.targets.registry.client import Answer, Client
 from soci_cli.targets.registry.messages import redacted
 
-CHUNK = 16 << 20
+CHUNK = 8 << 20
 _SMALLEST_CHUNK = 1 << 20
-_PIECE = 1 << 20
+_TOO_LARGE = frozenset({413, 416})
+_PIECE = 64 << 10  # each must be on its way within the timeout, over slow links too
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _JOIN_SECONDS = 10.0
@@ -34,10 +35,14 @@ _JOIN_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of a registry, and the paths and scopes of what is in it."""
+    """A repository of a registry, and the paths and scopes of what is in it.
+
+    A repository that is `written` is read where it is written: what a mirror has need not be there.
+    """
 
     client: Client
     reference: Reference
+    written: bool
 
     @property
     def name(self) -> str:
@@ -55,11 +60,18 @@ class Repository:
         """`/REPO/KIND/WHAT`, where kind is blobs, manifests or referrers."""
         return f"/{self.name}/{kind}/{what}"
 
+    def asked(self, capability: str) -> str:
+        """What the servers that are asked for something must be able to do."""
+        return "push" if self.written else capability
+
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the blob is there with the descriptor's size."""
         try:
             answer = self.client.call(
-                "HEAD", self.path("blobs", descriptor.digest), scope=self.pull_scope
+                "HEAD",
+                self.path("blobs", descriptor.digest),
+                scope=self.pull_scope,
+                capability=self.asked("pull"),
             )
         except NotFoundError:
             return False
@@ -110,8 +122,10 @@ class BlobUpload:
         left = view
         while left.nbytes:
             with self._mutex:
-                while self._filled == self._chunk and not self._error:
+                while self._filled == self._chunk and not (self._error or self._aborted):
                     self._mutex.wait()
+                if self._aborted:
+                    raise _Aborted
                 if self._error:
                     if isinstance(self._error, LostUploadError):
                         return view.nbytes
@@ -133,19 +147,28 @@ class BlobUpload:
             self._thread.join()
             if self._error:
                 raise self._error
-            self._finish(b"")
+            self._finish_large()
+        self._end()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the blob was committed or aborted."""
+        return self._ended
+
+    def _end(self) -> None:
         self._ended = True
+        self._buffer = bytearray()  # who keeps the writer does not keep a chunk
 
     def abort(self) -> None:
         """See `Writer.abort`."""
         if self._ended:
             return
-        self._ended = True
         with self._mutex:
             self._aborted = True
             self._mutex.notify_all()
         if self._thread is not None:
             self._thread.join(_JOIN_SECONDS)
+        self._end()
         location, self._location = self._location, None
         if location is not None:
             with suppress(SociError):
@@ -158,7 +181,7 @@ class BlobUpload:
     # A small blob.
 
     def _send_at_once(self) -> None:
-        body = bytes(memoryview(self._buffer)[: self._filled])
+        body = _Chunk(self, 0, self._filled)
         policy = self._client.options.retries
         for failures in range(1, policy.attempts + 1):
             try:
@@ -166,11 +189,20 @@ class BlobUpload:
                     self._begin()
                 self._finish(body)
                 return
-            except LostUploadError:
+            except LostUploadError as error:
+                # A new upload: what a broken one holds of the body, nobody knows.
                 self._location = None
                 if failures == policy.attempts:
                     raise
-                time.sleep(policy.pause(failures))
+                self._wait(failures, error)
+
+    def _wait(self, failures: int, error: SociError) -> None:
+        """The pause before another attempt. Raises the error when the registry asks for a long one."""
+        policy = self._client.options.retries
+        asked = error.retry_after if isinstance(error, RegistryError) else None
+        if asked is not None and asked > policy.patience:
+            raise error
+        time.sleep(policy.pause(failures, asked))
 
     # A large blob, in the thread.
 
@@ -227,32 +259,28 @@ class BlobUpload:
                 if self._aborted:
                     raise _Aborted from None
                 status = error.status if isinstance(error, RegistryError) else None
-                if status == 413 and piece > _SMALLEST_CHUNK:
-                    # Some registries take small chunks only.
-                    self._piece = max(_SMALLEST_CHUNK, piece // 4)
-                    sent = self._arrived()
+                if status in _TOO_LARGE and piece > _SMALLEST_CHUNK:
+                    before, sent = sent, self._arrived()
+                    if status == 413 or sent == before:
+                        # Some registries take small chunks only; GHCR refuses others with 416.
+                        self._piece = max(_SMALLEST_CHUNK, piece // 2)
                     continue
                 failures += 1
                 final = status is not None and 400 <= status < 500 and status not in _STALE
                 if final or failures >= policy.attempts:
+                    if isinstance(error, NotFoundError):
+                        raise self._lost("the registry forgot it") from error
                     raise
-                asked = error.retry_after if isinstance(error, RegistryError) else None
-                time.sleep(policy.pause(failures, asked and min(asked, policy.patience)))
-                sent = self._arrived()
+                self._wait(failures, error)
+                before, sent = sent, self._arrived()
+                if sent - before >= _SMALLEST_CHUNK:
+                    failures = 0  # slowly it goes on
                 continue
+            # The Range of a good answer is not looked at: ECR's stays at the first chunk. What is missing
+            # after all is told by the next answer, or by the digest.
             self._take_location(answer)
-            told = _RANGE.fullmatch(answer.headers.get("Range", ""))
             answer.finish()
             sent += piece
-            if told is not None:
-                taken = int(told[1]) + 1 - self._start
-                if not 0 <= taken <= sent:
-                    raise self._lost("it has another number of bytes than were sent")
-                if taken < sent:
-                    failures += 1
-                    if failures >= policy.attempts:
-                        raise self._lost("it keeps less than was sent")
-                sent = taken
 
     def _arrived(self) -> int:
         """How much of the buffer the registry has, after a PATCH that failed."""
@@ -305,8 +333,20 @@ class BlobUpload:
         if self._location is None:
             raise RegistryError(f"POST {redacted(answer.url)}: the answer has no Location")
 
-    def _finish(self, body: bytes) -> None:
-        """The PUT that ends an upload. LostUploadError when the registry does not know it."""
+    def _finish_large(self) -> None:
+        """Ends an upload whose bytes are all there, so that trying again costs nothing."""
+        policy = self._client.options.retries
+        for failures in range(1, policy.attempts + 1):
+            try:
+                self._finish(b"")
+                return
+            except LostUploadError as error:
+                if error.status in (404, 416) or failures == policy.attempts:
+                    raise
+                self._wait(failures, error)
+
+    def _finish(self, body: bytes | _Chunk) -> None:
+        """The PUT that ends an upload. LostUploadError when sending the blob again may help."""
         assert self._location is not None
         try:
             answer = self._client.call(
@@ -321,14 +361,20 @@ class BlobUpload:
             )
             answer.finish()
         except SociError as error:
-            status = error.status if isinstance(error, RegistryError) else None
-            retried = isinstance(error, NotFoundError) or status is None or status >= 500
+            asked = error.retry_after if isinstance(error, RegistryError) else None
+            if isinstance(error, NotFoundError):
+                status: int | None = 404
+            elif isinstance(error, RegistryError):
+                status = error.status
+            else:
+                raise
+            final = status is not None and status < 500 and status not in _STALE
+            if final or (asked or 0.0) > self._client.options.retries.patience:
+                raise
             # It may have been done all the same, with only the answer lost.
-            if (retried or status in _STALE) and self._repository.has_blob(self._descriptor):
+            if self._repository.has_blob(self._descriptor):
                 return
-            if retried or status in _STALE:
-                raise LostUploadError(str(error), status) from error
-            raise
+            raise LostUploadError(str(error), status, asked) from error
 
     def _take_location(self, answer: Answer) -> None:
         self._location = upload_location(answer) or self._location
@@ -368,10 +414,14 @@ def upload_location(answer: Answer) -> str | None:
     if parts.netloc == asked.netloc and parts.scheme != asked.scheme:
         # A registry behind a proxy that ends TLS often does not know its own scheme.
         return urlunsplit((asked.scheme, *parts[1:]))
+    if asked.scheme == "https" and parts.scheme == "http":
+        raise RegistryError(
+            f"{redacted(answer.url)}: the upload is to go on over plain HTTP ({redacted(new)}), not done"
+        )
     return new
 
 
-_STALE = frozenset({408, 416, 429})
+_STALE = frozenset({404, 408, 416, 429})
 
 
 class _Aborted(RegistryError):

@@ -1,0 +1,43 @@
+"""The registries and the token server that the tests of the client talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from soci_cli.server import RegistryServer
+from tests.servers.fixtures import (
+    ca,
+    docker_registry,
+    docker_registry_htpasswd,
+    docker_registry_tls,
+    docker_registry_token,
+    need_docker_registry,
+    token_server,
+)
+
+__all__ = [
+    "ca",
+    "docker_registry",
+    "docker_registry_htpasswd",
+    "docker_registry_tls",
+    "docker_registry_token",
+    "need_docker_registry",
+    "token_server",
+]
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[RegistryServer]:
+    """The project's own registry, new, with the Referrers API and uploads that can be resumed."""
+    with RegistryServer(tmp_path / "embedded") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
