@@ -1,12 +1,13 @@
 # make demo    set everything up, convert a real image, read one file out of it
 # make test    set everything up, then ruff, mypy and all tests
 # make bench   set everything up, then the benchmark against other tools
+# make proto   generate the code for containerd's API again
 # make clean   remove what these made
 
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench proto clean
 
 demo: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh examples/demo.sh
@@ -24,6 +25,14 @@ lint: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(VENV)/bin/python -m tests.bench.bench
+
+# The generated code is checked in. An old compiler serves, because its code runs with newer packages too.
+proto:
+	"$(PYTHON)" -m venv .proto-venv
+	.proto-venv/bin/pip install --quiet --disable-pip-version-check 'grpcio-tools==1.72.2'
+	.proto-venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+		soci_cli/targets/containerd/api/*.proto
+	rm -rf .proto-venv
 
 clean:
 	rm -rf $(VENV) .demo .bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

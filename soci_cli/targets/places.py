@@ -1,7 +1,7 @@
-"""Places as users write them: a registry, an OCI layout or archive, or an image's name.
+"""Places as users write them: a registry, containerd, an OCI layout or archive, or an image's name.
 
-`docker://HOST/REPO[:TAG|@DIGEST]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`; anything else is the name of
-an image in the local store.
+`docker://HOST/REPO[:TAG|@DIGEST]`, `containerd:IMAGE`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`; anything
+else is the name of an image in the local store or, where the caller says so, in containerd.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from soci_cli.errors import InvalidDataError, UsageError
@@ -23,10 +24,14 @@ from soci_cli.targets.protocol import Source, Target
 from soci_cli.targets.store import Store
 
 if TYPE_CHECKING:
+    from soci_cli.targets.containerd.client import Containerd
     from soci_cli.targets.registry.place import Registries
 
 DOCKER = "docker://"
-_HELP = "use docker://IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG] or the name of an image"
+CONTAINERD = "containerd:"
+_HELP = (
+    "use docker://IMAGE, containerd:IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG] or an image's name"
+)
 _OTHER_TRANSPORTS = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*://"
     r"|(?:containers-storage|dir|docker-archive|docker-daemon|oci-dir|oci-layout|ostree|sif|tarball):)"
@@ -41,21 +46,21 @@ class Place:
     """Where an image is, read from `text`.
 
     `path` and `tag` (None, a name, or `@DIGEST`) belong to "oci" and "oci-archive", `reference` to
-    "docker" and "store".
+    "docker", "containerd" and "store".
     """
 
-    kind: Literal["docker", "oci", "oci-archive", "store"]
+    kind: Literal["docker", "containerd", "oci", "oci-archive", "store"]
     path: Path | None
     tag: str | None
     reference: Reference | None
     text: str
 
 
-def parse_place(text: str) -> Place:
+def parse_place(text: str, names: Literal["store", "containerd"] = "store") -> Place:
     """Read a place. The path of a layout or archive ends at its first colon, as for skopeo.
 
     `oci:DIR@sha256:HEX` chooses an image by digest. Everything without a transport is the name of
-    an image in the local store. Raises UsageError.
+    an image, in the local store or where `names` says. Raises UsageError.
     """
     transport, colon, rest = text.partition(":")
     if colon and transport == "oci":
@@ -64,21 +69,35 @@ def parse_place(text: str) -> Place:
         return _on_disk("oci-archive", rest, text)
     if text.startswith(DOCKER):
         return Place("docker", None, None, parse_reference(text.removeprefix(DOCKER)), text)
+    if text.startswith(CONTAINERD):
+        return Place("containerd", None, None, parse_reference(text.removeprefix(CONTAINERD)), text)
     if _OTHER_TRANSPORTS.match(text):
         raise UsageError(f"{shown(text)} is no place that soci knows; {_HELP}")
     if not text:
         raise UsageError(f"a place is missing; {_HELP}")
-    return Place("store", None, None, parse_reference(text), text)
+    return Place(names, None, None, parse_reference(text), text)
 
 
-def open_source(place: Place, store_root: Path, registries: Registries | None = None) -> Source:
+def open_source(
+    place: Place,
+    store_root: Path,
+    registries: Registries | None = None,
+    containerd: Containerd | None = None,
+) -> Source:
     """The place for reading; use it as a context manager. NotFoundError, InvalidDataError.
 
-    `registries` say how registries are talked to; by default with Docker's credentials.
+    `registries` say how registries are talked to, by default with Docker's credentials; `containerd` is
+    the connection to take, by default one to the usual socket and namespace.
     """
     if place.reference is not None:
         if place.kind == "docker":
             return (registries or _default_registries()).source(place.reference, place.text)
+        if place.kind == "containerd":
+            name = place.text.removeprefix(CONTAINERD)
+            source: Source = _containerd().ContainerdSource(
+                containerd or connect(), name, place.text
+            )
+            return source
         return local_store(store_root, registries).open(place.reference, place.text)
     path = _path(place)
     if place.kind == "oci":
@@ -91,16 +110,23 @@ def open_target(
     store_root: Path,
     names: Mapping[str, str] | None = None,
     registries: Registries | None = None,
+    containerd: Containerd | None = None,
 ) -> Target:
     """The place for writing; use it as a context manager. UsageError, StorageError.
 
     `names` are the annotations that name the image where the place itself gives no tag, as
-    `Source.names` tells them. `registries` as for `open_source`; mounting a blob of a neighbour needs both
-    places opened with the same.
+    `Source.names` tells them. `registries` and `containerd` as for `open_source`; mounting a blob of a
+    neighbour needs both places opened with the same.
     """
     if place.reference is not None:
         if place.kind == "docker":
             return (registries or _default_registries()).target(place.reference, place.text)
+        if place.kind == "containerd":
+            name = place.text.removeprefix(CONTAINERD)
+            target: Target = _containerd().ContainerdTarget(
+                containerd or connect(), name, place.text
+            )
+            return target
         return local_store(store_root, registries).open(place.reference, place.text)
     path = _path(place)
     if place.kind == "oci":
@@ -116,6 +142,34 @@ def local_store(root: Path, registries: Registries | None = None) -> Store:
         return open_source(parse_place(text), root, registries)
 
     return Store(root, open_place)
+
+
+def connect(
+    address: str | None = None, namespace: str | None = None, timeout: float | None = None
+) -> Containerd:
+    """A connection to containerd, by default what CONTAINERD_ADDRESS and CONTAINERD_NAMESPACE say.
+
+    UsageError when the packages for it are not installed.
+    """
+    from_environment = os.environ.get
+    client: Containerd = _containerd().Containerd(
+        address or from_environment("CONTAINERD_ADDRESS") or "/run/containerd/containerd.sock",
+        namespace or from_environment("CONTAINERD_NAMESPACE") or "default",
+        timeout,
+    )
+    return client
+
+
+def _containerd() -> ModuleType:
+    # grpc is an extra, and takes a while to import.
+    try:
+        from soci_cli.targets.containerd import place
+    except ImportError as error:
+        raise UsageError(
+            f"containerd needs packages that are not installed ({error.name}); install them with: "
+            "pip install 'soci-cli[containerd]'"
+        ) from error
+    return place
 
 
 def _default_registries() -> Registries:

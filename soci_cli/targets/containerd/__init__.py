@@ -1,0 +1,1 @@
+"""containerd as a place: `containerd:IMAGE`. Needs the extra `containerd` (grpcio and protobuf)."""

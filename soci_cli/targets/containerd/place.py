@@ -1,0 +1,212 @@
+"""An image of containerd as a place: `containerd:IMAGE`."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from soci_cli.closing import Closing
+from soci_cli.errors import IntegrityError, NotFoundError, UsageError
+from soci_cli.oci.canonical import loads
+from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.manifest import parse_index, parse_manifest
+from soci_cli.oci.media_types import is_index, is_manifest
+from soci_cli.oci.references import parse_reference
+from soci_cli.targets._disk import check_range
+from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME, without_names
+from soci_cli.targets.containerd.client import Containerd, ContainerdImage
+from soci_cli.targets.containerd.streams import ContentStream, ContentWriter
+from soci_cli.targets.copy import read_blob
+from soci_cli.targets.protocol import BlobReader, Source, push_blob
+
+GC_REF = "containerd.io/gc.ref.content"
+SOCI_INDEX_LABEL = f"{GC_REF}.soci-index"
+"""On an image: the SOCI index v1 that belongs to it, so that both go together."""
+
+_FIND_LIMIT = 4 << 20
+
+
+class ContainerdSource(Closing):
+    """An image of containerd that is read. Implements `Source`."""
+
+    def __init__(self, client: Containerd, reference: str, name: str) -> None:
+        """`reference` is the image's name, short or full. Nothing is asked yet."""
+        self._client = client
+        self._given = reference
+        self._name = name
+        self._image: ContainerdImage | None = None
+        self._mutex = threading.RLock()
+
+    @property
+    def name(self) -> str:
+        """The place as the user wrote it."""
+        return self._name
+
+    @property
+    def image_name(self) -> str:
+        """The image's full name in containerd."""
+        return str(parse_reference(self._given))
+
+    def image(self) -> ContainerdImage:
+        """The image as containerd has it: by the very name, else by the full one. NotFoundError."""
+        with self._mutex:
+            if self._image is None:
+                self._image = self._find_image()
+            return self._image
+
+    def resolve(self) -> Descriptor:
+        """See `Source.resolve`."""
+        return without_names(self.image().target)
+
+    def find(self, digest: str) -> Descriptor:
+        """The manifest with this digest, whose type is not known yet. NotFoundError."""
+        info = self._client.info(digest)
+        untyped = Descriptor("", digest, info.size)
+        document = loads(read_blob(self, untyped, _FIND_LIMIT), f"manifest {digest}")
+        kind = document.get("mediaType") if isinstance(document, dict) else None
+        return Descriptor(kind if isinstance(kind, str) else "", digest, info.size)
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        """See `Source.fetch`."""
+        count = check_range(descriptor, offset, length)
+        try:
+            info = self._client.info(descriptor.digest)
+        except NotFoundError:
+            raise NotFoundError(
+                f"{self._name}: containerd's namespace {self._client.namespace} has no blob "
+                f"{descriptor.digest}; pull the image with all that is needed of it first"
+            ) from None
+        if info.size != descriptor.size:
+            raise IntegrityError(
+                f"blob {descriptor.digest} in containerd has {info.size} bytes, not the "
+                f"{descriptor.size} of its descriptor"
+            )
+        return ContentStream(self._client, descriptor.digest, offset, count)
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`."""
+        try:
+            return self._client.info(descriptor.digest).size == descriptor.size
+        except NotFoundError:
+            return False
+
+    def names(self) -> dict[str, str]:
+        """See `Source.names`."""
+        name = self.image().name
+        names = {CONTAINERD_NAME: name}
+        last = name.rpartition("/")[2].partition("@")[0]
+        if ":" in last:
+            names[REF_NAME] = last.rpartition(":")[2]
+        return names
+
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        """See `Source.referrers`: the index that a label of the image names, if it is of that type."""
+        digest = self.image().labels.get(SOCI_INDEX_LABEL)
+        if digest is None:
+            return ()
+        try:
+            found = self.find(digest)
+            manifest = parse_manifest(read_blob(self, found), f"manifest {digest}")
+        except NotFoundError:
+            return ()
+        kind = manifest.artifact_type or manifest.config.media_type
+        if manifest.subject is None or manifest.subject.digest != subject.digest:
+            return ()
+        typed = Descriptor(found.media_type, digest, found.size, artifact_type=kind)
+        return (typed,) if kind == artifact_type else ()
+
+    def close(self) -> None:
+        """Nothing of its own is held open."""
+
+    def _find_image(self) -> ContainerdImage:
+        names = list(dict.fromkeys((self._given, self.image_name)))
+        for name in names:
+            try:
+                return self._client.image(name)
+            except NotFoundError:
+                continue
+        raise NotFoundError(
+            f"{self._name}: there is no image {names[-1]} in containerd's namespace "
+            f"{self._client.namespace}; pull it first, or choose another --namespace"
+        )
+
+
+class ContainerdTarget(ContainerdSource):
+    """An image of containerd that is written, and read back. Implements `Target`.
+
+    A lease keeps what is written from garbage collection until the image has its name; labels keep it
+    from then on: an index keeps its manifests, a manifest its config and layers.
+    """
+
+    def open_writer(self, descriptor: Descriptor) -> ContentWriter:
+        """See `Target.open_writer`."""
+        self._client.begin_lease()
+        return ContentWriter(self._client, descriptor, self._name, {})
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        """See `Source.exists`. What is there stays till `close`."""
+        self._client.begin_lease()
+        if not super().exists(descriptor):
+            return False
+        self._client.keep(descriptor.digest)
+        return True
+
+    def push(self, descriptor: Descriptor, data: bytes) -> None:
+        """See `Target.push`. Manifests get the labels by which containerd keeps what they name."""
+        push_blob(self, descriptor, data)
+        labels = gc_labels(descriptor, data)
+        if labels:
+            self._client.label_content(descriptor.digest, labels)
+
+    def link(self, descriptor: Descriptor, source: Source) -> bool:
+        """See `Target.link`: containerd shares no files."""
+        return False
+
+    def before(self) -> Source | None:
+        """See `Target.before`."""
+        return ContainerdSource(self._client, self._given, self._name)
+
+    def tag(self, descriptor: Descriptor) -> None:
+        """See `Target.tag`. UsageError when the name has another digest than the image."""
+        reference = parse_reference(self._given)
+        if reference.digest not in (None, descriptor.digest):
+            raise UsageError(
+                f"{self._name} cannot name {descriptor.digest}; choose a name with a tag"
+            )
+        if not self.exists(descriptor):
+            raise NotFoundError(
+                f"{self._name} cannot be tagged: containerd has no blob {descriptor.digest}"
+            )
+        self._client.put_image(self.image_name, descriptor)
+        with self._mutex:
+            self._image = None
+
+    def close(self) -> None:
+        """Give the lease back."""
+        self._client.end_lease()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def gc_labels(descriptor: Descriptor, data: bytes) -> dict[str, str]:
+    """The labels by which containerd's garbage collection keeps what a manifest names.
+
+    The names are those that containerd itself gives ("Content Flow" of its documentation).
+    """
+    what = f"manifest {descriptor.digest}"
+    if is_index(descriptor.media_type):
+        manifests = parse_index(data, what, descriptor.media_type).manifests
+        return {f"{GC_REF}.m.{i}": one.digest for i, one in enumerate(manifests)}
+    if is_manifest(descriptor.media_type):
+        manifest = parse_manifest(data, what, descriptor.media_type)
+        layers = {f"{GC_REF}.l.{i}": layer.digest for i, layer in enumerate(manifest.layers)}
+        return {f"{GC_REF}.config": manifest.config.digest, **layers}
+    return {}
