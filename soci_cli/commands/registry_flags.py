@@ -126,7 +126,9 @@ class RegistryFlags:
             raise UsageError("--user is for a registry, but no place of this command is in one")
         if len(domains) > 1:
             names = " and ".join(sorted(domains))
-            raise UsageError(f"--user is for one registry, not for {names}; use soci login for each")
+            raise UsageError(
+                f"--user is for one registry, not for {names}; use soci login for each"
+            )
         name, colon, password = self.user.partition(":")
         if not name:
             raise UsageError("--user: the user name is empty")

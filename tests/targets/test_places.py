@@ -107,7 +107,9 @@ def test_refused(text: str) -> None:
 
 
 def test_other_transports_are_told_what_there_is() -> None:
-    with pytest.raises(UsageError, match=r"docker://IMAGE, containerd:IMAGE, oci:DIR\[:TAG\], oci-archive"):
+    with pytest.raises(
+        UsageError, match=r"docker://IMAGE, containerd:IMAGE, oci:DIR\[:TAG\], oci-archive"
+    ):
         parse_place("docker-daemon:alpine")
 
 
