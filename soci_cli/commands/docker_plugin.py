@@ -1,7 +1,7 @@
 """`docker-soci`: the same commands as `docker soci ...`, as a plugin of the Docker command line.
 
 Docker finds plugins in its own folders, such as ~/.docker/cli-plugins. It asks a plugin for a document
-about itself, and later runs it with all the arguments that it was given (docker/cli, "cli-plugins/manager").
+about itself, and later runs it with all its arguments (docker/cli, "cli-plugins/manager").
 """
 
 from __future__ import annotations
