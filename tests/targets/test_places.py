@@ -49,6 +49,7 @@ def test_places_on_disk(text: str, kind: str, path: str, tag: str | None) -> Non
         ("alpine", "docker.io/library/alpine:latest"),
         ("alpine:3", "docker.io/library/alpine:3"),
         ("docker:dind", "docker.io/library/docker:dind"),
+        ("containers:1", "docker.io/library/containers:1"),
         ("localhost:5000/x", "localhost:5000/x:latest"),
         (f"a/b@{DIGEST}", f"docker.io/a/b@{DIGEST}"),
     ],
@@ -76,6 +77,13 @@ def test_registries(text: str, name: str) -> None:
     assert str(place.reference) == name
 
 
+def test_containerd() -> None:
+    place = parse_place("containerd:alpine:3")
+    assert (place.kind, str(place.reference)) == ("containerd", "docker.io/library/alpine:3")
+    assert parse_place("alpine:3", "containerd").kind == "containerd"
+    assert parse_place("oci:alpine:3", "containerd").kind == "oci"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -89,6 +97,8 @@ def test_registries(text: str, name: str) -> None:
         f"oci:@{DIGEST}",
         "oci:dir@sha256:short",
         "oci-archive:",
+        "containerd:",
+        "containerd:UPPER",
         "docker://",
         "docker://UPPER/case:x y",
         "docker://a/b@sha256:short",
@@ -118,6 +128,7 @@ PIECES = st.sampled_from(
         "oci:",
         "oci-archive:",
         "docker://",
+        "containerd:",
         ":",
         "@",
         "/",
@@ -139,7 +150,8 @@ def test_any_text(text: str) -> None:
     except SociError as error:
         assert "\n" not in str(error)
     else:
-        assert (place.path is None) == (place.kind == "store") == (place.reference is not None)
+        assert (place.path is None) == (place.reference is not None)
+        assert (place.path is None) == (place.kind in ("docker", "containerd", "store"))
 
 
 def test_opening(tmp_path: Path) -> None:
