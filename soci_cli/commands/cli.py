@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from soci_cli.commands.app import App, common_flags
+from soci_cli.commands.app import App, common_flags, containerd_flags
 from soci_cli.commands.output import clean
 from soci_cli.errors import SociError
 
@@ -23,11 +23,14 @@ from soci_cli.errors import SociError
 _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "": {
         "completion": ("completion", "Print the completion script of a shell."),
+        "convert": ("convert", "Make an image of containerd lazily loadable."),
+        "create": ("create", "Make SOCI indexes for an image of containerd."),
         "images": ("image_ls", "List the images of the local store."),
         "login": ("login", "Log in to a registry."),
         "pull": ("pull", "Pull an image, without the layers that can stay in the registry."),
         "push": ("push", "Push an image with a SOCI index."),
         "logout": ("logout", "Log out of a registry."),
+        "rebuild-db": ("rebuild_db", "Find SOCI artifacts again and list them."),
         "rmi": ("image_rm", "Remove images from the local store."),
     },
     "image": {
@@ -39,6 +42,15 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "save": ("image_save", "Write an image of the local store into an archive."),
         "tag": ("image_tag", "Give an image of the local store a second name."),
     },
+    "index": {
+        "info": ("index_info", "Show a SOCI index."),
+        "ls": ("index_ls", "List SOCI indexes."),
+        "rm": ("index_rm", "Remove SOCI indexes."),
+    },
+    "prefetch": {
+        "info": ("prefetch_info", "Show a prefetch artifact."),
+        "ls": ("prefetch_ls", "List prefetch artifacts."),
+    },
     "registry": {
         "serve": ("registry_serve", "Serve a small registry over an OCI layout."),
     },
@@ -46,10 +58,15 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "build": ("ztoc_build", "Build the zTOC of a layer."),
         "get-file": ("ztoc_get_file", "Read one file out of a layer through its zTOC."),
         "info": ("ztoc_info", "Show what a zTOC says."),
+        "ls": ("ztoc_ls", "List zTOCs."),
     },
 }
+# The reference's other names of commands.
+_ALIASES = {"list": "ls", "rebuild_db": "rebuild-db", "remove": "rm"}
 _GROUPS = {
     "image": "Convert, inspect and manage images.",
+    "index": "List, show and remove SOCI indexes.",
+    "prefetch": "List and show prefetch artifacts.",
     "registry": "Run a registry for trials.",
     "ztoc": "Build and read zTOCs, the tables of contents of layers.",
 }
@@ -75,7 +92,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if self._key() == "" and cmd_name in _GROUPS:
             return _Lazy(name=cmd_name, help=_GROUPS[cmd_name], params=list(_flags()))
-        entry = _COMMANDS.get(self._key(), {}).get(cmd_name)
+        here = _COMMANDS.get(self._key(), {})
+        entry = here.get(cmd_name) or here.get(_ALIASES.get(cmd_name, ""))
         if entry is None:
             return None
         command: click.Command = importlib.import_module(f"soci_cli.commands.{entry[0]}").command
@@ -104,12 +122,22 @@ def _flags() -> Sequence[click.Parameter]:
     return [param for param in holder.params if isinstance(param, click.Option)]
 
 
+def _containerd_flags() -> Sequence[click.Parameter]:
+    @containerd_flags(hidden=False)
+    @click.command()
+    def holder() -> None:
+        pass
+
+    return list(holder.params)
+
+
 cli = _Lazy(
     name="",
     help="Make container images start before they are downloaded.\n\n"
-    "A place is docker://IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG], or the name of an image in the "
-    "local store.",
-    params=list(_flags()),
+    "A place is docker://IMAGE, containerd:IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG], or the name of an "
+    "image: in the local store or, for the commands that are about containerd and with --address or "
+    "--namespace, in containerd.",
+    params=[*_containerd_flags(), *_flags()],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -151,6 +179,8 @@ def run(arguments: Sequence[str]) -> int:
     except MemoryError:
         _report(app, "not enough memory")
         return 1
+    finally:
+        app.close()
 
 
 def _drop_output() -> None:

@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from soci_cli.commands.app import SIZE, App, common_flags, pass_app, platform_flags
+from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.index_flags import IndexFlags, index_flags
 from soci_cli.commands.output import human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
-from soci_cli.errors import UsageError
+from soci_cli.errors import StorageError, UsageError
 from soci_cli.index import ConvertOptions, ConvertResult, convert
-from soci_cli.index.prefetch import read_prefetch_list
+from soci_cli.index.artifacts import CONTAINERD_CONTENT, carried_indexes
+from soci_cli.index.image import read_image
 from soci_cli.oci import platforms
-from soci_cli.targets import open_source, open_target, parse_place
+from soci_cli.targets import LOCAL_CONTENT, Place, Target
+from soci_cli.targets.places import CONTAINERD
+
+if TYPE_CHECKING:
+    from soci_cli.targets.registry.place import Registries
 
 
 @click.command()
 @click.option("--soci", is_flag=True, help="Convert to a SOCI image (index manifest v2).")
 @click.option("--oci", is_flag=True, help="Accepted for nerdctl's sake: the result is always OCI.")
-@click.option(
-    "--soci-span-size",
-    type=SIZE,
-    metavar="SIZE",
-    help="Uncompressed bytes after which a new span may begin, such as 4194304 or 4MiB (default).",
-)
-@click.option(
-    "--soci-min-layer-size",
-    type=SIZE,
-    metavar="SIZE",
-    help="Layers smaller than this get no zTOC; 10MiB by default.",
-)
-@platform_flags("Index")
-@click.option(
-    "--optimizations",
-    multiple=True,
-    type=click.Choice(["xattr"]),
-    help="xattr: mark layers that have no extended attributes.",
-)
-@click.option(
-    "--prefetch-file",
-    "prefetch_files",
-    multiple=True,
-    metavar="PATH",
-    help="A file to fetch as soon as the image is mounted; may be repeated.",
-)
-@click.option(
-    "--prefetch-files-json",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="A JSON list of files to fetch as soon as the image is mounted.",
-)
+@index_flags("soci-")
 @click.option(
     "--zstd-layers",
     type=click.Choice(["skip", "recompress"]),
     help="What to do with zstd layers, which cannot be indexed: skip (default), or turn them into gzip.",
 )
-@click.option("--force", "-f", is_flag=True, help="Build zTOCs anew that exist already.")
 @click.option(
     "--build-tool-identifier",
     metavar="TEXT",
@@ -71,15 +45,8 @@ def command(
     app: App,
     soci: bool,
     oci: bool,
-    soci_span_size: int | None,
-    soci_min_layer_size: int | None,
-    platform_names: tuple[str, ...],
-    all_platforms: bool,
-    optimizations: tuple[str, ...],
-    prefetch_files: tuple[str, ...],
-    prefetch_files_json: Path | None,
+    index: IndexFlags,
     zstd_layers: str | None,
-    force: bool,
     build_tool_identifier: str | None,
     src: str,
     dst: str,
@@ -97,36 +64,59 @@ def command(
     """
     if not soci:
         raise UsageError("say what to convert to: --soci")
-    settings = app.settings
-    listed = read_prefetch_list(prefetch_files_json) if prefetch_files_json else []
-    files = [text.strip() for text in (*prefetch_files, *listed)]
     options = ConvertOptions(
-        platforms=app.platforms(platform_names, all_platforms),
-        all_platforms=all_platforms,
-        span_size=settings.span_size if soci_span_size is None else soci_span_size,
-        min_layer_size=(
-            settings.min_layer_size if soci_min_layer_size is None else soci_min_layer_size
-        ),
-        build_tool_identifier=build_tool_identifier or settings.build_tool_identifier,
-        optimize_xattrs="xattr" in (optimizations or settings.optimizations),
-        prefetch_files=tuple(text for text in files if text),
-        recompress_zstd=(zstd_layers or settings.zstd_layers) == "recompress",
-        force=force,
-        concurrency=registry.max_downloads or settings.max_concurrency or 2,
+        **vars(index.options(app, registry, build_tool_identifier)),
+        recompress_zstd=(zstd_layers or app.settings.zstd_layers) == "recompress",
     )
-    source_place, target_place = parse_place(src), parse_place(dst)
+    run_conversion(app, app.place(src), app.place(dst), options, registry)
+
+
+def run_conversion(
+    app: App,
+    source_place: Place,
+    target_place: Place,
+    options: ConvertOptions,
+    registry: RegistryFlags,
+) -> None:
+    """Converts from place to place and says what came of it. UsageError, and what `convert` raises."""
+    if target_place.kind == "containerd":
+        _check_tagged(target_place.text)
     with (
         app.registries(registry, source_place, target_place) as registries,
-        open_source(source_place, app.root, registries) as source,
-        open_target(target_place, app.root, source.names(), registries) as target,
+        app.open_source(source_place, registries) as source,
+        app.open_target(target_place, source.names(), registries) as target,
         app.output.progress() as observer,
     ):
         result = convert(source, target, options, observer)
+        if result.changed and target_place.kind in ("containerd", "store"):
+            try:
+                _list_indexes(app, target, target_place, registries)
+            except StorageError as error:
+                # The image itself is complete.
+                app.output.warn(f"its SOCI indexes could not be listed: {error}")
+    # nerdctl reads stdout to its end before it reads stderr: more than 64 KiB there, which a pipe holds,
+    # would make both wait for ever. So little is said where stderr is no terminal.
     if result.changed:
         _summarize(app, result)
     else:
-        app.output.note(f"{dst} is converted already; nothing changed")
+        app.output.note(f"{target_place.text} is converted already; nothing changed")
     app.output.result(result.descriptor.digest)
+
+
+def _list_indexes(app: App, target: Target, place: Place, registries: Registries) -> None:
+    store = CONTAINERD_CONTENT if place.kind == "containerd" else LOCAL_CONTENT
+    with app.artifacts(registries) as artifacts:
+        # The image keeps them, so nothing is pinned.
+        artifacts.record(carried_indexes(read_image(target)), store, pinned=False)
+
+
+def _check_tagged(text: str) -> None:
+    name = text.removeprefix(CONTAINERD)
+    if "@" in name or ":" not in name.rpartition("/")[2]:
+        raise UsageError(
+            f"{name}: an image that is written to containerd needs a name with a tag and without a "
+            "digest, such as registry.example/app:1.0"
+        )
 
 
 def _summarize(app: App, result: ConvertResult) -> None:

@@ -10,7 +10,6 @@ from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.output import clean, count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.index.inspect import ImageFacts, LayerFacts, PlatformFacts, inspect
-from soci_cli.targets import open_source, parse_place
 
 
 @click.command()
@@ -25,13 +24,14 @@ def command(app: App, format_: str, place: str, registry: RegistryFlags) -> None
     \b
     soci image inspect alpine
     soci image inspect docker://example.com/app:1.0
+    soci image inspect containerd:example.com/app:1.0
     soci image inspect oci:app-soci
     soci image inspect --format json oci-archive:app.tar:latest
     """
-    parsed = parse_place(place)
+    parsed = app.place(place)
     with (
         app.registries(registry, parsed) as registries,
-        open_source(parsed, app.root, registries) as source,
+        app.open_source(parsed, registries) as source,
     ):
         facts = inspect(source)
     if format_ == "json":

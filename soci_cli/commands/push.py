@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import click
 
 from soci_cli.commands.app import (
     SIZE,
     App,
     common_flags,
+    containerd_flags,
     pass_app,
     platform_flags,
     snapshotter_flag,
 )
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
+from soci_cli.errors import NotFoundError, SociError
+from soci_cli.index.artifacts import push_artifacts
 from soci_cli.index.push import PushedIndex, PushOptions, push
-from soci_cli.oci import parse_reference, platforms
-from soci_cli.targets.places import DOCKER
+from soci_cli.oci import Reference, parse_reference, platforms
+from soci_cli.targets.places import CONTAINERD, DOCKER
 
 
 @click.command()
@@ -41,8 +47,13 @@ from soci_cli.targets.places import DOCKER
     help="When the registry has an index already: push another one and say so, push none, push.",
 )
 @platform_flags("Push and index")
+# Flags that the reference takes and makes no use of.
+@click.option("--refresh", hidden=True, expose_value=False)
+@click.option("--http-dump", is_flag=True, hidden=True, expose_value=False)
+@click.option("--http-trace", is_flag=True, hidden=True, expose_value=False)
 @click.argument("ref")
 @transfer_flags
+@containerd_flags(hidden=True)
 @common_flags
 @pass_app
 def command(
@@ -61,11 +72,15 @@ def command(
     The index (v1) refers to the image, which stays as it is. A converted image has its index (v2) in it and
     gets no other. The last line of output is the digest of the pushed image.
 
+    When REF is an image of containerd (--address or --namespace was given, or the local store does not
+    have it), only its newest SOCI index v1 is pushed, as `soci create` made it; the digest is printed.
+    Other tools push the image itself, and a converted image with its index.
+
     \b
     soci push example.com/app:1.0
     soci push --soci-span-size 1MiB --all-platforms example.com/app:1.0
     """
-    reference = parse_reference(ref.removeprefix(DOCKER))
+    reference = parse_reference(ref.removeprefix(DOCKER).removeprefix(CONTAINERD))
     settings = app.settings
     options = PushOptions(
         platforms=app.platforms(platform_names, all_platforms),
@@ -81,6 +96,15 @@ def command(
         existing_index=existing_index,
         uploads=app.uploads(registry),
     )
+    if _is_in_containerd(app, ref, reference):
+        _push_artifacts(app, ref.removeprefix(CONTAINERD), options, registry)
+    else:
+        _push_image(app, reference, options, registry)
+
+
+def _push_image(
+    app: App, reference: Reference, options: PushOptions, registry: RegistryFlags
+) -> None:
     with (
         app.registries(registry, reference) as registries,
         app.open_store(registries).open(reference) as source,
@@ -94,6 +118,59 @@ def command(
         names = ", ".join(platforms.format_platform(one) for one in result.left_out)
         app.output.note(f"not pushed, because the local store does not have them: {names}")
     app.output.result(result.descriptor.digest)
+
+
+def _is_in_containerd(app: App, ref: str, reference: Reference) -> bool:
+    if ref.startswith(DOCKER):
+        return False
+    if ref.startswith(CONTAINERD) or app.names_containerd:
+        return True
+    with app.store.open(reference) as place:
+        try:
+            place.resolve()
+            return False
+        except NotFoundError:
+            pass
+    try:
+        with app.open_containerd(ref) as source:
+            source.resolve()
+            return True
+    except SociError:
+        return False
+
+
+def _push_artifacts(app: App, name: str, options: PushOptions, registry: RegistryFlags) -> None:
+    reference = parse_reference(name)
+    # nerdctl passes on the folders where hosts.toml files usually are, whether or not they are there.
+    folders = [part for value in registry.hosts_dirs for part in value.split(",")]
+    present = tuple(folder for folder in folders if Path(folder).is_dir())
+    with (
+        app.registries(replace(registry, hosts_dirs=present), reference) as registries,
+        app.open_containerd(name) as image,
+        app.artifacts(registries) as artifacts,
+        registries.target(reference, str(reference)) as target,
+        app.output.progress() as observer,
+    ):
+        result = push_artifacts(artifacts, image, target, options, observer)
+    # nerdctl reads stdout to its end before it reads stderr: more than 64 KiB there, which a pipe holds,
+    # would make both wait for ever. So there are a few lines a platform.
+    for one in result:
+        platform = platforms.format_platform(one.platform)
+        if one.has_v2:
+            app.output.warn(
+                f"{platform}: the SOCI index v2 is not pushed here; push the whole image with a tool such "
+                "as nerdctl or finch"
+            )
+        if one.index is None:
+            app.output.note(f"{platform}: no SOCI index pushed, it has {one.existing[0]} already")
+            continue
+        if one.existing and one.index.digest not in one.existing:
+            app.output.note(
+                f"{platform}: it has another SOCI index already, {one.existing[0]}; which of the two is "
+                "used is up to the one who pulls"
+            )
+        app.output.note(f"{platform}: SOCI v1 index {one.index.digest}")
+        app.output.result(one.index.digest)
 
 
 def _line(made: PushedIndex) -> str:

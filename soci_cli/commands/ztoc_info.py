@@ -6,26 +6,41 @@ from typing import Any
 
 import click
 
-from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
 from soci_cli.commands.files import read_ztoc
+from soci_cli.commands.listing import is_digest
 from soci_cli.commands.output import columns, human_size
-from soci_cli.ztoc import Ztoc
+from soci_cli.index.artifacts import ZTOC
+from soci_cli.ztoc import Ztoc, decode_ztoc
+from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 from soci_cli.ztoc.reader import show_name
 
 
 @click.command()
 @click.option("--files", is_flag=True, help="List the files too.")
-@format_flag
-@click.argument("file")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "json"]),
+    help="Output for people (default for FILE) or for scripts (for DIGEST).",
+)
+@click.argument("file", metavar="FILE|DIGEST")
+@containerd_flags(hidden=True)
 @common_flags
 @pass_app
-def command(app: App, files: bool, format_: str, file: str) -> None:
-    """Show what the zTOC FILE says; - is stdin.
+def command(app: App, files: bool, format_: str | None, file: str) -> None:
+    """Show what a zTOC says: FILE, - for stdin, or DIGEST as `soci ztoc ls` gives it.
 
     --format json lists every file with its offset, size, type, and first and last span.
     """
-    ztoc = read_ztoc(file)
-    if format_ == "json":
+    by_digest = is_digest(file)
+    if by_digest:
+        with app.artifacts() as artifacts:
+            one = artifacts.find(file, ZTOC)
+            ztoc = decode_ztoc(artifacts.read(one, MAX_ZTOC_SIZE))
+    else:
+        ztoc = read_ztoc(file)
+    if (format_ or ("json" if by_digest else "text")) == "json":
         app.output.json(describe(ztoc))
         return
     ztoc.files.check()

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from soci_cli.errors import NotFoundError, SociError, UsageError
-from soci_cli.index.image import ImageManifest, choose_platforms, image_before, read_image
+from soci_cli.index.image import Image, ImageManifest, choose_platforms, image_before, read_image
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
@@ -178,12 +178,13 @@ def index_image(
     target: Target,
     options: IndexOptions | None = None,
     observer: Observer | None = None,
+    known: Sequence[tuple[Source, Image]] = (),
 ) -> tuple[PlatformReport, ...]:
     """Makes a SOCI index v1 for each chosen platform of an image, which itself stays as it is.
 
     zTOCs and indexes go to the target, layers do not. An index v1 is found through its subject, so
-    whoever stores it must list it as a referrer of the manifest. Raises SociError when no layer can be
-    indexed.
+    whoever stores it must list it as a referrer of the manifest. `known` are other images, each with its
+    place, whose zTOCs may be taken. Raises SociError when no layer can be indexed.
     """
     options = options or IndexOptions()
     observer = observer or SilentObserver()
@@ -194,7 +195,7 @@ def index_image(
         before = target.before()
         if before is not None:
             stack.enter_context(before)
-        images = [*image_before(before), (source, image)]
+        images = [*image_before(before), (source, image), *known]
         memory = known_ztocs(images, target, options.ztoc_settings, force=options.force)
         indexer = LayerIndexer(source, target, options.ztoc_settings, memory, copy_layers=False)
         builder = IndexBuilder(target, options, observer, indexer)

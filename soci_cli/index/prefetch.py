@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from soci_cli.errors import UsageError
+from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.index.model import LAYER_DIGEST, PREFETCH_MEDIA_TYPE
 from soci_cli.oci import Descriptor, canonical, digest_of
 from soci_cli.ztoc import Ztoc
@@ -18,6 +18,7 @@ from soci_cli.ztoc.reader import clean_path
 
 _VERSION = "1.0"
 _LIST_LIMIT = 64 << 20
+_MAX_SPANS = 1 << 31  # a span's number has 32 bits
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,40 @@ def encode_prefetch(spans: Sequence[tuple[int, int]]) -> bytes:
             "prefetch_spans": [{"start_span": start, "end_span": end} for start, end in spans],
         }
     )
+
+
+@dataclass(frozen=True)
+class PrefetchArtifact:
+    """A prefetch artifact: ranges of spans, both ends included."""
+
+    version: str
+    spans: tuple[tuple[int, int], ...]
+
+
+def decode_prefetch(data: bytes, digest: str) -> PrefetchArtifact:
+    """Reads a prefetch artifact. InvalidDataError, with its digest, for what is none."""
+    what = f"prefetch artifact {digest}"
+    value = canonical.loads(data, what)
+    spans = value.get("prefetch_spans") if isinstance(value, dict) else None
+    version = value.get("version") if isinstance(value, dict) else None
+    if not isinstance(spans, list) or not isinstance(version, str):
+        raise InvalidDataError(f"{what} has no version or no list of spans")
+    return PrefetchArtifact(version, tuple(_span(span, what) for span in spans))
+
+
+def span_count(artifact: PrefetchArtifact) -> int:
+    """How many spans an artifact names, as the sum of its ranges."""
+    return sum(end - start + 1 for start, end in artifact.spans)
+
+
+def _span(value: object, what: str) -> tuple[int, int]:
+    start, end = (
+        (value.get("start_span"), value.get("end_span")) if isinstance(value, dict) else (0, -1)
+    )
+    # bool is an int, but true is no number of a span
+    if type(start) is not int or type(end) is not int or not 0 <= start <= end < _MAX_SPANS:
+        raise InvalidDataError(f"{what} has a range of spans that cannot be meant")
+    return start, end
 
 
 def read_prefetch_list(path: Path) -> list[str]:

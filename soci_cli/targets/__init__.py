@@ -28,9 +28,17 @@ from soci_cli.targets.protocol import (
     Target,
     Writer,
 )
-from soci_cli.targets.store import Store, StoredImage, StoreTarget, Sweep
+from soci_cli.targets.store import (
+    LOCAL_CONTENT,
+    Store,
+    StoredArtifact,
+    StoredImage,
+    StoreTarget,
+    Sweep,
+)
 
 __all__ = [
+    "LOCAL_CONTENT",
     "Archive",
     "ArchiveTarget",
     "BlobReader",
@@ -45,6 +53,7 @@ __all__ = [
     "Source",
     "Store",
     "StoreTarget",
+    "StoredArtifact",
     "StoredImage",
     "Sweep",
     "Target",

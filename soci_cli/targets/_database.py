@@ -1,25 +1,32 @@
-"""The local store's SQLite file: what was derived from a blob, and where blobs can be had.
+"""The local store's SQLite file: what was derived from a blob, where blobs can be had, and artifacts.
 
-It is a cache. A file that is no database of this version is moved aside and begun anew. Each call
-opens the file for itself, so any thread or process may call.
+All of it can be found again. A file of an older version is brought up to date; one that is no database,
+or of a newer version, is moved aside and begun anew. Each call opens the file for itself, so any thread
+or process may call.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TypeVar
 
 from soci_cli.errors import InvalidDataError, StorageError
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import parse_digest
 from soci_cli.targets._disk import disk_errors, shown
 from soci_cli.targets._folder import LayoutFolder
 
 DATABASE_NAME = "soci.db"
-_VERSION = 1
+LOCAL_CONTENT = "soci"
+"""The content store that is the local store itself, by the name that users give it."""
+
+_VERSION = 2  # 1 had no artifacts
 _BUSY_SECONDS = 30.0
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS derived (kind TEXT NOT NULL, source_digest TEXT NOT NULL, "
@@ -28,9 +35,44 @@ _TABLES = (
     "PRIMARY KEY (kind, source_digest, key))",
     "CREATE TABLE IF NOT EXISTS locations (digest TEXT NOT NULL, place TEXT NOT NULL, "
     "PRIMARY KEY (digest, place))",
+    "CREATE TABLE IF NOT EXISTS artifacts (digest TEXT NOT NULL, kind TEXT NOT NULL, "
+    "size INTEGER NOT NULL, media_type TEXT NOT NULL, artifact_type TEXT NOT NULL, "
+    "original_digest TEXT NOT NULL, image_digest TEXT NOT NULL, platform TEXT NOT NULL, "
+    "span_size INTEGER NOT NULL, content_store TEXT NOT NULL, namespace TEXT NOT NULL, "
+    "created TEXT NOT NULL, pinned INTEGER NOT NULL, "
+    "PRIMARY KEY (digest, original_digest, content_store, namespace))",
 )
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """Something that was made for an image and is kept in a content store.
+
+    `original_digest` is what it was made from, a manifest or a layer, `image_digest` the image as a
+    whole. `content_store` is LOCAL_CONTENT or another, of which `namespace` is a part. `span_size` is in
+    bytes, `created` in UTC. What is `pinned` the local store keeps for its own sake, without an image.
+    """
+
+    digest: str
+    kind: str
+    size: int
+    media_type: str
+    artifact_type: str
+    original_digest: str
+    image_digest: str
+    platform: str
+    span_size: int
+    content_store: str
+    namespace: str
+    created: datetime
+    pinned: bool = False
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The blob itself."""
+        return Descriptor(self.media_type, self.digest, self.size, artifact_type=self.artifact_type)
 
 
 class StoreDatabase:
@@ -110,8 +152,38 @@ class StoreDatabase:
         )
         return [str(row[0]) for row in rows]
 
+    def put_artifacts(self, artifacts: Iterable[StoredArtifact]) -> None:
+        """Remember artifacts; replaces what was known of them."""
+        rows = [_artifact_row(one) for one in artifacts]
+        marks = ", ".join("?" * 13)
+        self._run(lambda db: db.executemany(f"REPLACE INTO artifacts VALUES ({marks})", rows))
+
+    def artifacts(self) -> list[StoredArtifact]:
+        """All artifacts, the newest first."""
+        if not self._path.exists():
+            return []
+        rows = self._run(
+            lambda db: db.execute(
+                "SELECT * FROM artifacts ORDER BY created DESC, rowid DESC"
+            ).fetchall()
+        )
+        return [one for one in map(_artifact, rows) if one is not None]
+
+    def remove_artifacts(self, artifacts: Iterable[StoredArtifact]) -> None:
+        """Forget artifacts."""
+        keys = [
+            (one.digest, one.original_digest, one.content_store, one.namespace) for one in artifacts
+        ]
+        self._run(
+            lambda db: db.executemany(
+                "DELETE FROM artifacts WHERE digest = ? AND original_digest = ? "
+                "AND content_store = ? AND namespace = ?",
+                keys,
+            )
+        )
+
     def keep_only(self, digests: Collection[str]) -> None:
-        """Forget everything that leads to other blobs than these."""
+        """Forget everything that leads to other blobs of the local store than these."""
         if not self._path.exists():
             return
 
@@ -120,6 +192,11 @@ class StoreDatabase:
             db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((one,) for one in digests))
             db.execute("DELETE FROM derived WHERE digest NOT IN (SELECT digest FROM kept)")
             db.execute("DELETE FROM locations WHERE digest NOT IN (SELECT digest FROM kept)")
+            db.execute(
+                "DELETE FROM artifacts WHERE content_store = ? "
+                "AND digest NOT IN (SELECT digest FROM kept)",
+                (LOCAL_CONTENT,),
+            )
 
         self._run(prune)
 
@@ -162,20 +239,25 @@ class StoreDatabase:
 
 
 class _NotOurs(Exception):
-    """The file is damaged, no database, or of another version."""
+    """The file is damaged, no database, or of a newer version."""
 
 
 def _check_version(db: sqlite3.Connection) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == _VERSION:
         return
-    if version != 0:
+    if not 0 <= version < _VERSION:
         raise _NotOurs(f"schema version {version}")
-    with db:
-        db.execute("BEGIN IMMEDIATE")
-        for table in _TABLES:
-            db.execute(table)
-        db.execute(f"PRAGMA user_version = {_VERSION}")
+    try:
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            for table in _TABLES:
+                db.execute(table)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+    except sqlite3.OperationalError as error:
+        # A store that cannot be written is read as it is.
+        if version == 0 or "readonly" not in str(error):
+            raise
 
 
 def _descriptor(row: tuple[object, ...]) -> Descriptor | None:
@@ -195,3 +277,49 @@ def _descriptor(row: tuple[object, ...]) -> Descriptor | None:
         )
     except InvalidDataError:
         return None
+
+
+def _artifact_row(artifact: StoredArtifact) -> tuple[object, ...]:
+    return (
+        artifact.digest,
+        artifact.kind,
+        artifact.size,
+        artifact.media_type,
+        artifact.artifact_type,
+        artifact.original_digest,
+        artifact.image_digest,
+        artifact.platform,
+        artifact.span_size,
+        artifact.content_store,
+        artifact.namespace,
+        artifact.created.astimezone(timezone.utc).isoformat(timespec="microseconds"),
+        int(artifact.pinned),
+    )
+
+
+def _artifact(row: tuple[object, ...]) -> StoredArtifact | None:
+    """The artifact of a row; None when the row does not hold one, as after a crash."""
+    digest, kind, size, media_type, artifact_type, original, image, platform = row[:8]
+    span_size, content_store, namespace, created, pinned = row[8:]
+    try:
+        parse_digest(str(digest))
+        time = datetime.fromisoformat(str(created))
+    except (InvalidDataError, ValueError):
+        return None
+    if not isinstance(size, int) or not isinstance(span_size, int) or time.tzinfo is None:
+        return None
+    return StoredArtifact(
+        digest=str(digest),
+        kind=str(kind),
+        size=size,
+        media_type=str(media_type),
+        artifact_type=str(artifact_type),
+        original_digest=str(original),
+        image_digest=str(image),
+        platform=str(platform),
+        span_size=span_size,
+        content_store=str(content_store),
+        namespace=str(namespace),
+        created=time,
+        pinned=bool(pinned),
+    )

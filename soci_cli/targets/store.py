@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,12 @@ from soci_cli.oci.digest import parse_digest
 from soci_cli.oci.manifest import parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.oci.references import Reference
-from soci_cli.targets._database import StoreDatabase
+from soci_cli.targets._database import LOCAL_CONTENT, StoredArtifact, StoreDatabase
 from soci_cli.targets._disk import disk_errors, storage_error
 from soci_cli.targets._folder import INGEST_PREFIX, LayoutFolder
 from soci_cli.targets._index_json import (
     CONTAINERD_NAME,
     REF_NAME,
-    IndexJson,
     remove_entries,
     without_names,
 )
@@ -36,9 +35,21 @@ from soci_cli.targets.copy import children_of, read_blob
 from soci_cli.targets.layout import Layout, WritableLayout
 from soci_cli.targets.protocol import BlobReader, Source
 
+__all__ = [
+    "LOCAL_CONTENT",
+    "OpenPlace",
+    "Store",
+    "StoreTarget",
+    "StoredArtifact",
+    "StoredImage",
+    "Sweep",
+]
+
 _FOLDER_MODE = 0o700
 _GC_LOCK = ".gc-lock"
 _REFERRER = "referrer"
+# No image can have this name (RFC 2606, section 2).
+_NO_IMAGE = Reference("store.invalid", "none", "none")
 
 OpenPlace: TypeAlias = Callable[[str], Source]
 """Opens a place such as `docker://HOST/REPO` to read blobs from."""
@@ -79,6 +90,10 @@ class Store:
         """The place of one image, to read or to write. Close it: till then no sweep can run."""
         return StoreTarget(self, reference, name or str(reference))
 
+    def open_unnamed(self) -> StoreTarget:
+        """The store's blobs without an image, to read and write artifacts; see `open`."""
+        return StoreTarget(self, _NO_IMAGE, self._name)
+
     def images(self) -> list[StoredImage]:
         """All images, sorted by name. Empty when there is no store yet."""
         entries = self._folder.read_index_or_empty().entries
@@ -117,8 +132,8 @@ class Store:
     def sweep(self) -> Sweep:
         """Remove every blob that no image needs, unless the store is in use.
 
-        Needed are the manifests of all images and all that they name, and what was derived (see
-        `remember_derived`) from something that is needed.
+        Needed are the manifests of all images and pinned artifacts, all that they name, and what was
+        derived (see `remember_derived`) from something that is needed.
         """
         if not (self.root / "oci-layout").exists():
             return Sweep()
@@ -126,7 +141,7 @@ class Store:
             if not alone:
                 return Sweep(skipped="another soci command is using the store")
             try:
-                needed = self._reachable(self._folder.read_index_or_empty())
+                needed = self._reachable([*self._roots(), *self._pinned()])
             except SociError as error:
                 # What a damaged manifest names is unknown, so everything stays.
                 return Sweep(skipped=str(error))
@@ -176,6 +191,46 @@ class Store:
         """The places that `remember_location` was told of, sorted."""
         return self._database.get_locations(digest)
 
+    def put_artifacts(self, artifacts: Iterable[StoredArtifact]) -> None:
+        """List artifacts, here or in another content store; replaces what was known of them.
+
+        A sweep keeps those here that are pinned and manifests, with all that they name; it forgets those
+        whose blobs it removes. So hold `open_unnamed` open from before they are written.
+        """
+        self._ensure()
+        self._database.put_artifacts(artifacts)
+
+    def artifacts(self) -> list[StoredArtifact]:
+        """All artifacts that are listed, the newest first."""
+        return self._database.artifacts()
+
+    def forget_artifacts(self, artifacts: Iterable[StoredArtifact]) -> None:
+        """List artifacts no more. A sweep removes those here that nothing else needs."""
+        self._database.remove_artifacts(artifacts)
+
+    def needed_by_images(self) -> set[str]:
+        """The digests of all that the images of the store need. Raises what reading them raises."""
+        return self._reachable(self._roots())
+
+    def blobs(self) -> Iterator[tuple[str, int, float]]:
+        """Digest, size in bytes and time of change of every blob."""
+        with disk_errors("read", self.root):
+            for path in sorted(self.root.glob("blobs/*/*")):
+                digest = f"{path.parent.name}:{path.name}"
+                status = path.lstat()
+                if _is_digest(digest) and stat.S_ISREG(status.st_mode):
+                    yield digest, status.st_size, status.st_mtime
+
+    def _roots(self) -> list[Descriptor]:
+        return list(self._folder.read_index_or_empty().entries)
+
+    def _pinned(self) -> list[Descriptor]:
+        return [
+            one.descriptor
+            for one in self._database.artifacts()
+            if one.pinned and one.content_store == LOCAL_CONTENT and is_manifest(one.media_type)
+        ]
+
     def _ensure(self) -> None:
         self._folder.make_folders()
         with self._folder.locked():
@@ -199,13 +254,13 @@ class Store:
         finally:
             os.close(fd)
 
-    def _reachable(self, index: IndexJson) -> set[str]:
+    def _reachable(self, roots: list[Descriptor]) -> set[str]:
         derived: dict[str, list[Descriptor]] = {}
         for source, made in self._database.all_derived():
             derived.setdefault(source, []).append(made)
         layout = Layout(self.root, name=self._name)
         needed: set[str] = set()
-        pending = list(index.entries)
+        pending = list(roots)
         while pending:
             descriptor = pending.pop()
             if descriptor.digest in needed:

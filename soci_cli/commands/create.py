@@ -1,0 +1,104 @@
+"""`soci create`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import click
+
+from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
+from soci_cli.commands.index_flags import IndexFlags, index_flags
+from soci_cli.commands.output import count, human_size
+from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
+from soci_cli.errors import UsageError
+from soci_cli.index import IndexOptions, PlatformReport, index_image
+from soci_cli.index.artifacts import CONTAINERD_CONTENT, made_indexes
+from soci_cli.oci import platforms
+from soci_cli.targets import LOCAL_CONTENT, Place
+
+
+@click.command()
+@index_flags()
+@click.argument("ref")
+@transfer_flags
+@containerd_flags(hidden=True)
+@common_flags
+@pass_app
+def command(app: App, index: IndexFlags, ref: str, registry: RegistryFlags) -> None:
+    """Make a SOCI index (v1) for each chosen platform of the image REF of containerd.
+
+    The image stays as it is. The indexes go to the local store or, with --content-store containerd, to
+    containerd; `soci push` pushes them. REF may be any other place too. Nothing is printed on stdout;
+    with --quiet, the digests of the indexes.
+
+    \b
+    soci create registry.example/app:1.0
+    soci --namespace k8s.io create --all-platforms registry.example/app:1.0
+    """
+    place = app.place(ref, "containerd")
+    if app.content_store == CONTAINERD_CONTENT and place.kind != "containerd":
+        raise UsageError(
+            f"--content-store containerd keeps indexes together with an image of containerd, which {ref} "
+            "is not"
+        )
+    reports = _create(app, place, index.options(app, registry), registry)
+    # nerdctl reads stdout to its end before it reads stderr: more than 64 KiB here, which a pipe holds,
+    # would make both wait for ever. So there is one line a platform.
+    for report in reports:
+        app.output.note(_line(report))
+        if app.quiet and report.index:
+            app.output.result(report.index.digest)
+
+
+def _create(
+    app: App, place: Place, options: IndexOptions, registry: RegistryFlags
+) -> tuple[PlatformReport, ...]:
+    in_containerd = app.content_store == CONTAINERD_CONTENT
+    with ExitStack() as stack:
+        registries = stack.enter_context(app.registries(registry, place))
+        source = stack.enter_context(app.open_source(place, registries))
+        artifacts = stack.enter_context(app.artifacts(registries))
+        if in_containerd:
+            target = stack.enter_context(app.open_target(place, None, registries))
+        else:
+            target = stack.enter_context(artifacts.store.open_unnamed())
+        observer = stack.enter_context(app.output.progress())
+        image = source.resolve()
+        known = artifacts.known() if in_containerd else []
+        reports = index_image(source, target, options, observer, known)
+        made = made_indexes(reports, target, image)
+        if in_containerd:
+            _keep(app, place, reports)
+        store = CONTAINERD_CONTENT if in_containerd else LOCAL_CONTENT
+        artifacts.record(made, store, pinned=not in_containerd)
+    return reports
+
+
+def _keep(app: App, place: Place, reports: tuple[PlatformReport, ...]) -> None:
+    """Labels the image, so that containerd keeps its indexes as long as the image.
+
+    The first label is the reference's, of which there is one; so the platforms have their own as well.
+    """
+    from soci_cli.targets.containerd.place import SOCI_INDEX_LABEL, ContainerdSource
+
+    labels = {}
+    for report in reports:
+        if report.index:
+            name = platforms.format_platform(report.platform).replace("/", "-")
+            labels[SOCI_INDEX_LABEL] = report.index.digest
+            labels[f"{SOCI_INDEX_LABEL}.{name}"] = report.index.digest
+    client = app.connect()
+    name = place.text.removeprefix("containerd:")
+    client.label_image(ContainerdSource(client, name, place.text).image().name, labels)
+
+
+def _line(report: PlatformReport) -> str:
+    name = platforms.format_platform(report.platform)
+    indexed = [layer.ztoc for layer in report.layers if layer.ztoc]
+    if report.index is None:
+        return f"{name}: no SOCI index; none of {count(len(report.layers), 'layer')} can be indexed"
+    return (
+        f"{name}: SOCI v1 index {report.index.digest}; {len(indexed)} of "
+        f"{count(len(report.layers), 'layer')} indexed, "
+        f"{human_size(sum(ztoc.size for ztoc in indexed))} of zTOCs"
+    )
