@@ -2,8 +2,9 @@
 # Installs the real tools that the integration tests use, where that is possible. A test whose tool is
 # missing says so when it skips.
 set -u
+PATH=$PATH:/usr/sbin:/sbin
 missing=
-for tool in docker-registry skopeo umoci pigz zstd; do
+for tool in docker-registry containerd runc skopeo umoci pigz zstd; do
     command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
 [ -n "$missing" ] || exit 0
@@ -14,12 +15,14 @@ as_root() {
 }
 
 echo "installing$missing"
-case $missing in
-*docker-registry*)
-    # Its package would start a registry for everybody on this machine.
-    [ ! -d /run/systemd/system ] || as_root systemctl mask docker-registry >/dev/null 2>&1
-    ;;
-esac
+for service in docker-registry containerd; do
+    case $missing in
+    *"$service"*)
+        # Its package would start one for everybody on this machine.
+        [ ! -d /run/systemd/system ] || as_root systemctl mask "$service" >/dev/null 2>&1
+        ;;
+    esac
+done
 export DEBIAN_FRONTEND=noninteractive
 as_root apt-get update -qq >/dev/null 2>&1
 # shellcheck disable=SC2086

@@ -1,8 +1,9 @@
-"""Real registries and broken ones, on loopback, to test a registry client against."""
+"""Real registries and broken ones, on loopback, and containerd, to test clients against."""
 
 from __future__ import annotations
 
 from tests.servers.ca import Ca, KeyPair, make_ca
+from tests.servers.containerd import ContainerdServer
 from tests.servers.docker_registry import DockerRegistry
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.forward_proxy import ForwardProxy
@@ -10,6 +11,7 @@ from tests.servers.token_server import TokenServer
 
 __all__ = [
     "Ca",
+    "ContainerdServer",
     "DockerRegistry",
     "Fault",
     "FaultProxy",

@@ -1,7 +1,8 @@
-"""Fixtures of registries, for conftest.py to import. Where docker-registry is missing they skip."""
+"""Fixtures of registries and containerd, for conftest.py to import. Where these are missing they skip."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.integration.conftest import need
 from tests.servers.ca import Ca, make_ca
+from tests.servers.containerd import ContainerdServer
 from tests.servers.docker_registry import DockerRegistry
 from tests.servers.token_server import TokenServer
 
@@ -20,6 +22,24 @@ USERS = {USER: PASSWORD}
 @pytest.fixture(scope="session")
 def need_docker_registry() -> str:
     return need("docker-registry")
+
+
+@pytest.fixture(scope="session")
+def need_containerd() -> str:
+    need("ctr")
+    path = need("containerd")
+    if os.geteuid() != 0:
+        pytest.skip("containerd needs root")
+    return path
+
+
+@pytest.fixture(scope="session")
+def containerd(
+    need_containerd: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ContainerdServer]:
+    """A containerd for everybody; use a namespace of your own in it."""
+    with ContainerdServer(tmp_path_factory.mktemp("containerd")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -6,20 +6,30 @@ What is used is the same in containerd 1.6 to 2.x. Errors of gRPC become ours he
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import empty_pb2, field_mask_pb2
 
 from soci_cli.closing import Closing
-from soci_cli.errors import NotFoundError, SociError, StorageError, UsageError
+from soci_cli.errors import (
+    InvalidDataError,
+    NotFoundError,
+    SociError,
+    StorageError,
+    UsageError,
+)
 from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import parse_digest
 from soci_cli.targets._disk import shown
 from soci_cli.targets.containerd.api import (
     content_pb2,
@@ -35,10 +45,14 @@ from soci_cli.targets.containerd.api import (
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 DEFAULT_NAMESPACE = "default"
-_CONNECT_SECONDS = 10.0
-_LEASE_HOURS = 24
+CONNECT_SECONDS = 10.0
+_LEASE_TIME = timedelta(hours=24)
 _MESSAGE_LIMIT = 16 << 20
 _EXPIRE = "containerd.io/gc.expire"
+_TRIES = 3
+# containerd's rule for identifiers.
+_NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_NAMESPACE_LENGTH = 76
 
 
 @dataclass(frozen=True)
@@ -79,38 +93,42 @@ class Containerd(Closing):
             raise UsageError(
                 f"not an address of containerd: {shown(address)}; give a socket's path"
             )
-        if not namespace or not namespace.isascii() or not namespace.isprintable():
-            raise UsageError(f"not a namespace of containerd: {shown(namespace)!r}")
+        if len(namespace) > _NAMESPACE_LENGTH or not _NAMESPACE.fullmatch(namespace):
+            raise UsageError(
+                f"not a namespace of containerd: {shown(repr(namespace))}; expected letters and "
+                "digits, with single dots, dashes and underscores between"
+            )
         self.address = path
         self.namespace = namespace
         self._timeout = timeout
-        self._lease = ""
-        self._mutex = threading.Lock()
         self._channel = grpc.insecure_channel(
-            f"unix://{path}",
+            f"unix:{quote(path)}",
             options=[
                 ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
                 ("grpc.max_send_message_length", _MESSAGE_LIMIT),
                 # A proxy of the environment is no way to a socket.
                 ("grpc.enable_http_proxy", 0),
+                # As long does gRPC wait for somebody who takes the connection and says nothing.
+                ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),
+                # A containerd that was started again is there at once.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
         self.content = content_pb2_grpc.ContentStub(self._channel)
         self._images = images_pb2_grpc.ImagesStub(self._channel)
-        self._leases = leases_pb2_grpc.LeasesStub(self._channel)
+        self.leases = leases_pb2_grpc.LeasesStub(self._channel)
         self._version = version_pb2_grpc.VersionStub(self._channel)
         self._namespaces = namespaces_pb2_grpc.NamespacesStub(self._channel)
 
     def close(self) -> None:
-        """Give the lease back and end the connection."""
-        self.end_lease()
+        """End the connection."""
         self._channel.close()
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
         """What goes along with every call."""
-        found = [("containerd-namespace", self.namespace)]
-        return [*found, ("containerd-lease", self._lease)] if self._lease else found
+        return [("containerd-namespace", self.namespace)]
 
     @property
     def deadline(self) -> float | None:
@@ -138,21 +156,25 @@ class Containerd(Closing):
         return StorageError(f"{where}: {what}: {details or (code.name if code else 'failed')}")
 
     def _why_not(self, details: str) -> str:
-        path = Path(self.address)
         try:
-            if not path.is_socket():
-                return f"there is no socket {path}; is containerd running? See --address"
-        except OSError:
-            return f"no access to {path}; try as root"
-        if not os.access(path, os.W_OK):
-            return f"no access to {path}; try as root"
+            is_socket = stat.S_ISSOCK(Path(self.address).stat().st_mode)
+        except FileNotFoundError:
+            return "there is no such socket; is containerd running? See --address"
+        except OSError as error:
+            return f"{error.strerror}; try as root"
+        if not is_socket:
+            return "that is no socket; see --address"
+        if not os.access(self.address, os.W_OK):
+            return "no access to the socket; try as root"
+        if "onnection refused" in details:
+            return "nobody listens there; is containerd running?"
         return details
 
     def version(self) -> str:
         """containerd's version."""
         with self.errors("its version"):
             answer = self._version.Version(
-                empty_pb2.Empty(), timeout=self._timeout or _CONNECT_SECONDS
+                empty_pb2.Empty(), timeout=self._timeout or CONNECT_SECONDS
             )
         return str(answer.version)
 
@@ -163,47 +185,6 @@ class Containerd(Closing):
                 namespaces_pb2.ListNamespacesRequest(), timeout=self._timeout
             )
         return sorted(one.name for one in answer.namespaces)
-
-    # Leases.
-
-    def begin_lease(self) -> None:
-        """Takes a lease: what is written or used from now on is safe from garbage collection.
-
-        It ends with `close`, or by itself a day later when this program dies.
-        """
-        with self._mutex:
-            if self._lease:
-                return
-            expire = datetime.fromtimestamp(
-                datetime.now(timezone.utc).timestamp() + _LEASE_HOURS * 3600, timezone.utc
-            )
-            request = leases_pb2.CreateRequest(
-                id=f"soci-{os.getpid()}-{secrets.token_hex(8)}",
-                labels={_EXPIRE: expire.strftime("%Y-%m-%dT%H:%M:%SZ")},
-            )
-            with self.errors("a lease"):
-                answer = self._leases.Create(request, metadata=self.metadata, timeout=self._timeout)
-            self._lease = answer.lease.id
-
-    def keep(self, digest: str) -> None:
-        """Puts a blob that is there already under the lease."""
-        if self._lease:
-            resource = leases_pb2.Resource(id=digest, type="content")
-            request = leases_pb2.AddResourceRequest(id=self._lease, resource=resource)
-            with self.errors(f"a lease on {digest}"):
-                self._leases.AddResource(request, metadata=self.metadata, timeout=self._timeout)
-
-    def end_lease(self) -> None:
-        """Gives the lease back; what has no other reason to stay may go."""
-        with self._mutex:
-            lease, self._lease = self._lease, ""
-        if lease:
-            with suppress(grpc.RpcError):
-                self._leases.Delete(
-                    leases_pb2.DeleteRequest(id=lease),
-                    metadata=self.metadata,
-                    timeout=_CONNECT_SECONDS,
-                )
 
     # Images.
 
@@ -228,24 +209,26 @@ class Containerd(Closing):
     def put_image(self, name: str, target: Descriptor) -> None:
         """Makes a name mean `target`; the labels that it has stay."""
         image = images_pb2.Image(name=name, target=_target(target))
+        create = images_pb2.CreateImageRequest(image=image)
+        update = images_pb2.UpdateImageRequest(
+            image=image, update_mask=field_mask_pb2.FieldMask(paths=["target"])
+        )
+        more = {"metadata": self.metadata, "timeout": self._timeout}
         with self.errors(f"image {shown(name)}"):
-            try:
-                self._images.Create(
-                    images_pb2.CreateImageRequest(image=image),
-                    metadata=self.metadata,
-                    timeout=self._timeout,
-                )
-                return
-            except grpc.RpcError as error:
-                if code_of(error) != grpc.StatusCode.ALREADY_EXISTS:
-                    raise
-            self._images.Update(
-                images_pb2.UpdateImageRequest(
-                    image=image, update_mask=field_mask_pb2.FieldMask(paths=["target"])
-                ),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            )
+            # Others may make or remove the image in between.
+            for left in reversed(range(_TRIES)):
+                try:
+                    self._images.Create(create, **more)
+                    return
+                except grpc.RpcError as error:
+                    if code_of(error) != grpc.StatusCode.ALREADY_EXISTS:
+                        raise
+                try:
+                    self._images.Update(update, **more)
+                    return
+                except grpc.RpcError as error:
+                    if code_of(error) != grpc.StatusCode.NOT_FOUND or not left:
+                        raise
 
     def label_image(self, name: str, labels: Mapping[str, str]) -> None:
         """Sets labels of an image; others stay. An empty value takes a label away."""
@@ -315,6 +298,64 @@ class Containerd(Closing):
             )
 
 
+class Lease(Closing):
+    """Keeps what is written or put under it from garbage collection, until it is closed.
+
+    It is taken when it is first used, and ends by itself a day later when this program dies. Several
+    threads may use it. Errors are those of `Containerd`.
+    """
+
+    def __init__(self, client: Containerd) -> None:
+        self._client = client
+        self._id = ""
+        self._mutex = threading.Lock()
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What goes along with a call whose results are to be kept."""
+        return [*self._client.metadata, ("containerd-lease", self._taken())]
+
+    def keep(self, digest: str) -> None:
+        """Puts a blob under the lease; when it is there afterwards, it stays."""
+        lease = self._taken()
+        with self._client.errors(f"a lease on {digest}"):
+            self._client.leases.AddResource(
+                leases_pb2.AddResourceRequest(
+                    id=lease, resource=leases_pb2.Resource(id=digest, type="content")
+                ),
+                metadata=self._client.metadata,
+                timeout=self._client.deadline,
+            )
+
+    def close(self) -> None:
+        """Gives the lease back; what has no other reason to stay may go."""
+        with self._mutex:
+            lease, self._id = self._id, ""
+        if lease:
+            # If that fails, it ends by itself.
+            with suppress(grpc.RpcError):
+                self._client.leases.Delete(
+                    leases_pb2.DeleteRequest(id=lease),
+                    metadata=self._client.metadata,
+                    timeout=CONNECT_SECONDS,
+                )
+
+    def _taken(self) -> str:
+        with self._mutex:
+            if not self._id:
+                end = datetime.now(timezone.utc) + _LEASE_TIME
+                request = leases_pb2.CreateRequest(
+                    id=f"soci-{os.getpid()}-{secrets.token_hex(8)}",
+                    labels={_EXPIRE: end.strftime("%Y-%m-%dT%H:%M:%SZ")},
+                )
+                with self._client.errors("a lease"):
+                    answer = self._client.leases.Create(
+                        request, metadata=self._client.metadata, timeout=self._client.deadline
+                    )
+                self._id = str(answer.lease.id)
+            return self._id
+
+
 def code_of(error: grpc.RpcError) -> grpc.StatusCode | None:
     """The status of an error; None when it has none."""
     return error.code() if isinstance(error, grpc.Call) else None
@@ -326,6 +367,10 @@ def _details(error: grpc.RpcError) -> str:
 
 def _image(image: images_pb2.Image) -> ContainerdImage:
     target = image.target
+    try:
+        parse_digest(target.digest)
+    except InvalidDataError as error:
+        raise InvalidDataError(f"image {shown(image.name)} of containerd: {error}") from error
     descriptor = Descriptor(
         target.media_type, target.digest, target.size, annotations=dict(target.annotations)
     )

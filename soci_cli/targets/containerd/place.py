@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 
 from soci_cli.closing import Closing
-from soci_cli.errors import IntegrityError, NotFoundError, UsageError
+from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, UsageError
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
+from soci_cli.oci.digest import parse_digest
 from soci_cli.oci.manifest import parse_index, parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.oci.references import parse_reference
 from soci_cli.targets._disk import check_range
 from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME, without_names
-from soci_cli.targets.containerd.client import Containerd, ContainerdImage
+from soci_cli.targets.containerd.client import Containerd, ContainerdImage, Lease
 from soci_cli.targets.containerd.streams import ContentStream, ContentWriter
-from soci_cli.targets.copy import read_blob
-from soci_cli.targets.protocol import BlobReader, Source, push_blob
+from soci_cli.targets.copy import children_of, read_blob
+from soci_cli.targets.protocol import BlobReader, Source
 
 GC_REF = "containerd.io/gc.ref.content"
 SOCI_INDEX_LABEL = f"{GC_REF}.soci-index"
-"""On an image: the SOCI index v1 that belongs to it, so that both go together."""
+"""On an image: the SOCI index v1 that belongs to it, so that both go together.
+
+Labels that begin with this and a dot name the indexes of further platforms.
+"""
 
 _FIND_LIMIT = 4 << 20
 
@@ -59,8 +65,8 @@ class ContainerdSource(Closing):
         return without_names(self.image().target)
 
     def find(self, digest: str) -> Descriptor:
-        """The manifest with this digest, whose type is not known yet. NotFoundError."""
-        info = self._client.info(digest)
+        """The manifest with this digest, whose type is not known yet. NotFoundError, InvalidDataError."""
+        info = self._client.info(parse_digest(digest))
         untyped = Descriptor("", digest, info.size)
         document = loads(read_blob(self, untyped, _FIND_LIMIT), f"manifest {digest}")
         kind = document.get("mediaType") if isinstance(document, dict) else None
@@ -102,20 +108,23 @@ class ContainerdSource(Closing):
         return names
 
     def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
-        """See `Source.referrers`: the index that a label of the image names, if it is of that type."""
-        digest = self.image().labels.get(SOCI_INDEX_LABEL)
-        if digest is None:
-            return ()
-        try:
-            found = self.find(digest)
-            manifest = parse_manifest(read_blob(self, found), f"manifest {digest}")
-        except NotFoundError:
-            return ()
-        kind = manifest.artifact_type or manifest.config.media_type
-        if manifest.subject is None or manifest.subject.digest != subject.digest:
-            return ()
-        typed = Descriptor(found.media_type, digest, found.size, artifact_type=kind)
-        return (typed,) if kind == artifact_type else ()
+        """See `Source.referrers`: those that labels of the image name, as `SOCI_INDEX_LABEL` says."""
+        named = {
+            digest: None
+            for key, digest in sorted(self.image().labels.items())
+            if key == SOCI_INDEX_LABEL or key.startswith(f"{SOCI_INDEX_LABEL}.")
+        }
+        found = []
+        for digest in named:
+            # A label that leads to something else is no reason to fail over the image.
+            with suppress(NotFoundError, InvalidDataError):
+                descriptor = self.find(digest)
+                manifest = parse_manifest(read_blob(self, descriptor), f"manifest {digest}")
+                kind = manifest.artifact_type or manifest.config.media_type
+                refers = manifest.subject is not None and manifest.subject.digest == subject.digest
+                if refers and kind == artifact_type:
+                    found.append(replace(descriptor, artifact_type=kind))
+        return tuple(found)
 
     def close(self) -> None:
         """Nothing of its own is held open."""
@@ -140,25 +149,35 @@ class ContainerdTarget(ContainerdSource):
     from then on: an index keeps its manifests, a manifest its config and layers.
     """
 
+    def __init__(self, client: Containerd, reference: str, name: str) -> None:
+        """`reference` is the image's name, of which the full form is written and read."""
+        super().__init__(client, str(parse_reference(reference)), name)
+        self._lease = Lease(client)
+
     def open_writer(self, descriptor: Descriptor) -> ContentWriter:
         """See `Target.open_writer`."""
-        self._client.begin_lease()
-        return ContentWriter(self._client, descriptor, self._name, {})
+        return self._writer(descriptor, {})
 
     def exists(self, descriptor: Descriptor) -> bool:
         """See `Source.exists`. What is there stays till `close`."""
-        self._client.begin_lease()
         if not super().exists(descriptor):
             return False
-        self._client.keep(descriptor.digest)
-        return True
+        self._lease.keep(descriptor.digest)
+        # Before it was kept it may have been collected.
+        return super().exists(descriptor)
 
     def push(self, descriptor: Descriptor, data: bytes) -> None:
         """See `Target.push`. Manifests get the labels by which containerd keeps what they name."""
-        push_blob(self, descriptor, data)
         labels = gc_labels(descriptor, data)
-        if labels:
-            self._client.label_content(descriptor.digest, labels)
+        if not self.exists(descriptor):
+            writer = self._writer(descriptor, labels)
+            try:
+                writer.write(data)
+                writer.commit()
+            finally:
+                writer.abort()
+        # Others may have written it, without labels.
+        self._label(descriptor, labels)
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """See `Target.link`: containerd shares no files."""
@@ -179,21 +198,46 @@ class ContainerdTarget(ContainerdSource):
             raise NotFoundError(
                 f"{self._name} cannot be tagged: containerd has no blob {descriptor.digest}"
             )
+        self._bind(descriptor)
         self._client.put_image(self.image_name, descriptor)
         with self._mutex:
             self._image = None
 
     def close(self) -> None:
         """Give the lease back."""
-        self._client.end_lease()
+        self._lease.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _writer(self, descriptor: Descriptor, labels: Mapping[str, str]) -> ContentWriter:
+        return ContentWriter(self._client, self._lease, descriptor, self._name, labels)
+
+    def _bind(self, root: Descriptor) -> None:
+        """Labels all manifests of an image that are here.
+
+        Those that were here before may lack labels: a pull of one platform gives an index labels for that
+        platform only.
+        """
+        seen: set[str] = set()
+        pending = [root]
+        while pending:
+            descriptor = pending.pop()
+            kind = descriptor.media_type
+            known = descriptor.digest in seen
+            if known or not (is_index(kind) or is_manifest(kind)):
+                continue
+            seen.add(descriptor.digest)
+            try:
+                data = read_blob(self, descriptor)
+            except NotFoundError:
+                continue
+            self._label(descriptor, gc_labels(descriptor, data))
+            if is_index(kind):
+                pending += children_of(descriptor, data, f"manifest {descriptor.digest}")
+
+    def _label(self, descriptor: Descriptor, labels: Mapping[str, str]) -> None:
+        there = self._client.info(descriptor.digest).labels if labels else {}
+        missing = {key: value for key, value in labels.items() if there.get(key) != value}
+        if missing:
+            self._client.label_content(descriptor.digest, missing)
 
 
 def gc_labels(descriptor: Descriptor, data: bytes) -> dict[str, str]:

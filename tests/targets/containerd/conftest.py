@@ -1,0 +1,34 @@
+"""A containerd for all tests here, in which each test has a namespace of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from soci_cli.targets.containerd.client import Containerd
+from tests.servers.containerd import ContainerdServer
+from tests.servers.fixtures import (
+    containerd,
+    docker_registry,
+    need_containerd,
+    need_docker_registry,
+)
+
+__all__ = ["containerd", "docker_registry", "need_containerd", "need_docker_registry"]
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"test-{next(_NUMBERS)}"
+
+
+@pytest.fixture
+def client(containerd: ContainerdServer, namespace: str) -> Iterator[Containerd]:
+    """A connection with a namespace of the test's own."""
+    with Containerd(containerd.address, namespace) as client:
+        yield client
+    assert not containerd.leases(namespace), "a lease was not given back"
