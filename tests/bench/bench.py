@@ -318,12 +318,17 @@ def find_registry_targets(timings: dict[str, Timing]) -> list[Target]:
     """The targets of work in registries, and what was measured of them."""
     build, repository, mount = timings["build"], timings["repository"], timings["mount"]
     largest = max(max(one.peaks) for key, one in timings.items() if key != "disk")
+    local = []
+    if "containerd" in timings:
+        ratio = timings["containerd"].ratio(timings["layout"])
+        local = [Target("convert in containerd to in a layout", 1.35, ratio)]
     return [
         Target("convert in a repository to building", 1.25, repository.ratio(build)),
         Target("convert in a registry to building", 1.25, mount.ratio(build)),
         Target("convert in a repository to over disk", 0.25, repository.ratio(timings["disk"])),
         Target("peak memory of converting, in 250 MB", 1.0, largest / 250e6),
         Target("soci pull to skopeo copy", 1.0, timings["pull"].ratio(timings["skopeo"])),
+        *local,
     ]
 
 

@@ -1,7 +1,7 @@
-"""Converting and pulling in registries: whole commands, timed from outside.
+"""Converting and pulling in registries and in containerd: whole commands, timed from outside.
 
 Two of Debian's docker-registry on loopback hold the images; skopeo is the peer. The processes of the
-registries work on the same processors, so what they do with the bytes counts too.
+registries and of containerd work on the same processors, so what they do with the bytes counts too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from soci_cli.targets import copy_graph, open_source, open_target, parse_place
+from soci_cli.targets.places import connect
 from tests.bench.layers import Layer
 from tests.bench.tasks import make_image
+from tests.servers.containerd import ContainerdServer
 from tests.servers.docker_registry import DockerRegistry
 
 _SOCI = [sys.executable, "-m", "soci_cli"]
@@ -70,6 +73,8 @@ def measure_registries(
             ("mount", "convert, registry", "app:1 to another repository, layers are mounted"),
             ("other", "convert, other one", "app:1 to another registry, one stream in and out"),
             ("disk", "convert over disk", "skopeo to a layout, convert, skopeo back to app"),
+            ("layout", "convert, layout", "from tag to tag of a layout on disk"),
+            ("containerd", "convert, containerd", "from name to name in containerd"),
             ("pull", "soci pull", "everything, into the local store"),
             ("skopeo", "skopeo copy", "everything, into a layout"),
             ("lazy", "soci pull, lazily", "with the index of app:soci"),
@@ -82,14 +87,43 @@ def measure_registries(
             first = stack.enter_context(DockerRegistry(folder / "first"))
             make_image(folder / "image", [str(layer.path) for layer in layers])
             bench = _Bench(folder, timings)
+            containerd = _start_containerd(stack, folder)
             source = f"docker://{first.host}/app:1"
             bench.once(*_SKOPEO, "--dest-tls-verify=false", f"oci:{folder / 'image'}", source)
             for number in range(runs):
                 say(f"registries, round {number + 1} of {runs}")
                 _round(bench, first.host, number, layers)
+                _local_round(bench, containerd, number)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return timings
+    return {key: one for key, one in timings.items() if one.seconds}
+
+
+def _start_containerd(stack: ExitStack, folder: Path) -> str | None:
+    """The address of a containerd with the image, where one can be had: that needs root."""
+    if shutil.which("containerd") is None or os.geteuid():
+        return None
+    server = stack.enter_context(ContainerdServer(folder / "containerd"))
+    place = parse_place("containerd:bench.example/app:1")
+    with (
+        connect(server.address) as client,
+        open_source(parse_place(f"oci:{folder / 'image'}:latest"), folder) as source,
+        open_target(place, folder, None, None, client) as target,
+    ):
+        root = source.resolve()
+        copy_graph(source, target, root)
+        target.tag(root)
+    return server.address
+
+
+def _local_round(bench: _Bench, containerd: str | None, number: int) -> None:
+    convert = ["image", "convert", "--quiet", "--soci", "--soci-min-layer-size=0", "--force"]
+    place = f"oci:{bench.folder / 'image'}"
+    bench.time("layout", [*_SOCI, *convert, f"{place}:latest", f"{place}:soci-{number}"])
+    if containerd is not None:
+        name = "bench.example/app"
+        there = [*_SOCI, "--address", containerd]
+        bench.time("containerd", [*there, *convert, f"{name}:1", f"{name}:soci-{number}"])
 
 
 def _round(bench: _Bench, host: str, number: int, layers: Sequence[Layer]) -> None:

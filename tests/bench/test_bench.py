@@ -18,6 +18,7 @@ def test_a_tiny_run_measures_everything(
     capsys: pytest.CaptureFixture[str],
     need_docker_registry: str,
     need_skopeo: str,
+    need_containerd: str,
 ) -> None:
     figures = tmp_path / "figures.json"
     arguments = ["--scale", "0.004", "--runs", "1", "--no-fail", "--json", str(figures)]
@@ -25,7 +26,7 @@ def test_a_tiny_run_measures_everything(
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "Making few, few2, many, small" in text
-    assert text.count("at most") == 8
+    assert text.count("at most") == 9
 
     report = json.loads(figures.read_text())
     few, few2, many, _ = report["layers"]
