@@ -58,7 +58,7 @@ class App:
     address: str | None = None
     namespace_flag: str | None = None
     timeout: float | None = None
-    content_store: str = "soci"
+    content_store: str | None = None
     output: Output = field(default_factory=Output)
     _settings: Settings | None = None
     _containerd: Containerd | None = None
@@ -81,7 +81,7 @@ class App:
     @property
     def root(self) -> Path:
         """The folder of the local store."""
-        return store_root(self.settings, os.environ, self.root_flag)
+        return _beside_the_reference(store_root(self.settings, os.environ, self.root_flag))
 
     @property
     def store(self) -> Store:
@@ -166,6 +166,13 @@ class App:
         return tuple(platforms.parse(name) for name in chosen)
 
 
+def _beside_the_reference(root: Path) -> Path:
+    """The store's folder; one of its own where the reference keeps its files, as scripts name that."""
+    if (root / "artifacts.db").is_file() and not (root / "oci-layout").exists():
+        return root / "soci-cli"
+    return root
+
+
 pass_app = click.make_pass_decorator(App, ensure=True)
 
 
@@ -199,6 +206,7 @@ def common_flags(command: _F) -> _F:
 
     for option in (
         click.option(
+            "-v",
             "--version",
             is_flag=True,
             is_eager=True,
@@ -267,7 +275,7 @@ def containerd_flags(*, hidden: bool) -> Callable[[_F], _F]:
                 callback=keep("content_store"),
                 expose_value=False,
                 hidden=hidden,
-                help="Where new SOCI artifacts go: the local store (default) or containerd.",
+                help="Where new SOCI indexes go: the local store, or containerd (default for its images).",
             ),
             click.option(
                 "--timeout",
@@ -282,7 +290,8 @@ def containerd_flags(*, hidden: bool) -> Callable[[_F], _F]:
                 "-n",
                 type=_Word(),
                 metavar="NAME",
-                envvar="CONTAINERD_NAMESPACE",
+                # A variable must not come after a flag that stands before the command.
+                envvar=None if hidden else "CONTAINERD_NAMESPACE",
                 show_envvar=True,
                 callback=keep("namespace_flag"),
                 expose_value=False,
@@ -294,7 +303,7 @@ def containerd_flags(*, hidden: bool) -> Callable[[_F], _F]:
                 "-a",
                 type=_Word(),
                 metavar="SOCKET",
-                envvar="CONTAINERD_ADDRESS",
+                envvar=None if hidden else "CONTAINERD_ADDRESS",
                 show_envvar=True,
                 callback=keep("address"),
                 expose_value=False,

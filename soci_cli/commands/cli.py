@@ -22,10 +22,13 @@ from soci_cli.errors import SociError
 # system has is imported only there.
 _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "": {
+        "cat": ("cat", "Print a file of an image."),
         "completion": ("completion", "Print the completion script of a shell."),
         "convert": ("convert", "Make an image of containerd lazily loadable."),
+        "cp": ("cp", "Copy files out of an image."),
         "create": ("create", "Make SOCI indexes for an image of containerd."),
         "images": ("image_ls", "List the images of the local store."),
+        "ls": ("ls", "List the files of an image."),
         "login": ("login", "Log in to a registry."),
         "pull": ("pull", "Pull an image, without the layers that can stay in the registry."),
         "push": ("push", "Push an image with a SOCI index."),
@@ -90,6 +93,10 @@ class _Lazy(click.Group):
         return sorted(names + (list(_GROUPS) if self._key() == "" else []))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if self._key() == "" and cmd_name == "help":
+            return click.Command(
+                "help", callback=lambda: click.echo(cli.get_help(ctx)), hidden=True
+            )
         if self._key() == "" and cmd_name in _GROUPS:
             return _Lazy(name=cmd_name, help=_GROUPS[cmd_name], params=list(_flags()))
         here = _COMMANDS.get(self._key(), {})

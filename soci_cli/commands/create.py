@@ -27,21 +27,26 @@ from soci_cli.targets import LOCAL_CONTENT, Place
 def command(app: App, index: IndexFlags, ref: str, registry: RegistryFlags) -> None:
     """Make a SOCI index (v1) for each chosen platform of the image REF of containerd.
 
-    The image stays as it is. The indexes go to the local store or, with --content-store containerd, to
-    containerd; `soci push` pushes them. REF may be any other place too. Nothing is printed on stdout;
-    with --quiet, the digests of the indexes.
+    The image stays as it is. The indexes are kept in containerd as long as the image or, with
+    --content-store soci, in the local store; `soci push` pushes them. REF may be any other place too,
+    whose indexes go to the local store. Nothing is printed on stdout; with --quiet, the digests of the
+    indexes.
 
     \b
     soci create registry.example/app:1.0
     soci --namespace k8s.io create --all-platforms registry.example/app:1.0
     """
     place = app.place(ref, "containerd")
-    if app.content_store == CONTAINERD_CONTENT and place.kind != "containerd":
+    content_store = app.content_store or (
+        CONTAINERD_CONTENT if place.kind == "containerd" else LOCAL_CONTENT
+    )
+    if content_store == CONTAINERD_CONTENT and place.kind != "containerd":
         raise UsageError(
             f"--content-store containerd keeps indexes together with an image of containerd, which {ref} "
             "is not"
         )
-    reports = _create(app, place, index.options(app, registry), registry)
+    options = index.options(app, registry)
+    reports = _create(app, place, options, registry, in_containerd=content_store != LOCAL_CONTENT)
     # nerdctl reads stdout to its end before it reads stderr: more than 64 KiB here, which a pipe holds,
     # would make both wait for ever. So there is one line a platform.
     for report in reports:
@@ -51,9 +56,13 @@ def command(app: App, index: IndexFlags, ref: str, registry: RegistryFlags) -> N
 
 
 def _create(
-    app: App, place: Place, options: IndexOptions, registry: RegistryFlags
+    app: App,
+    place: Place,
+    options: IndexOptions,
+    registry: RegistryFlags,
+    *,
+    in_containerd: bool,
 ) -> tuple[PlatformReport, ...]:
-    in_containerd = app.content_store == CONTAINERD_CONTENT
     with ExitStack() as stack:
         registries = stack.enter_context(app.registries(registry, place))
         source = stack.enter_context(app.open_source(place, registries))

@@ -71,8 +71,8 @@ _TRANSFER_OPTIONS = {
         "--max-concurrent-uploads",
         "max_uploads",
         metavar="N",
-        type=click.IntRange(min=1),
-        help=f"Blobs to upload at a time; {DEFAULT_UPLOADS} by default.",
+        type=click.IntRange(min=0),
+        help=f"Blobs to upload at a time; {DEFAULT_UPLOADS} by default, or for 0.",
     ),
 }
 

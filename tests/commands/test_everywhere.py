@@ -64,6 +64,11 @@ def test_version(soci: Soci) -> None:
     assert f"soci-cli {__version__}" in done.text
 
 
+def test_short_forms(soci: Soci) -> None:
+    assert soci("-v").good().out == soci("--version").good().out
+    assert soci("help").good().out == soci("--help").good().out
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help(soci: Soci, command: list[str]) -> None:
     done = soci(*command, "--help").good()

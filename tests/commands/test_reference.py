@@ -269,7 +269,7 @@ def test_artifacts_in_the_local_store(machine: Machine, docker_registry: DockerR
     host = docker_registry.host
     image = machine.load(f"{host}/local/app:1")
     before = machine.blobs()
-    done = machine("create", *SMALL, image.name).good()
+    done = machine("--content-store", "soci", "create", *SMALL, image.name).good()
     assert done.out == b""
     assert machine.blobs() == before
     assert machine.labels(image.name).keys() <= {"io.cri-containerd.image"}
@@ -288,7 +288,7 @@ def test_artifacts_in_the_local_store(machine: Machine, docker_registry: DockerR
 def test_artifacts_in_containerd(machine: Machine, docker_registry: DockerRegistry) -> None:
     host = docker_registry.host
     image = machine.load(f"{host}/inside/app:1", ("amd64", "arm64"))
-    create = ("--content-store", "containerd", "create", *SMALL)
+    create = ("create", *SMALL)  # containerd is the default for an image of containerd
     before = machine.blobs()
     machine(*create, "-p", "linux/arm64", image.name).good()
     machine(*create, "-p", "linux/amd64", image.name).good()
@@ -348,7 +348,7 @@ def test_push_goes_to_where_the_image_is(
 ) -> None:
     host = docker_registry.host
     image = machine.load(f"{host}/where/app:1")
-    machine("create", *SMALL, image.name).good()
+    machine("--content-store=soci", "create", *SMALL, image.name).good()
     (digest,) = machine.digests("index", "ls")
     with_place = ("push", "-q", "--plain-http", f"containerd:{image.name}")
     assert machine(*with_place).good().last == digest
@@ -393,8 +393,9 @@ def test_a_layer_that_is_missing(machine: Machine) -> None:
 def test_every_listing(machine: Machine) -> None:
     one = machine.load("registry.example/one:1")
     two = machine.load("registry.example/two:1", ("amd64", "arm64"))
-    machine("create", *SMALL, "--prefetch-file", "/a/b", one.name).good()
-    machine("create", *SMALL, "--all-platforms", two.name).good()
+    create = ("--content-store=soci", "create", *SMALL)
+    machine(*create, "--prefetch-file", "/a/b", one.name).good()
+    machine(*create, "--all-platforms", two.name).good()
     assert len(machine.digests("index", "ls")) == 3
     text = machine("index", "list").good().text
     assert [text.count(image.name) for image in (one, two)] == [1, 2]
@@ -441,7 +442,7 @@ def test_removing_from_containerd(machine: Machine) -> None:
 
 def test_a_lost_database_with_containerd(machine: Machine, soci: Soci) -> None:
     image = machine.load("registry.example/lost:1", ("amd64", "arm64"))
-    machine("create", *SMALL, "--all-platforms", image.name).good()
+    machine("--content-store", "soci", "create", *SMALL, "--all-platforms", image.name).good()
     machine(
         "--content-store", "containerd", "create", *SMALL, "-p", "linux/amd64", image.name
     ).good()
@@ -465,6 +466,29 @@ def test_a_lost_database_with_containerd(machine: Machine, soci: Soci) -> None:
     assert machine("--content-store", "containerd", "rebuild-db").good().out == b""
     assert known() == before
     assert sorted(machine.digests("ztoc", "ls")) == ztocs
+
+
+def test_a_flag_before_the_command_goes_before_a_variable(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = machine.load("registry.example/before:1")
+    monkeypatch.setenv("CONTAINERD_NAMESPACE", "elsewhere")
+    monkeypatch.setenv("CONTAINERD_ADDRESS", "/nowhere/containerd.sock")
+    machine("create", *SMALL, image.name).good()
+    assert len(machine.digests("index", "ls", "--ref", image.name)) == 1
+
+
+def test_the_folder_of_the_reference_is_left_alone(machine: Machine, tmp_path: Path) -> None:
+    """Scripts name it by --root; what is ours has a folder of its own there."""
+    root = tmp_path / "soci-snapshotter-grpc"
+    root.mkdir()
+    (root / "artifacts.db").write_bytes(b"the reference's")
+    image = machine.load("registry.example/root:1")
+    flags = ("--root", str(root), "--content-store", "soci")
+    machine(*flags, "create", *SMALL, image.name).good()
+    assert {path.name for path in root.iterdir()} == {"artifacts.db", "soci-cli"}
+    assert len(machine("--root", str(root), "index", "ls", "-q").good().text.split()) == 1
+    assert machine("--root", str(root), "rebuild-db").good().out == b""
 
 
 def test_namespaces_are_apart(
