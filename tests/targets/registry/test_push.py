@@ -239,7 +239,8 @@ def test_chunks_resume(struck: Struck, after: int, skip: int) -> None:
     sent = sum(seen.body_bytes for seen in proxy.seen("PATCH"))
     assert sent <= SIZE + 2 * CHUNK
     if after > 1:
-        assert sent < SIZE + CHUNK // 2, "only what did not arrive is sent again"
+        # A reset may take away what was on its way, but hardly so both times.
+        assert sent < SIZE + 2 * after, "only what did not arrive is sent again"
     assert stored(proxy)
 
 
