@@ -28,6 +28,9 @@ class BlobStream(Closing):
     the registry ignores that, what is known already is skipped. Opening it asks for the blob at once.
     """
 
+    skipped = 0
+    """Bytes before the range that were read and dropped, because the registry ignores Range."""
+
     def __init__(
         self, repository: Repository, descriptor: Descriptor, start: int, length: int
     ) -> None:
@@ -181,3 +184,4 @@ class BlobStream(Closing):
             if not piece:
                 return  # the next read meets the same end, and tries again
             left -= len(piece)
+            self.skipped += len(piece)

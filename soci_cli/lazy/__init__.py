@@ -1,0 +1,26 @@
+"""Reading an image that is somewhere else: only the spans that hold what is read are fetched.
+
+`open_image` gives the files of one platform as a container would see them. Layers that have a zTOC stay
+where they are; other layers are unpacked into the cache once.
+"""
+
+from soci_cli.lazy.cache import Cache, MemoryCache, cache_root
+from soci_cli.lazy.image import File, LazyImage, LazyLayer, OpenOptions, open_image
+from soci_cli.lazy.layer import LayerFiles, Node
+from soci_cli.lazy.spans import Archive, Fetching, LayerSpans
+
+__all__ = [
+    "Archive",
+    "Cache",
+    "Fetching",
+    "File",
+    "LayerFiles",
+    "LayerSpans",
+    "LazyImage",
+    "LazyLayer",
+    "MemoryCache",
+    "Node",
+    "OpenOptions",
+    "cache_root",
+    "open_image",
+]

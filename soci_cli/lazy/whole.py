@@ -1,0 +1,311 @@
+"""Layers without a zTOC: read whole once, and unpacked into the cache as one file.
+
+While the archive is written, a zTOC of it as a plain tar is built, so that from then on such a layer is
+read like all others: files by their zTOC, each span checked before its first use.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, cast
+
+import zstandard
+from zlib_ng import gzip_ng, zlib_ng
+
+from soci_cli.closing import Closing
+from soci_cli.errors import (
+    IntegrityError,
+    InvalidDataError,
+    StorageError,
+    UnsupportedLayerError,
+)
+from soci_cli.index.layers import compression_of, short
+from soci_cli.lazy.cache import Cache, Claim, archive_key
+from soci_cli.oci import Descriptor, VerifyingReader
+from soci_cli.parallel import Stop, StoppableTask
+from soci_cli.progress import Observer, Task
+from soci_cli.targets import Source
+from soci_cli.ztoc import Compression, Ztoc, build_ztoc, decode_ztoc
+
+_MAX_WINDOW = 128 << 20
+_READ_SIZE = 1 << 20
+_PIECE = 1 << 20
+_PAUSE = 0.05
+_ZLIB_ERROR = cast(type[Exception], zlib_ng.error)
+
+
+class WholeLayer(Closing):
+    """A layer's archive as a file of the cache. Several threads may read. Implements `Archive`."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        source: Source,
+        layer: Descriptor,
+        diff_id: str | None,
+        observer: Observer,
+        stop: Stop,
+    ) -> None:
+        """Unpacks the layer, unless it is in the cache; setting `stop` ends that.
+
+        `diff_id` is the digest of its archive, if known. Raises IntegrityError when the layer is not what
+        its digest says, InvalidDataError for what is no archive, is cut off or is too large,
+        UnsupportedLayerError for sparse files, StorageError when the cache cannot be written, and what
+        fetching raises.
+        """
+        self._cache = cache
+        self._source = source
+        self._layer = layer
+        self._diff_id = diff_id
+        self._observer = observer
+        self._mutex = threading.Lock()
+        self._checked: set[int] = set()
+        self._fd = -1
+        self._stop = stop
+        self.ztoc_data = self._open()
+        self.ztoc: Ztoc = decode_ztoc(self.ztoc_data)
+        self._stop = Stop()
+
+    @property
+    def _what(self) -> str:
+        return f"layer {self._layer.digest} of {self._source.name}"
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Archive.read`."""
+        return b"".join(self.pieces(offset, length))
+
+    def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
+        """See `Archive.pieces`."""
+        end = offset + length
+        if length > 0 and (offset < 0 or end > self.ztoc.compressed_archive_size):
+            raise InvalidDataError(f"{self._what}: there are no bytes {offset} to {end}")
+        while offset < end:
+            span = self.ztoc.spans.span_of(offset)
+            self._check(span)
+            _, stop = self.ztoc.spans.compressed_range(span)
+            count = min(end, stop, offset + _PIECE) - offset
+            data = self._read_at(offset, count)
+            if len(data) != count:
+                raise IntegrityError(f"{self._what}: its file in the cache was cut short")
+            yield memoryview(data)
+            offset += count
+
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> Callable[[int], None]:
+        """See `Archive.ahead`: everything is here already."""
+        return lambda offset: None
+
+    def _read_at(self, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise StorageError(f"{self._what} in the cache: {error.strerror}") from error
+
+    def _check(self, span: int) -> None:
+        """Makes sure that a span is right; a file that was damaged is made once more."""
+        if span in self._checked:
+            return
+        with self._mutex:
+            if span not in self._checked and not self._is_right(span):
+                self._cache.drop(archive_key(self._layer.digest))
+                self._checked.clear()
+                self.ztoc_data = self._open()
+                if not self._is_right(span):
+                    raise IntegrityError(
+                        f"{self._what}: span {span} of its file in the cache was damaged again; is the "
+                        f"disk of {self._cache.root} in order?"
+                    )
+            self._checked.add(span)
+
+    def _is_right(self, span: int) -> bool:
+        start, end = self.ztoc.spans.compressed_range(span)
+        digest = hashlib.sha256(self._read_at(start, end - start)).hexdigest()
+        return b"sha256:" + digest.encode() == self.ztoc.span_digests[span]
+
+    def _open(self) -> bytes:
+        """Opens the file, made now if need be; the bytes of its zTOC."""
+        key = archive_key(self._layer.digest)
+        while True:
+            found = self._find(key)
+            if found is not None:
+                return found
+            claim = self._cache.claim(key)
+            if claim is None:
+                self._stop.check()
+                time.sleep(_PAUSE)  # another process is at it
+                continue
+            with claim:
+                if not claim.is_real:
+                    raise StorageError(
+                        f"{self._what} has no zTOC, so it must be unpacked into the cache, but "
+                        f"{self._cache.root} cannot be written; set SOCI_CACHE to another folder"
+                    )
+                found = self._find(key)
+                if found is not None:
+                    return found
+                data = self._unpack(claim)
+                self._cache.put(f"{key}.ztoc", data)
+                try:
+                    claim.commit()
+                except OSError as error:
+                    raise _disk_error(self._what, error) from error
+            return self._opened(key, data)
+
+    def _find(self, key: str) -> bytes | None:
+        data = self._cache.load(f"{key}.ztoc")
+        fd = self._cache.open(key) if data is not None else None
+        if data is None or fd is None:
+            return None
+        try:
+            fits = os.fstat(fd).st_size == decode_ztoc(data).compressed_archive_size
+        except InvalidDataError:
+            fits = False
+        if not fits:
+            os.close(fd)
+            self._cache.drop(key)
+            self._cache.drop(f"{key}.ztoc")
+            return None
+        self._use(fd)
+        return data
+
+    def _opened(self, key: str, data: bytes) -> bytes:
+        fd = self._cache.open(key)
+        if fd is None:
+            raise StorageError(
+                f"{self._what} was removed from the cache at once, because another process fills it; "
+                "set SOCI_CACHE_SIZE to more"
+            )
+        self._use(fd)
+        return data
+
+    def _use(self, fd: int) -> None:
+        if self._fd < 0:
+            self._fd = fd
+            return
+        # Other threads may be reading; they go on with the new file.
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
+
+    def _unpack(self, claim: Claim) -> bytes:
+        """Writes the archive; the zTOC of it as a plain tar. A damaged layer is fetched once more."""
+        compression = compression_of(self._layer, self._source)
+        if compression not in ("gzip", "zstd", "uncompressed"):
+            raise InvalidDataError(
+                f"{self._what} cannot be read: it is {compression}, not gzip, zstd or plain tar"
+            )
+        task = self._observer.start(short(self._layer.digest), self._layer.size)
+        outcome = "failed"
+        try:
+            try:
+                data = self._unpack_once(compression, claim, task)
+            except IntegrityError:
+                claim.restart()
+                data = self._unpack_once(compression, claim, task)
+            outcome = "unpacked"
+            return data
+        except OSError as error:
+            raise _disk_error(self._what, error) from error
+        finally:
+            task.finish(outcome)
+
+    def _unpack_once(self, compression: str, claim: Claim, task: Task) -> bytes:
+        with self._source.fetch(self._layer) as stream:
+            checked = VerifyingReader(stream, self._layer.digest, self._layer.size, self._what)
+            counted = _Counting(checked, StoppableTask(task, self._stop))
+            # Of a zstd stream that was made too short the decompressor says nothing. For the others the
+            # layer's own digest is enough, and diff IDs that are wrong do occur.
+            diff_id = self._diff_id if compression == "zstd" else None
+            try:
+                built = build_ztoc(
+                    _Plain(counted, compression, self._cache.limit, self._what),
+                    compression=Compression.UNCOMPRESSED,
+                    expected_digest=diff_id,
+                    sink=claim.write,
+                )
+                checked.finish()
+                return built.data
+            except _TooLargeError:
+                raise
+            except (
+                IntegrityError,
+                InvalidDataError,
+                gzip.BadGzipFile,
+                _ZLIB_ERROR,
+                zstandard.ZstdError,
+                EOFError,
+            ) as error:
+                # Was the layer made broken, or did it arrive broken? Its digest tells.
+                checked.finish()
+                if isinstance(error, IntegrityError):
+                    raise InvalidDataError(
+                        f"{self._what} is not the archive of its diff ID: {error}"
+                    ) from None
+                unsupported = isinstance(error, UnsupportedLayerError)
+                kind = UnsupportedLayerError if unsupported else InvalidDataError
+                raise kind(f"{self._what}: {error}") from None
+
+
+class _TooLargeError(InvalidDataError):
+    """A layer unpacks to more than the cache may hold."""
+
+
+class _Plain:
+    """The uncompressed bytes of a layer as a stream, at most `limit` of them."""
+
+    def __init__(self, stream: _Counting, compression: str, limit: int, what: str) -> None:
+        self._left = limit
+        self._limit = limit
+        self._what = what
+        self._stream: Any = stream
+        if compression == "gzip":
+            open_gzip: Any = gzip_ng.GzipNGFile  # it has no types
+            self._stream = open_gzip(fileobj=stream, mode="rb")
+        elif compression == "zstd":
+            self._stream = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
+                cast(IO[bytes], stream), read_size=_READ_SIZE, read_across_frames=True
+            )
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = int(self._stream.readinto(buffer))
+        self._left -= count
+        if self._left < 0:
+            raise _TooLargeError(
+                f"{self._what} has no zTOC and unpacks to more than the {self._limit} bytes that the "
+                "cache may hold; convert the image, or set SOCI_CACHE_SIZE"
+            )
+        return count
+
+
+class _Counting:
+    """Reports progress by what is read."""
+
+    def __init__(self, stream: VerifyingReader, task: Task) -> None:
+        self._stream = stream
+        self._task = task
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._task.advance(len(piece))
+        return piece
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = self._stream.readinto(buffer)
+        self._task.advance(count)
+        return count
+
+
+def _disk_error(what: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"{what} cannot be unpacked into the cache: {error.strerror or error}; free some space or set "
+        "SOCI_CACHE to another folder"
+    )

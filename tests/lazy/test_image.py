@@ -1,0 +1,454 @@
+"""Whole images from every place, read lazily, against what umoci unpacks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from soci_cli.commands import run
+from soci_cli.errors import (
+    IntegrityError,
+    InvalidDataError,
+    NotFoundError,
+    RegistryError,
+    SociError,
+    UnsupportedLayerError,
+)
+from soci_cli.index.discover import IndexSources
+from soci_cli.lazy import Cache, File, LazyImage, OpenOptions
+from soci_cli.oci import parse_reference
+from soci_cli.oci.media_types import OCI_LAYER, OCI_LAYER_ZSTD
+from soci_cli.server import RegistryServer
+from soci_cli.targets.registry.download import BlobStream
+from soci_cli.targets.registry.options import RegistryOptions
+from soci_cli.targets.registry.place import Registries
+from soci_cli.targets.registry.retry import RetryPolicy
+from tests.index.images import LayoutMaker, gz, noise, run_convert, sha256, tar_of, zst
+from tests.integration.conftest import need
+from tests.integration.tools import CONVERT
+from tests.integration.tools import run as tool
+from tests.lazy.tools import opened
+from tests.servers.actions import (
+    CutAnswer,
+    FlipByte,
+    IgnoreRange,
+    ResetAnswer,
+    ShortenAnswer,
+    error_reply,
+)
+from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.ztoc.tools import mixed_data, pax
+
+BIG = mixed_data(400_000)
+
+
+def lower_layer() -> bytes:
+    """Everything that an archive can hold."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+
+        def add(name: str, data: bytes | None = None, kind: bytes = b"", **fields: object) -> None:
+            info = tarfile.TarInfo(name)
+            info.type = kind or (tarfile.REGTYPE if data is not None else tarfile.DIRTYPE)
+            info.mode = 0o644 if data is not None else 0o755
+            info.size = len(data or b"")
+            info.mtime = 1_600_000_000.25
+            info.uname, info.gname = "root", "root"
+            for key, value in fields.items():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(data or b""))
+
+        add("./", mode=0o755)
+        add("bin/")
+        add("bin/tool", BIG, mode=0o4755)
+        add("bin/hard", kind=tarfile.LNKTYPE, linkname="bin/tool", mode=0o4755)
+        add("bin/soft", kind=tarfile.SYMTYPE, linkname="/bin/tool", mode=0o777)
+        add("etc/")
+        add("etc/hosts", b"127.0.0.1 localhost\n", uid=1, gid=2)
+        add("etc/ümlaut\udcff", b"odd", mode=0o600)
+        add("etc/" + "long" * 60, b"long")
+        add("tmp/", mode=0o1777)
+        add("gone/")
+        add("gone/1", b"1")
+        add("gone/2", b"2")
+        add("opaque/")
+        add("opaque/old", b"old")
+        add("file-to-dir", b"file")
+        add("dir-to-file/x", b"x")
+        add("with-xattr", b"x", pax_headers={"SCHILY.xattr.user.color": "blue"})
+        add("pipe", kind=tarfile.FIFOTYPE, mode=0o640)
+        add("empty", b"")
+    return out.getvalue()
+
+
+def upper_layer() -> bytes:
+    """Everything that an upper layer can do to a lower one."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        info = tarfile.TarInfo("file-to-dir/")
+        info.type, info.mode = tarfile.DIRTYPE, 0o750
+        tar.addfile(info)
+    files = {
+        "etc/hosts": b"10.0.0.1 other\n",
+        ".wh.gone": b"",
+        "opaque/.wh..wh..opq": b"",
+        "opaque/new": b"new",
+        "file-to-dir/x": b"y",
+        ".wh.dir-to-file": b"",
+        "dir-to-file": b"now a file",
+        "tmp/later": noise(5, 100_000),
+    }
+    return out.getvalue()[:512] + tar_of(files)
+
+
+def make(root: Path, *, zstd: bool = False) -> LayoutMaker:
+    """A layout with an image of three layers, the topmost a plain tar."""
+    maker = LayoutMaker(root)
+    tars = [lower_layer(), upper_layer(), tar_of({"plain/x": b"in a plain layer"})]
+    layers = [
+        maker.blob(gz(tars[0])),
+        maker.blob(zst(tars[1]), OCI_LAYER_ZSTD) if zstd else maker.blob(gz(tars[1])),
+        maker.blob(tars[2], OCI_LAYER),
+    ]
+    maker.tag(maker.manifest(layers, maker.config([sha256(tar) for tar in tars])))
+    return maker
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layout with that image, all layers indexed."""
+    folder = tmp_path_factory.mktemp("converted")
+    run_convert(make(folder / "image").root, folder / "soci")
+    return folder / "soci"
+
+
+def walk(image: LazyImage, start: File | None = None) -> Iterator[File]:
+    waiting = [start or image.root]
+    while waiting:
+        for file in image.children(waiting.pop()):
+            yield file
+            if file.is_directory:
+                waiting.append(file)
+
+
+KINDS = {"reg": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK, "fifo": stat.S_IFIFO}
+Facts = dict[bytes, tuple[object, ...]]
+
+
+def facts_of(image: LazyImage) -> Facts:
+    """All about every file of an image."""
+    found: Facts = {}
+    for file in walk(image):
+        node = image.node(file)
+        content = (
+            hashlib.sha256(b"".join(image.pieces(file))).digest() if node.type == "reg" else b""
+        )
+        found[file.path] = (
+            KINDS[node.type] | node.mode,
+            (node.uid, node.gid),
+            node.linkname,
+            content,
+            node.mtime_ns if not file.is_directory else 0,
+            1 if file.is_directory else image.link_count(file),
+            dict(node.xattrs),
+        )
+    return found
+
+
+def facts_on_disk(root: Path) -> Facts:
+    found: Facts = {}
+    top = os.fsencode(root)
+    for folder, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)  # noqa: PTH118 - bytes
+            status = os.lstat(path)
+            kind = stat.S_IFMT(status.st_mode)
+            content = Path(os.fsdecode(path)).read_bytes() if kind == stat.S_IFREG else None
+            found[os.path.relpath(path, top)] = (
+                status.st_mode,
+                (status.st_uid, status.st_gid),
+                os.readlink(path) if kind == stat.S_IFLNK else b"",  # noqa: PTH115 - bytes
+                b"" if content is None else hashlib.sha256(content).digest(),
+                0 if kind == stat.S_IFDIR else status.st_mtime_ns,
+                1 if kind == stat.S_IFDIR else status.st_nlink,
+                {
+                    name.encode(): os.getxattr(path, name, follow_symlinks=False)
+                    for name in os.listxattr(path, follow_symlinks=False)
+                    if not name.startswith("user.rootlesscontainers")
+                },
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    """What umoci makes of the image."""
+    umoci = need("umoci")
+    if os.geteuid() != 0:
+        pytest.skip("only root gets the owners that the image has")
+    folder = tmp_path_factory.mktemp("umoci")
+    layout = make(folder / "image").root
+    tool(umoci, "unpack", "--image", f"{layout}:latest", folder / "bundle")
+    return facts_on_disk(folder / "bundle" / "rootfs")
+
+
+def test_an_indexed_image_is_what_umoci_unpacks(
+    converted: Path, unpacked: Facts, tmp_path: Path
+) -> None:
+    with opened(f"oci:{converted}", tmp_path) as image:
+        assert all(layer.indexed for layer in image.layers)
+        assert facts_of(image) == unpacked
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+def test_an_image_without_an_index_is_what_umoci_unpacks(
+    unpacked: Facts, tmp_path: Path, zstd: bool
+) -> None:
+    layout = make(tmp_path / "image", zstd=zstd).root
+    for _ in range(2):
+        with opened(f"oci:{layout}", tmp_path / "cache") as image:
+            assert not any(layer.indexed for layer in image.layers)
+            assert facts_of(image) == unpacked
+        # The second time the layers are not needed.
+        for blob in (layout / "blobs" / "sha256").iterdir():
+            if blob.stat().st_size > 5000:
+                blob.unlink()
+
+
+# Places and indexes.
+
+
+Serve = Callable[..., "Registry"]
+
+
+class Registry:
+    """A registry behind a proxy that fails on purpose."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = RegistryServer(folder)
+        self.proxy = FaultProxy(self.server.address)
+        self.place = f"docker://{self.server.address}/app:1"
+
+    def close(self) -> None:
+        self.proxy.close()
+        self.server.close()
+
+    def blobs(self, digest: str) -> list[str]:
+        """The ranges of a blob that were asked for."""
+        return [
+            seen.headers.get("Range", "") for seen in self.proxy.seen("GET", f"/blobs/{digest}")
+        ]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    made = Registry(tmp_path / "registry")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pushed(registry: Registry, converted: Path) -> Registry:
+    """With the indexed image."""
+    assert run([*CONVERT, f"oci:{converted}", registry.place]) == 0
+    return registry
+
+
+def test_every_place(converted: Path, pushed: Registry, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    archive = f"oci-archive:{tmp_path}/image.tar:1"
+    name = pushed.place.removeprefix("docker://")
+    soci = ["--root", str(store)]
+    assert run([*soci, *CONVERT, f"oci:{converted}", archive]) == 0
+    assert run([*soci, "pull", name]) == 0
+    with opened(f"oci:{converted}", tmp_path / "0") as image:
+        expected = facts_of(image)
+    for number, place in enumerate((pushed.place, archive, name), 1):
+        with opened(place, tmp_path / str(number), store) as image:
+            assert all(layer.indexed for layer in image.layers), place
+            assert facts_of(image) == expected
+
+
+def test_indexes_that_refer_to_the_image(registry: Registry, tmp_path: Path) -> None:
+    store, layout = tmp_path / "store", make(tmp_path / "image").root
+    name = registry.place.removeprefix("docker://")
+    soci = ["--root", str(store)]
+    assert run([*soci, "image", "load", "-i", str(layout), "--name", name]) == 0
+    assert run([*soci, "push", "--soci-min-layer-size", "0", name]) == 0
+    v1 = OpenOptions(index=IndexSources(v1=True))
+    with opened(registry.place, tmp_path / "1") as image:
+        assert not any(layer.indexed for layer in image.layers)
+    with opened(registry.place, tmp_path / "2", options=v1) as image:
+        assert all(layer.indexed for layer in image.layers)
+        facts = facts_of(image)
+    with opened(name, tmp_path / "3", store) as image:  # what was pushed from here
+        assert facts_of(image) == facts
+    absent = OpenOptions(index=IndexSources(sha256(b"absent")))
+    for place in (registry.place, name, f"oci:{layout}"):
+        with pytest.raises(NotFoundError), opened(place, tmp_path / "4", store, absent):
+            pass
+
+
+# Faults on the way.
+
+QUICK = RegistryOptions(retries=RetryPolicy(first=0.001, longest=0.01))
+
+
+def big_layer(image: LazyImage) -> str:
+    return image.layers[0].descriptor.digest
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        ResetAnswer(70_000),
+        CutAnswer(70_000),
+        ShortenAnswer(10_000),
+        FlipByte(5_000),
+        error_reply(503, "UNAVAILABLE"),
+        IgnoreRange(),
+    ],
+    ids=lambda action: type(action).__name__,
+)
+@pytest.mark.parametrize("times", [1, None])
+def test_faults(pushed: Registry, tmp_path: Path, action: object, times: int | None) -> None:
+    reference = parse_reference(f"{pushed.proxy.host}/app:1")
+    with (
+        Registries(QUICK, {"HOME": str(tmp_path)}) as registries,
+        registries.source(reference, "the place") as source,
+        opened(source, tmp_path / "cache") as image,
+    ):
+        digest = big_layer(image)
+        pushed.proxy.add(Fault(action, f"/blobs/{digest}", "GET", times))  # type: ignore[arg-type]
+        file = image.find(b"bin/soft")
+        always_wrong = times is None and not isinstance(
+            action, (ResetAnswer, CutAnswer, IgnoreRange)
+        )
+        try:
+            assert b"".join(image.pieces(file)) == BIG
+            assert not always_wrong
+        except SociError as error:
+            assert always_wrong, error
+            assert isinstance(error, (IntegrityError, RegistryError))
+            assert "\n" not in str(error)
+            assert digest in str(error)
+        pushed.proxy.clear()
+        assert b"".join(image.pieces(file)) == BIG
+
+
+def test_a_registry_that_ignores_range_sends_the_layer_twice_at_most(
+    pushed: Registry, tmp_path: Path
+) -> None:
+    if not hasattr(BlobStream, "skipped"):
+        pytest.skip("BlobStream does not say how much it skipped")
+    pushed.proxy.add(Fault(IgnoreRange(), "/blobs/"))
+    reference = parse_reference(f"{pushed.proxy.host}/app:1")
+    with (
+        Registries(QUICK, {"HOME": str(tmp_path)}) as registries,
+        registries.source(reference, "the place") as source,
+        opened(source, tmp_path / "cache") as image,
+    ):
+        digest = big_layer(image)
+        file = image.find(b"bin/tool")
+        for at in range(len(BIG) - 10, 0, -50_000):
+            assert image.read(file, at, 10) == BIG[at : at + 10]
+        assert len(pushed.proxy.seen("GET", f"/blobs/{digest}")) <= 3
+
+
+# Layers without a zTOC.
+
+
+def whole(tmp_path: Path, data: bytes, media_type: str = "", **fields: object) -> str:
+    maker = LayoutMaker(tmp_path / "image")
+    blob = maker.blob(data, media_type or "application/vnd.oci.image.layer.v1.tar+gzip")
+    maker.tag(maker.manifest([blob], maker.config()))
+    return f"oci:{maker.root}"
+
+
+@pytest.mark.parametrize(
+    "data, kind, said",
+    [
+        (b"no gzip", "", "layer sha256:.*gzip"),
+        (gz(tar_of({"x": bytes(5000)}))[:-20], "", "layer sha256:"),
+        (b"no zstd", OCI_LAYER_ZSTD, "layer sha256:"),
+        (gz(b"no tar archive" * 100), "", "not a valid tar archive"),
+        (b"x", "application/vnd.oci.image.layer.v1.tar+encrypted", "encrypted"),
+        (b"x", "text/plain", "no file system layer"),
+    ],
+)
+def test_broken_layers(tmp_path: Path, data: bytes, kind: str, said: str) -> None:
+    place = whole(tmp_path, data, kind)
+    with pytest.raises(InvalidDataError, match=said), opened(place, tmp_path / "cache"):
+        pass
+    assert not list((tmp_path / "cache").rglob(".*.part"))
+
+
+def test_a_sparse_file(tmp_path: Path) -> None:
+    records = [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")]
+    data = gz(pax(records) + tar_of({"x": b"1"}))
+    with (
+        pytest.raises(UnsupportedLayerError, match="sparse"),
+        opened(whole(tmp_path, data), tmp_path),
+    ):
+        pass
+
+
+def test_an_empty_layer(tmp_path: Path) -> None:
+    with opened(whole(tmp_path, gz(bytes(1024))), tmp_path / "cache") as image:
+        assert image.children(image.root) == []
+
+
+def test_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = whole(tmp_path, gz(tar_of({"x": bytes(5 << 20)})))
+    monkeypatch.setattr("tests.lazy.tools.Cache", lambda root, _: Cache(root, 1 << 20))
+    with (
+        pytest.raises(InvalidDataError, match="unpacks to more"),
+        opened(place, tmp_path / "cache"),
+    ):
+        pass
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*")) < 1 << 20
+
+
+def test_a_damaged_file_in_the_cache_is_made_again(tmp_path: Path) -> None:
+    place = whole(tmp_path, gz(tar_of({"x": BIG, "y": b"y"})))
+    with opened(place, tmp_path / "cache") as image:
+        (path,) = (p for p in (tmp_path / "cache" / "archives").iterdir() if not p.suffix)
+        with path.open("r+b") as file:
+            file.seek(1000)
+            file.write(b"damage")
+        assert b"".join(image.pieces(image.find(b"x"))) == BIG
+    path.write_bytes(path.read_bytes()[:-1])
+    with opened(place, tmp_path / "cache") as image:
+        assert b"".join(image.pieces(image.find(b"x"))) == BIG
+    path.unlink()
+    with opened(place, tmp_path / "cache") as image:
+        assert image.read(image.find(b"x"), 7, 7) == BIG[7:14]
+        assert image.read(image.find(b"y"), 0, 99) == b"y"
+        assert image.read(image.find(b"y"), 5, 99) == b""
+
+
+def test_a_layer_that_is_not_what_its_digest_says(tmp_path: Path) -> None:
+    place = whole(tmp_path, gz(tar_of({"x": BIG})))
+    (blob,) = (p for p in (tmp_path / "image/blobs/sha256").iterdir() if p.stat().st_size > 50_000)
+    data = bytearray(blob.read_bytes())
+    data[-3] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(IntegrityError, match="layer sha256:"), opened(place, tmp_path / "cache"):
+        pass
+
+
+@pytest.mark.parametrize("cut", [9, 20])
+def test_a_layer_that_is_not_what_its_diff_id_says(tmp_path: Path, cut: int) -> None:
+    tar = tar_of({"x": bytes(5000)})
+    maker = LayoutMaker(tmp_path / "image")
+    blob = maker.blob(zst(tar)[:-cut], OCI_LAYER_ZSTD)
+    maker.tag(maker.manifest([blob], maker.config([sha256(tar)])))
+    with pytest.raises(InvalidDataError), opened(f"oci:{maker.root}", tmp_path / "cache"):
+        pass

@@ -1,0 +1,394 @@
+"""The files of one layer, and layers over each other as overlayfs shows them."""
+
+from __future__ import annotations
+
+import os
+import time
+import tracemalloc
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from soci_cli.errors import InvalidDataError, NotFoundError
+from soci_cli.lazy import File, LayerFiles, LazyImage, LazyLayer, Node
+from soci_cli.ztoc import FileMetadata
+from tests.lazy.tools import LAYER, NoArchive, entry, files_of, image_of
+from tests.ztoc.tools import tar_ztoc
+
+
+def listing(image: LazyImage) -> list[str]:
+    """Every path of an image; folders end in a slash."""
+    found = []
+    waiting = [image.root]
+    while waiting:
+        for file in image.children(waiting.pop()):
+            found.append(os.fsdecode(file.path) + ("/" if file.is_directory else ""))
+            if file.is_directory:
+                waiting.append(file)
+    return sorted(found)
+
+
+def node_of(one: FileMetadata) -> Node:
+    files = files_of(one)
+    found = files.look(b"", b"x", b"x")
+    assert found is not None
+    return files.node(found[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "./a/b", "/a/b", "a//b", "a/./b", "./a/b/", "//a/b//", "././a/b/."]
+)
+def test_names_count_from_the_root(name: str) -> None:
+    image = image_of([entry(name, "dir" if name.endswith(("/", ".")) else "reg")])
+    assert [path.rstrip("/") for path in listing(image)] == ["a", "a/b"]
+    assert image.node(image.find(b"a")) == Node("dir", 0o755)
+
+
+@pytest.mark.parametrize(
+    "name", [b"../x", b"a/../x", b"a/..", b"..", b"x\0y", b"a/" * 3000 + b"x", b"/../../x", b""]
+)
+def test_names_that_lead_elsewhere_are_not_there(name: bytes) -> None:
+    assert listing(image_of([entry(name), entry("good")])) == ["good"]
+
+
+def test_names_with_dots_are_ordinary() -> None:
+    names = ["..a", "a..", "...", "b/..c", ".wh", "wh.x"]
+    found = listing(image_of([entry(name) for name in names]))
+    assert found == sorted([*names, "b/"])
+
+
+def test_the_last_entry_of_a_name_counts() -> None:
+    image = image_of([entry("x", mode=0o600), entry("x", mode=0o700), entry("./x", mode=0o711)])
+    assert image.node(image.find(b"x")).mode == 0o711
+    # A folder for a folder keeps what is in it, a file for a folder does not.
+    image = image_of([entry("d/", "dir"), entry("d/x"), entry("d", "dir", mode=0o700)])
+    assert listing(image) == ["d/", "d/x"]
+    assert image.node(image.find(b"d")).mode == 0o700
+    image = image_of([entry("d/e/x"), entry("d"), entry("d/y"), entry("d", "dir")])
+    assert listing(image) == ["d/"]
+    assert listing(image_of([entry("d"), entry("d/y")])) == ["d"]
+
+
+def test_attributes() -> None:
+    one = entry(
+        "x",
+        mode=0o106755,
+        uid=(1 << 32) - 1,
+        gid=7,
+        uname=b"\xff",
+        mod_time=b"1969-12-31T23:59:59.25Z",
+        xattrs=(
+            (b"SCHILY.xattr.", b"no name"),
+            (b"SCHILY.xattr.security.capability", b"\1\0\xff"),
+            (b"SCHILY.xattr.user.\0", b"nothing"),
+            (b"mtime", b"1"),
+        ),
+    )
+    node = node_of(one)
+    assert (node.mode, node.uid, node.gid, node.uname) == (0o6755, (1 << 32) - 1, 7, b"\xff")
+    assert node.mtime_ns == -750_000_000
+    assert node.xattrs == ((b"security.capability", b"\1\0\xff"),)
+    device = node_of(entry("x", "char", devmajor=1, devminor=3))
+    assert (device.type, device.devmajor, device.devminor) == ("char", 1, 3)
+
+
+@pytest.mark.parametrize(
+    "text, nanoseconds",
+    [
+        (b"1970-01-01T00:00:00Z", 0),
+        (b"2023-11-14T22:13:20.000000001Z", 1_700_000_000_000_000_001),
+        (b"9999-12-31T23:59:59Z", 253_402_300_799_000_000_000),
+        (b"0000-01-01T00:00:00Z", -62_167_219_200_000_000_000),
+        (b"", 0),
+        (b"nonsense", 0),
+        (b"2023-99-14T22:13:20Z", 0),
+        (b"2023-11-14T22:13:20.1234567890Z", 0),
+    ],
+)
+def test_times(text: bytes, nanoseconds: int) -> None:
+    assert node_of(entry("x", mod_time=text)).mtime_ns == nanoseconds
+
+
+def link(name: str, target: str) -> FileMetadata:
+    return entry(name, "hardlink", linkname=target.encode())
+
+
+def test_hard_links_are_the_file_that_they_name() -> None:
+    files = [
+        entry("x", mode=0o711),
+        link("d/y", "x"),
+        link("z", "./d/y"),
+        link("dangling", "nothing"),
+        link("dir", "d"),
+        link("out", "../x"),
+        link("round", "round"),
+        link("r1", "r2"),
+        link("r2", "r1"),
+    ]
+    image = image_of(files)
+    assert listing(image) == ["d/", "d/y", "x", "z"]
+    for name in (b"x", b"d/y", b"z"):
+        file = image.find(name)
+        assert (image.node(file).mode, file.entry) == (0o711, 0)
+        assert image.link_count(file) == 3
+    assert image.link_count(image.find(b"d")) == 1
+
+
+def test_a_hard_link_keeps_the_file_that_was_there() -> None:
+    image = image_of([entry("x", mode=0o600), link("y", "x"), entry("x", mode=0o777)])
+    assert image.node(image.find(b"y")).mode == 0o600
+    assert image.node(image.find(b"x")).mode == 0o777
+
+
+def test_a_link_to_a_name_with_a_nul_is_refused() -> None:
+    with pytest.raises(InvalidDataError, match="NUL"):
+        node_of(entry("x", "symlink", linkname=b"a\0b"))
+
+
+def test_whiteouts_are_no_files() -> None:
+    files = [entry(".wh.x"), entry("d/.wh..wh..opq"), entry(".wh..wh.plnk/1"), entry(".wh.d/x")]
+    files += [entry(".wh."), entry(".wh..")]
+    image = image_of(files)
+    assert listing(image) == ["d/"]
+    assert image.layers[0].files.whiteouts(b"") == {b"x"}
+    assert image.layers[0].files.is_opaque(b"d")
+
+
+def test_whiteouts_hide_lower_layers_only() -> None:
+    lower = [entry("x", mode=0o600), entry("y"), entry("d/1"), entry("d/2"), entry("e/1")]
+    upper = [entry("x", mode=0o700), entry(".wh.x"), entry(".wh.y"), entry("d/.wh..wh..opq")]
+    upper += [entry("d/3"), entry("e/", "dir"), entry(".wh.e"), entry(".wh.absent")]
+    image = image_of(lower, upper)
+    assert listing(image) == ["d/", "d/3", "e/", "x"]
+    assert image.node(image.find(b"x")).mode == 0o700
+
+
+def test_a_folder_that_is_only_implied_has_the_attributes_below() -> None:
+    image = image_of([entry("tmp/", "dir", mode=0o1777)], [entry("tmp/x")])
+    assert image.node(image.find(b"tmp")).mode == 0o1777
+    image = image_of([entry("./", "dir", mode=0o700)], [entry("x")])
+    assert image.node(image.root).mode == 0o700
+
+
+def test_symlinks_stay_inside() -> None:
+    files = [
+        entry("usr/bin/tool"),
+        entry("bin", "symlink", linkname=b"usr/bin"),
+        entry("abs", "symlink", linkname=b"/usr/bin/tool"),
+        entry("up", "symlink", linkname=b"../../../usr/./bin//tool"),
+        entry("slash", "symlink", linkname=b"usr/"),
+        entry("chain", "symlink", linkname=b"abs"),
+        entry("round", "symlink", linkname=b"round"),
+        entry("gone", "symlink", linkname=b"nothing"),
+    ]
+    image = image_of(files)
+    for path in (b"bin/tool", b"abs", b"/up", b"chain", b"slash/bin/tool", b"bin/../bin/./tool"):
+        assert image.find(path).path == b"usr/bin/tool"
+    assert image.find(b"bin", follow=False).path == b"bin"
+    assert image.find(b"bin/", follow=False).path == b"usr/bin"
+    assert image.find(b"../..").path == b""
+    for path in (b"gone", b"usr/bin/tool/x", b"usr/bin/tool/", b"usr/bin/tool/.", b"a" * 5000):
+        with pytest.raises(NotFoundError):
+            image.find(path)
+    with pytest.raises(NotFoundError, match="too many links"):
+        image.find(b"round")
+    with pytest.raises(InvalidDataError, match="is a directory"):
+        image.read(image.find(b"usr"), 0, 1)
+
+
+def test_an_image_without_layers() -> None:
+    image = image_of()
+    assert listing(image) == []
+    assert image.node(image.root).mode == 0o755
+
+
+def test_many_files_are_ready_at_once() -> None:
+    entries = [
+        entry(f"usr/lib/python3/{folder}/module{number}.py")
+        for folder in range(1100)
+        for number in range(100)
+    ]
+    data = tar_ztoc(entries)
+    del entries
+    begin = time.perf_counter()
+    LayerFiles(data)
+    assert time.perf_counter() - begin < 2  # about 0.2
+    tracemalloc.start()
+    try:
+        files = LayerFiles(data)
+        assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    finally:
+        tracemalloc.stop()
+    assert files.look(b"usr/lib/python3/7", b"module9.py", b"usr/lib/python3/7/module9.py")
+
+
+def test_names_that_make_too_many_folders() -> None:
+    names = [entry(f"{number}/" + "a/" * 2000 + "x") for number in range(100)]
+    with pytest.raises(InvalidDataError, match="too many folders"):
+        files_of(*names)
+
+
+def test_replacing_many_folders_is_quick() -> None:
+    names = [entry(f"d{number}/x/y") for number in range(5000)]
+    names += [entry(f"d{number}") for number in range(5000)]
+    begin = time.perf_counter()
+    files_of(*names)
+    assert time.perf_counter() - begin < 2
+
+
+# Against a model: trees of dictionaries that entries are unpacked into, one layer after the other.
+
+
+@dataclass
+class Tree:
+    """A folder of the model; `named` is the entry that gives its attributes."""
+
+    named: tuple[int, int] | None = None
+    children: dict[str, Tree | tuple[int, int]] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    opaque: bool = False
+
+
+PARTS = st.sampled_from(["a", "b", "c"])
+PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
+KINDS = st.sampled_from(["reg", "reg", "dir", "dir", "symlink", "hardlink", "whiteout", "opaque"])
+LAYERS = st.lists(st.lists(st.tuples(PATHS, KINDS, PATHS), max_size=8), min_size=1, max_size=4)
+
+
+def folder_of(tree: Tree, parts: list[str]) -> Tree | None:
+    for part in parts:
+        below = tree.children.setdefault(part, Tree())
+        if not isinstance(below, Tree):
+            return None
+        tree = below
+    return tree
+
+
+def at(tree: Tree, path: str) -> Tree | tuple[int, int] | None:
+    here: Tree | tuple[int, int] | None = tree
+    for part in path.split("/"):
+        here = here.children.get(part) if isinstance(here, Tree) else None
+    return here
+
+
+def unpack(number: int, layer: list[tuple[str, str, str]]) -> Tree:
+    """A layer by itself; a file is (layer, entry), and a hard link is the very file."""
+    root = Tree()
+    for index, (path, kind, target) in enumerate(layer):
+        *above, name = path.split("/")
+        there = at(root, target) if kind == "hardlink" else None
+        if kind == "hardlink" and not isinstance(there, tuple):
+            # A link to what comes later or never: the test gives it another name.
+            continue
+        parent = folder_of(root, above)
+        if parent is None:
+            continue
+        if kind == "whiteout":
+            parent.hidden.add(name)
+        elif kind == "opaque":
+            parent.opaque = True
+        elif kind == "dir":
+            old = parent.children.get(name)
+            tree = old if isinstance(old, Tree) else Tree()
+            tree.named = (number, index)
+            parent.children[name] = tree
+        else:
+            parent.children[name] = there if isinstance(there, tuple) else (number, index)
+    return root
+
+
+def over(lower: Tree, upper: Tree) -> Tree:
+    """What overlayfs shows of two folders."""
+    result = Tree(upper.named or lower.named)
+    if not upper.opaque:
+        result.children = {k: v for k, v in lower.children.items() if k not in upper.hidden}
+    for name, above in upper.children.items():
+        below = result.children.get(name)
+        if isinstance(above, Tree):
+            above = over(below if isinstance(below, Tree) else Tree(), above)
+        result.children[name] = above
+    return result
+
+
+def as_entries(layer: list[tuple[str, str, str]]) -> list[FileMetadata]:
+    entries = []
+    seen: list[tuple[str, str, str]] = []
+    for path, kind, target in layer:
+        above, slash, name = path.rpartition("/")
+        if kind == "whiteout":
+            entries.append(entry(f"{above}{slash}.wh.{name}"))
+        elif kind == "opaque":
+            entries.append(entry(f"{above}{slash}.wh..wh..opq"))
+        elif kind == "hardlink":
+            known = isinstance(at(unpack(0, seen), target), tuple)
+            entries.append(link(path if known else "../nowhere", target))
+        else:
+            target = target if kind == "symlink" else ""
+            shown = f"./{path}/" if kind == "dir" else path
+            entries.append(entry(shown, kind, linkname=target.encode()))
+        seen.append((path, kind, target))
+    return entries
+
+
+def seen_of(image: LazyImage, folder: File) -> dict[bytes, object]:
+    found: dict[bytes, object] = {}
+    for file in image.children(folder):
+        where = (file.layer, file.entry) if file.entry >= 0 else None
+        found[file.name] = (where, seen_of(image, file)) if file.is_directory else where
+        assert image.lookup(folder, file.name) == file
+        assert image.find(file.path, follow=False) == file
+    return found
+
+
+def model_of(tree: Tree) -> dict[bytes, object]:
+    return {
+        name.encode(): (one.named, model_of(one)) if isinstance(one, Tree) else one
+        for name, one in tree.children.items()
+    }
+
+
+@settings(max_examples=400, deadline=None)
+@given(LAYERS)
+def test_layers_over_each_other(layers: list[list[tuple[str, str, str]]]) -> None:
+    trees = [unpack(number, layer) for number, layer in enumerate(layers)]
+    image = image_of(*map(as_entries, layers))
+    merged = trees[0]
+    for tree in trees[1:]:
+        merged = over(merged, tree)
+    found = seen_of(image, image.root)
+    assert found == model_of(over(Tree(), merged))
+    assert list(found) == sorted(found)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_ztoc_from_a_stranger(data: st.DataObject) -> None:
+    """Whatever the bytes are, there is an answer or an InvalidDataError."""
+    buffer = bytearray(STRANGE)
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, len(buffer) - 5))
+        buffer[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
+    with suppress(InvalidDataError):
+        files = LayerFiles(bytes(buffer))
+        image = LazyImage("image", [LazyLayer(LAYER, files, NoArchive(), True)])
+        for path in listing(image):
+            with suppress(InvalidDataError):
+                file = image.find(os.fsencode(path), follow=False)
+                image.node(file)
+                image.link_count(file)
+
+
+STRANGE = tar_ztoc(
+    [
+        entry("d/", "dir"),
+        entry("d/x", size=5, xattrs=((b"SCHILY.xattr.user.a", b"1"),)),
+        link("d/y", "d/x"),
+        entry("d/z", "symlink", linkname=b"x"),
+        entry("d/.wh.w"),
+        entry("d"),
+        entry("e/.wh..wh..opq"),
+    ]
+)

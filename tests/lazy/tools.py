@@ -1,0 +1,160 @@
+"""Helpers of the tests of soci_cli.lazy: layers and images made of entries, places that count."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from soci_cli.lazy import (
+    Cache,
+    Fetching,
+    LayerFiles,
+    LayerSpans,
+    LazyImage,
+    LazyLayer,
+    MemoryCache,
+    OpenOptions,
+    open_image,
+)
+from soci_cli.oci import Descriptor
+from soci_cli.targets import BlobReader, Source, open_source, parse_place
+from soci_cli.ztoc import Compression, FileMetadata, build_ztoc, decode_ztoc
+from tests.index.images import sha256
+from tests.ztoc.tools import tar_ztoc
+
+LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "1" * 64, 1)
+
+
+def entry(name: str | bytes, type_: str = "reg", **fields: Any) -> FileMetadata:
+    """A file of a zTOC that nobody reads."""
+    raw = name.encode() if isinstance(name, str) else name
+    fields.setdefault("mode", 0o755 if type_ == "dir" else 0o644)
+    fields.setdefault("mod_time", b"2023-11-14T22:13:20Z")
+    return FileMetadata(raw, type_.encode(), 0, fields.pop("size", 0), **fields)
+
+
+def files_of(*entries: FileMetadata) -> LayerFiles:
+    """The files of a layer."""
+    return LayerFiles(tar_ztoc(entries))
+
+
+class NoArchive:
+    """In place of a layer whose bytes nobody reads."""
+
+    def close(self) -> None:
+        pass
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise AssertionError("this layer is not read")
+
+    def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
+        raise AssertionError("this layer is not read")
+
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> Any:
+        raise AssertionError("this layer is not read")
+
+
+def image_of(*layers: Sequence[FileMetadata]) -> LazyImage:
+    """An image, the lowest layer first."""
+    return LazyImage(
+        "image", [LazyLayer(LAYER, files_of(*files), NoArchive(), True) for files in layers]
+    )
+
+
+class Place:
+    """A place with blobs in memory, which counts the requests for them. Implements `Source`."""
+
+    name = "place"
+
+    def __init__(self, *blobs: bytes, ranges: bool = True) -> None:
+        self.blobs = {sha256(blob): blob for blob in blobs}
+        self.requests: list[tuple[int, int]] = []
+        self.damage: dict[int, int] = {}  # how often the byte at an offset is wrong
+        self.delay = 0.0
+        self.busiest = 0
+        self._ranges = ranges
+        self._busy = 0
+        self._mutex = threading.Lock()
+
+    @property
+    def sent(self) -> int:
+        """All bytes that were sent."""
+        return sum(length for _, length in self.requests)
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        whole = self.blobs[descriptor.digest]
+        length = len(whole) - offset if length is None else length
+        data = bytearray(whole[offset : offset + length])
+        with self._mutex:
+            skipped = 0 if self._ranges else offset
+            self.requests.append((offset - skipped, length + skipped))
+            self._busy += 1
+            self.busiest = max(self.busiest, self._busy)
+            for at, left in self.damage.items():
+                if offset <= at < offset + length and left:
+                    data[at - offset] ^= 0xFF
+                    self.damage[at] = left - 1
+        time.sleep(self.delay)
+        with self._mutex:
+            self._busy -= 1
+        stream: Any = _Stream(bytes(data))
+        stream.skipped = skipped
+        reader: BlobReader = stream
+        return reader
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"nobody should ask for {name}")
+
+
+class _Stream(io.BytesIO):
+    skipped = 0
+
+
+def spans_of(
+    layer: bytes,
+    fetching: Fetching,
+    place: Place | None = None,
+    span_size: int = 1 << 16,
+) -> tuple[LayerSpans, Place]:
+    """A layer that is read from a place in memory."""
+    compression = Compression.GZIP if layer[:2] == b"\x1f\x8b" else Compression.UNCOMPRESSED
+    built = build_ztoc(io.BytesIO(layer), span_size=span_size, compression=compression)
+    place = place or Place(layer)
+    descriptor = Descriptor(LAYER.media_type, sha256(layer), len(layer))
+    source: Any = place
+    return (
+        LayerSpans(fetching, source, descriptor, decode_ztoc(built.data), built.digest),
+        place,
+    )
+
+
+@contextmanager
+def fetching_at(root: Path, limit: int = 1 << 30, memory: int = 1 << 26) -> Iterator[Fetching]:
+    """Caches in a folder."""
+    with Fetching(Cache(root, limit), MemoryCache(memory)) as fetching:
+        yield fetching
+
+
+@contextmanager
+def opened(
+    place: str | Source,
+    cache: Path,
+    store: Path = Path("no-store"),
+    options: OpenOptions | None = None,
+) -> Iterator[LazyImage]:
+    """An image that is read lazily, with a cache in the folder `cache`."""
+    source = open_source(parse_place(place), store) if isinstance(place, str) else place
+    with source, Fetching(Cache(cache, 1 << 30)) as fetching:
+        image = open_image(source, fetching, options)
+        try:
+            yield image
+        finally:
+            fetching.close()
+            image.close()
