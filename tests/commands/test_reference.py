@@ -21,9 +21,6 @@ from tests.index.images import Json, LayoutMaker, gz, layer_tar, noise, sha256, 
 from tests.integration.conftest import need
 from tests.servers.containerd import ContainerdServer
 from tests.servers.docker_registry import DockerRegistry
-from tests.servers.fixtures import docker_registry, need_docker_registry
-
-__all__ = ["docker_registry", "need_docker_registry"]
 
 NAMESPACE = "k8s.io"
 INDEX_V1 = "application/vnd.amazon.soci.index.v1+json"

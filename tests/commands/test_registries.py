@@ -27,9 +27,6 @@ from tests.index.images import (
     soci_entries,
 )
 from tests.servers.docker_registry import DockerRegistry
-from tests.servers.fixtures import docker_registry, need_docker_registry
-
-__all__ = ["docker_registry", "need_docker_registry"]
 
 CONVERT = ("image", "convert", "--soci", "--soci-min-layer-size", "0")
 PUSH = ("push", "--soci-min-layer-size", "0")

@@ -12,9 +12,6 @@ from tests.commands.tools import SOCI, environment, process
 from tests.index.images import make_image, run_convert
 from tests.integration.tools import CONVERT
 from tests.servers.containerd import ContainerdServer
-from tests.servers.fixtures import containerd, need_containerd
-
-__all__ = ["containerd", "need_containerd"]
 
 
 def start(server: ContainerdServer, *arguments: str, home: Path) -> subprocess.Popen[str]:

@@ -19,28 +19,8 @@ from tests.servers.actions import Pause
 from tests.servers.ca import Ca
 from tests.servers.docker_registry import DockerRegistry
 from tests.servers.fault_proxy import Fault, FaultProxy
-from tests.servers.fixtures import (
-    PASSWORD,
-    USER,
-    ca,
-    docker_registry,
-    docker_registry_htpasswd,
-    docker_registry_tls,
-    docker_registry_token,
-    need_docker_registry,
-    token_server,
-)
+from tests.servers.fixtures import PASSWORD, USER
 from tests.servers.token_server import TokenServer
-
-__all__ = [
-    "ca",
-    "docker_registry",
-    "docker_registry_htpasswd",
-    "docker_registry_tls",
-    "docker_registry_token",
-    "need_docker_registry",
-    "token_server",
-]
 
 SKOPEO = ("skopeo", "--insecure-policy", "copy", "--quiet", "--all")
 PUSH = ("push", "--soci-min-layer-size", "0")

@@ -1,4 +1,4 @@
-"""Fixtures of registries and containerd, for conftest.py to import. Where these are missing they skip."""
+"""Fixtures of registries and of containerd, for all tests. Where the programs are missing they skip."""
 
 from __future__ import annotations
 

@@ -9,14 +9,6 @@ import pytest
 
 from soci_cli.targets.containerd.client import Containerd
 from tests.servers.containerd import ContainerdServer
-from tests.servers.fixtures import (
-    containerd,
-    docker_registry,
-    need_containerd,
-    need_docker_registry,
-)
-
-__all__ = ["containerd", "docker_registry", "need_containerd", "need_docker_registry"]
 
 _NUMBERS = itertools.count()
 

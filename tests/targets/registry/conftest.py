@@ -8,25 +8,6 @@ from pathlib import Path
 import pytest
 
 from soci_cli.server import RegistryServer
-from tests.servers.fixtures import (
-    ca,
-    docker_registry,
-    docker_registry_htpasswd,
-    docker_registry_tls,
-    docker_registry_token,
-    need_docker_registry,
-    token_server,
-)
-
-__all__ = [
-    "ca",
-    "docker_registry",
-    "docker_registry_htpasswd",
-    "docker_registry_tls",
-    "docker_registry_token",
-    "need_docker_registry",
-    "token_server",
-]
 
 
 @pytest.fixture
