@@ -240,14 +240,6 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def begin_write_back(fd: int, offset: int, length: int) -> None:
-    """Have the kernel write this part of a file to the disk now, so that the sync at the end is short."""
-    if hasattr(os, "posix_fadvise"):
-        # For pages that are not written yet, this advice begins their writing and keeps them.
-        with suppress(OSError):
-            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
-
-
 def _lock_file(path: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o644)

@@ -28,7 +28,7 @@ from soci_cli.targets._disk import (
     storage_error,
     unlink_quietly,
 )
-from soci_cli.targets._folder import LayoutFolder, begin_write_back, write_all
+from soci_cli.targets._folder import LayoutFolder, write_all
 from soci_cli.targets._index_json import (
     REF_NAME,
     check_tag_for_writing,
@@ -40,9 +40,6 @@ from soci_cli.targets._index_json import (
 )
 from soci_cli.targets.copy import referring_entries
 from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
-
-
-_WRITE_BACK = 8 << 20  # bytes after which the disk is set to work
 
 
 class Layout(Closing):
@@ -330,18 +327,12 @@ class _LayoutWriter:
         self._placed = placed
         self._forget = forget
         self._fd, self._aside = folder.new_file()
-        self._written = 0
-        self._begun = 0  # bytes that are on their way to the disk
 
     def write(self, data: BytesLike, /) -> int:
         view = memoryview(data).cast("B")
         self._check.add(view)
         with disk_errors("write", self._aside):
             write_all(self._fd, view)
-        self._written += view.nbytes
-        if self._written - self._begun >= _WRITE_BACK:
-            begin_write_back(self._fd, self._begun, self._written - self._begun)
-            self._begun = self._written
         return view.nbytes
 
     def commit(self) -> None:
