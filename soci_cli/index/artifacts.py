@@ -25,7 +25,7 @@ from soci_cli.index.model import (
     is_soci_index,
     span_size_of,
 )
-from soci_cli.index.push import PushOptions
+from soci_cli.index.push import PushOptions, push_index
 from soci_cli.oci import (
     Descriptor,
     Index,
@@ -46,7 +46,6 @@ from soci_cli.targets import (
     StoreTarget,
     Sweep,
     Target,
-    copy_blobs,
     read_blob,
 )
 from soci_cli.ztoc import ZTOC_MEDIA_TYPE
@@ -403,10 +402,7 @@ def push_artifacts(
         if existing and options.existing_index == "skip":
             pushed.append(PushedArtifacts(platform, None, existing, has_v2))
             continue
-        place, manifest = artifacts.place(one), artifacts.read_index(one)
-        blobs = (manifest.config, *manifest.layers)
-        copy_blobs(place, target, blobs, observer, options.uploads)
-        target.push(one.descriptor, artifacts.read(one))
+        push_index(artifacts.place(one), target, one.descriptor, observer, options.uploads)
         pushed.append(PushedArtifacts(platform, one.descriptor, existing, has_v2))
     return pushed
 

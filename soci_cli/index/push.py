@@ -86,12 +86,12 @@ def push(
     if root.digest not in {entry.descriptor.digest for entry in kept}:
         target.push(root, data)
     for made in indexes:
-        _push_index(source, target, made.index, observer, options.uploads)
+        push_index(source, target, made.index, observer, options.uploads)
     target.tag(root)
     return PushResult(root, tuple(indexes), left_out)
 
 
-def _push_index(
+def push_index(
     source: Source, target: Target, index: Descriptor, observer: Observer, uploads: int
 ) -> None:
     """Pushes an index v1 even when it is there: a list of referrers may have lost it."""

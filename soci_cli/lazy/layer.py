@@ -23,7 +23,6 @@ IMPLIED = -1
 
 DIRECTORY = b"dir"
 SYMLINK = b"symlink"
-REGULAR = b"reg"
 _HARDLINK = b"hardlink"
 _WHITEOUT = b".wh."
 _META = b".wh..wh."  # what AUFS kept beside the files; only the opaque mark means anything

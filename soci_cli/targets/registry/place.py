@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from types import TracebackType
 
 from soci_cli.closing import Closing
 from soci_cli.errors import (
@@ -342,14 +341,6 @@ class RegistryTarget(RegistrySource):
             self._uploads.clear()
         for upload in uploads:
             upload.abort()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> str | None:
         """Sends a manifest's very bytes; the subject that the registry took notice of, if any."""
