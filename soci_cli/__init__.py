@@ -11,8 +11,6 @@ The parts that programs use:
 Every error that input can cause is a `SociError`. docs/library.md shows each in use.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from soci_cli.errors import (
     ConfigError,
     IntegrityError,
@@ -40,6 +38,7 @@ from soci_cli.oci.platforms import parse as parse_platform
 from soci_cli.progress import Observer, Task
 from soci_cli.targets import Source, Target, open_source, open_target, parse_place, read_blob
 from soci_cli.targets.registry import Credentials, RegistryOptions
+from soci_cli.targets.registry.registries import Registries
 from soci_cli.ztoc import (
     BuiltZtoc,
     Compression,
@@ -50,9 +49,6 @@ from soci_cli.ztoc import (
     build_ztoc,
     decode_ztoc,
 )
-
-if TYPE_CHECKING:
-    from soci_cli.targets.registry.place import Registries
 
 __version__ = "0.1.0"
 
@@ -100,12 +96,3 @@ __all__ = [
     "parse_platform",
     "read_blob",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """`Registries`, whose packages are imported only by who uses it."""
-    if name == "Registries":
-        from soci_cli.targets.registry.place import Registries
-
-        return Registries
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

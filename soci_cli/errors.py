@@ -60,3 +60,11 @@ class RegistryError(SociError):
 
 class LostUploadError(RegistryError):
     """A registry forgot an unfinished upload; the blob must be sent again from its start."""
+
+
+class MountError(SociError):
+    """A folder cannot be mounted on or unmounted: no permission, nothing mounted there."""
+
+
+class BusyError(MountError):
+    """A mounted folder is in use."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TypeVar
 
 from soci_cli.errors import SociError
@@ -12,6 +14,8 @@ from soci_cli.progress import Task
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+_FAREWELL = 1.0  # seconds
 
 
 class Stopped(SociError):
@@ -53,23 +57,47 @@ def run_all(work: Callable[[_T, Stop], _R], items: Sequence[_T], concurrency: in
     """`work(item, stop)` for every item, `concurrency` at a time; the results in order.
 
     After an error or Ctrl-C what runs ends at its next `stop.check()` and what waits never starts; then
-    the first error is raised.
+    the first error is raised. After Ctrl-C what hangs in the network is left behind after a moment.
     """
     stop = Stop()
+    futures: list[Future[_R]] = [Future() for _ in items]
+    waiting = deque(zip(items, futures, strict=True))
 
-    def start(item: _T) -> _R:
-        stop.check()
-        return work(item, stop)
+    def run() -> None:
+        while True:
+            try:
+                item, future = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                stop.check()
+                future.set_result(work(item, stop))
+            except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                future.set_exception(error)
+                return
 
-    with ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="soci") as pool:
-        futures = [pool.submit(start, item) for item in items]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            errors = [future.exception() for future in futures if future.done()]
-            for error in errors:
-                if error is not None:
-                    raise error
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    # Not a ThreadPoolExecutor: Python does not end before all threads of one do.
+    threads = [
+        threading.Thread(target=run, name=f"soci-{number}", daemon=True)
+        for number in range(min(max(1, concurrency), len(items)))
+    ]
+    begun: list[threading.Thread] = []
+    try:
+        for thread in threads:
+            thread.start()
+            begun.append(thread)
+        wait(futures, return_when=FIRST_EXCEPTION)
+        errors = [future.exception() for future in futures if future.done()]
+        stop.set()
+        for thread in begun:
+            thread.join()
+    except BaseException:
+        stop.set()
+        deadline = time.monotonic() + _FAREWELL
+        for thread in begun:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        raise
+    for error in errors:
+        if error is not None:
+            raise error
     return [future.result() for future in futures]

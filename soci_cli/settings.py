@@ -1,8 +1,9 @@
 """Settings from TOML files, and where the local store is.
 
-Two files are read. Of the reference snapshotter's own file only the table pull_modes means the same for
-this program (its max_concurrency is about fetching spans, its min_layer_size about mounting); the other
-keys that it knows are passed over. The user's file holds the keys of `Settings` and goes before it.
+Two files are read. Of the reference snapshotter's own file the tables pull_modes, background_fetch and
+prefetch mean the same for this program (its max_concurrency is about fetching spans, its min_layer_size
+about mounting); the other keys that it knows are passed over. The user's file holds the keys of `Settings`
+and goes before it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SYSTEM_FILE = Path("/etc/soci-snapshotter-grpc/config.toml")
 
 _MAX_FILE = 1 << 20
 _MAX_SIZE = 2**62
+_MAX_NUMBER = 2**31
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:b|([kmg])(?:i?b)?)?\s*", re.IGNORECASE)
 _SIZE_LENGTH = 40
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -73,6 +75,26 @@ class PullModes:
 
 
 @dataclass(frozen=True, slots=True)
+class BackgroundFetch:
+    """How a mount fetches what nobody asked for yet. Times are in milliseconds.
+
+    Of layers that wait for it there are at most `max_queue_size`; -1 is no limit.
+    """
+
+    disable: bool = False
+    silence_period_msec: int = 30_000
+    fetch_period_msec: int = 500
+    max_queue_size: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Whether a mount fetches at once what the image's prefetch artifacts name."""
+
+    enable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a user can set once for all commands. Sizes are in bytes."""
 
@@ -87,6 +109,8 @@ class Settings:
     max_concurrent_uploads: int = 5
     pull_modes: PullModes = field(default_factory=PullModes)
     platforms: tuple[str, ...] = ()
+    background_fetch: BackgroundFetch = field(default_factory=BackgroundFetch)
+    prefetch: Prefetch = field(default_factory=Prefetch)
 
 
 def load_settings(
@@ -107,7 +131,8 @@ def load_settings(
         warnings.append(f"{system_file}: cannot be read: permission denied; left out")
     else:
         warnings += _unknown_reference_keys(system or {}, str(system_file))
-        settings = _with_pull_modes(settings, system or {}, str(system_file))
+        for with_table in _SHARED_TABLES.values():
+            settings = with_table(settings, system or {}, str(system_file))
 
     chosen = environ.get("SOCI_CONFIG", "")
     path = Path(chosen) if chosen else _user_folder(environ, "XDG_CONFIG_HOME", ".config")
@@ -229,8 +254,8 @@ def _settings(
             settings = dataclasses.replace(settings, max_concurrent_downloads=_number(value, where))
         elif key == "max_concurrent_uploads":
             settings = dataclasses.replace(settings, max_concurrent_uploads=_number(value, where))
-        elif key == "pull_modes":
-            settings = _with_pull_modes(settings, document, file)
+        elif key in _SHARED_TABLES:
+            settings = _SHARED_TABLES[key](settings, document, file)
         elif key == "platforms":
             specifiers = _texts(value, where)
             for specifier in specifiers:
@@ -250,10 +275,50 @@ def _with_pull_modes(settings: Settings, document: Mapping[str, object], file: s
         where = f"{file}: key 'pull_modes.{name}'"
         for key, value in _table(table, name, where).items():
             if key.lower() == "enable":
-                if not isinstance(value, bool):
-                    raise _wrong(f"{file}: key 'pull_modes.{name}.enable'", "true or false", value)
-                modes = dataclasses.replace(modes, **{name: value})
+                enable = _truth(value, f"{file}: key 'pull_modes.{name}.enable'")
+                modes = dataclasses.replace(modes, **{name: enable})
     return dataclasses.replace(settings, pull_modes=modes)
+
+
+def _with_background_fetch(
+    settings: Settings, document: Mapping[str, object], file: str
+) -> Settings:
+    """The settings with what the table background_fetch says. As in the reference, 0 is the default."""
+    found, default = settings.background_fetch, BackgroundFetch()
+    table = _table(document, "background_fetch", f"{file}: key 'background_fetch'")
+    for key, value in table.items():
+        name = key.lower()
+        where = f"{file}: key 'background_fetch.{name}'"
+        if name == "disable":
+            found = dataclasses.replace(found, disable=_truth(value, where))
+        elif name == "silence_period_msec":
+            period = _number(value, where, 0) or default.silence_period_msec
+            found = dataclasses.replace(found, silence_period_msec=period)
+        elif name == "fetch_period_msec":
+            period = _number(value, where, 0) or default.fetch_period_msec
+            found = dataclasses.replace(found, fetch_period_msec=period)
+        elif name == "max_queue_size":
+            size = _number(value, where, -1) or default.max_queue_size
+            found = dataclasses.replace(found, max_queue_size=size)
+    return dataclasses.replace(settings, background_fetch=found)
+
+
+def _with_prefetch(settings: Settings, document: Mapping[str, object], file: str) -> Settings:
+    """The settings with what the table prefetch says."""
+    table = _table(document, "prefetch", f"{file}: key 'prefetch'")
+    for key, value in table.items():
+        if key.lower() == "enable":
+            enable = _truth(value, f"{file}: key 'prefetch.enable'")
+            settings = dataclasses.replace(settings, prefetch=Prefetch(enable))
+    return settings
+
+
+_SHARED_TABLES = {
+    "pull_modes": _with_pull_modes,
+    "background_fetch": _with_background_fetch,
+    "prefetch": _with_prefetch,
+}
+"""The tables that the reference's file and the user's have alike."""
 
 
 def _table(document: Mapping[str, object], name: str, where: str) -> Mapping[str, object]:
@@ -265,9 +330,15 @@ def _table(document: Mapping[str, object], name: str, where: str) -> Mapping[str
     return {}
 
 
-def _number(value: object, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _wrong(where, "a whole number from 1", value)
+def _truth(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(where, "true or false", value)
+    return value
+
+
+def _number(value: object, where: str, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _MAX_NUMBER:
+        raise _wrong(where, f"a whole number from {least}", value)
     return value
 
 

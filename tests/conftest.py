@@ -13,7 +13,14 @@ pytest_plugins = ("tests.servers.fixtures",)
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty home, so that neither settings nor images of the user count."""
-    for name in ("SOCI_CONFIG", "SOCI_ROOT", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+    for name in (
+        "SOCI_CONFIG",
+        "SOCI_ROOT",
+        "SOCI_STATE",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "XDG_STATE_HOME",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
 

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 
 from soci_cli.errors import ConfigError, SociError, UsageError
-from soci_cli.settings import PullModes, Settings, load_settings, parse_size, store_root
+from soci_cli.settings import (
+    BackgroundFetch,
+    Prefetch,
+    PullModes,
+    Settings,
+    load_settings,
+    parse_size,
+    store_root,
+)
 
 # A file that the reference snapshotter reads.
 REFERENCE_FILE = """
@@ -70,7 +78,19 @@ def files(tmp_path: Path) -> Files:
 
 def test_defaults(files: Files) -> None:
     expected = Settings(
-        None, 4194304, 10485760, "soci-cli", "skip", (), None, 3, 5, PullModes(), ()
+        None,
+        4194304,
+        10485760,
+        "soci-cli",
+        "skip",
+        (),
+        None,
+        3,
+        5,
+        PullModes(),
+        (),
+        BackgroundFetch(False, 30_000, 500, 300),
+        Prefetch(True),
     )
     assert files.load() == (expected, [])
     assert load_settings({}, files.system) == (expected, [])
@@ -92,6 +112,12 @@ def test_every_key(files: Files) -> None:
         pull_modes.soci_v1.enable = true
         pull_modes.soci_v2.enable = false
         platforms = ["linux/amd64", "arm64"]
+        prefetch.enable = false
+        [background_fetch]
+        disable = true
+        silence_period_msec = 1
+        fetch_period_msec = 2
+        max_queue_size = 3
         """
     )
     assert settings == Settings(
@@ -106,6 +132,8 @@ def test_every_key(files: Files) -> None:
         1,
         PullModes(soci_v1=True, soci_v2=False),
         ("linux/amd64", "arm64"),
+        BackgroundFetch(True, 1, 2, 3),
+        Prefetch(False),
     )
     assert files.settings('root = "/r"').root == Path("/r")
     assert files.settings("span_size = 65536").span_size == 65536
@@ -140,6 +168,25 @@ def test_every_key(files: Files) -> None:
             "pull_modes.soci_v2.enable = 1",
             "key 'pull_modes.soci_v2.enable': expected true or false",
         ),
+        ("background_fetch = 1", "key 'background_fetch': expected a table, got 1"),
+        (
+            "background_fetch.disable = 0",
+            "key 'background_fetch.disable': expected true or false, got 0",
+        ),
+        (
+            "background_fetch.silence_period_msec = -1",
+            "key 'background_fetch.silence_period_msec': expected a whole number from 0, got -1",
+        ),
+        (
+            "background_fetch.fetch_period_msec = 1.5",
+            "key 'background_fetch.fetch_period_msec': expected a whole number from 0, got 1.5",
+        ),
+        (
+            "background_fetch.max_queue_size = -2",
+            "key 'background_fetch.max_queue_size': expected a whole number from -1, got -2",
+        ),
+        ("prefetch = true", "key 'prefetch': expected a table, got true"),
+        ("prefetch.enable = 'x'", "key 'prefetch.enable': expected true or false, got 'x'"),
         ("platforms = [1]", "key 'platforms': expected a list of strings, got a list"),
         ('platforms = ["linux/"]', "key 'platforms': not a platform: 'linux/'"),
         ("root = 2020-01-01", "got a date"),
@@ -174,6 +221,20 @@ def test_pull_modes_of_the_reference_file_and_of_the_user(files: Files) -> None:
     assert files.settings("pull_modes.soci_v1.enable = false").pull_modes == PullModes()
     files.system.write_text("[pull_modes.soci_v1]\nenable = 'yes'\n")
     assert "key 'pull_modes.soci_v1.enable': expected true or false" in files.error()
+
+
+def test_background_fetch_and_prefetch_of_the_reference_file_and_of_the_user(files: Files) -> None:
+    files.system.write_text(
+        "[background_fetch]\ndisable = true\nFetch_Period_msec = 7\ndrop_policy = 'oldest'\n"
+        "silence_period_msec = 0\nmax_queue_size = -1\n[prefetch]\nenable = false\nmax_concurrency = 2\n"
+    )
+    expected = Settings(
+        background_fetch=BackgroundFetch(True, 30_000, 7, -1), prefetch=Prefetch(False)
+    )
+    assert files.load() == (expected, [])
+    settings = files.settings("background_fetch.disable = false\nprefetch.enable = true")
+    assert settings.background_fetch == BackgroundFetch(False, 30_000, 7, -1)
+    assert settings.prefetch == Prefetch(True)
 
 
 def test_unknown_keys_of_the_reference_file(files: Files) -> None:
@@ -330,7 +391,8 @@ def test_store_root(tmp_path: Path) -> None:
 
 KEYS = [
     "root", "span_size", "min_layer_size", "build_tool_identifier", "zstd_layers", "optimizations",
-    "max_concurrency", "max_concurrent_uploads", "pull_modes", "platforms", "other",
+    "max_concurrency", "max_concurrent_uploads", "pull_modes", "platforms", "background_fetch",
+    "background_fetch.max_queue_size", "prefetch", "other",
 ]  # fmt: skip
 VALUES = ["1", "-1", "true", "1.5", '""', '"x"', "[]", "[1]", '["x"]', "{}", "nan", "12:00:00", "="]
 

@@ -27,12 +27,12 @@ from soci_cli.targets import (
     parse_place,
 )
 from soci_cli.targets.places import connect
+from soci_cli.targets.registry.registries import Registries
 
 if TYPE_CHECKING:
     from soci_cli.commands.registry_flags import RegistryFlags
     from soci_cli.index.artifacts import Artifacts
     from soci_cli.targets.containerd.client import Containerd
-    from soci_cli.targets.registry.place import Registries
 
     # Generic for type checkers only; older releases of click cannot be subscripted.
     _ParamType = click.ParamType[int]
@@ -95,9 +95,6 @@ class App:
     @contextmanager
     def registries(self, flags: RegistryFlags, *images: Reference | Place) -> Iterator[Registries]:
         """The registries of a command; --user is for the one that `images` are in."""
-        # requests and oras take a while to import: only who talks to a registry pays.
-        from soci_cli.targets.registry.place import Registries
-
         references = [
             image if isinstance(image, Reference) else image.reference
             for image in images

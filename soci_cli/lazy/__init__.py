@@ -4,10 +4,11 @@
 where they are; other layers are unpacked into the cache once.
 """
 
-from soci_cli.lazy.cache import Cache, MemoryCache, cache_root
+from soci_cli.lazy.cache import Cache, cache_root
+from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.image import File, LazyImage, LazyLayer, OpenOptions, open_image
 from soci_cli.lazy.layer import LayerFiles, Node
-from soci_cli.lazy.spans import Archive, Fetching, LayerSpans
+from soci_cli.lazy.spans import Archive, LayerSpans
 
 __all__ = [
     "Archive",
@@ -18,7 +19,6 @@ __all__ = [
     "LayerSpans",
     "LazyImage",
     "LazyLayer",
-    "MemoryCache",
     "Node",
     "OpenOptions",
     "cache_root",

@@ -2,11 +2,13 @@
 
 An upper layer's file hides what is below it, whiteouts hide names, an opaque folder hides all that lower
 layers have in it, and folders of several layers merge, with the attributes of the topmost layer that names
-them. Nothing is fetched to look at indexed layers but their zTOCs.
+them. Nothing is fetched to look at indexed layers but their zTOCs, and of these only what is needed: a file
+is looked for from the topmost layer down, and a layer is opened when somebody looks into it.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,12 +17,14 @@ from typing import Protocol, runtime_checkable
 from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError, NotFoundError, UsageError
 from soci_cli.index.build import manifest_of
-from soci_cli.index.discover import IndexSources, find_index
+from soci_cli.index.discover import FoundIndex, IndexSources, find_index
 from soci_cli.index.image import Image, choose_platforms, read_image
-from soci_cli.index.model import ztocs_by_layer
+from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
+from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.cache import blob_key
+from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import IMPLIED, IMPLIED_DIRECTORY, LayerFiles, Node
-from soci_cli.lazy.spans import Archive, Fetching, LayerSpans
+from soci_cli.lazy.spans import Archive, LayerSpans
 from soci_cli.lazy.whole import WholeLayer
 from soci_cli.oci import (
     Descriptor,
@@ -40,89 +44,210 @@ from soci_cli.ztoc.reader import show_name
 
 _MAX_LINKS = 40  # as Linux's ELOOP
 _MAX_PATH = 4096  # as Linux's PATH_MAX
-_OPENED_AT_ONCE = 3
+_OPENED_AT_ONCE = 4
 _CONFIG_LIMIT = 16 << 20
+_PREFETCH_LIMIT = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
 class File:
     """One file of an image; `path` has no slashes at either end, the root is b"".
 
     `layer` and `entry` say where its attributes and bytes are; a hard link has those of the file that it
-    names. `layers` are the layers that a folder is made of, topmost first; None for all else.
+    names. `layers` are the layers that a folder is made of, topmost first; None for all else. Of a folder
+    all three are found out when they are asked for, which may open layers and raise what that raises.
     """
 
-    path: bytes
-    layer: int
-    entry: int
-    layers: tuple[int, ...] | None = None
+    __slots__ = ("_entry", "_folder", "_layer", "path")
+
+    def __init__(self, path: bytes, layer: int, entry: int, folder: Folder | None = None) -> None:
+        """`layer` and `entry` do not count for a folder."""
+        self.path = path
+        self._layer = layer
+        self._entry = entry
+        self._folder = folder
+
+    @property
+    def layer(self) -> int:
+        """The number of the layer that has its attributes, and its bytes."""
+        return self._layer if self._folder is None else self._folder.named[0]
+
+    @property
+    def entry(self) -> int:
+        """Its entry in that layer, or IMPLIED."""
+        return self._entry if self._folder is None else self._folder.named[1]
+
+    @property
+    def layers(self) -> tuple[int, ...] | None:
+        """The layers that a folder is made of, topmost first."""
+        return None if self._folder is None else tuple(self._folder)
+
+    @property
+    def folder(self) -> Folder | None:
+        """The layers of a folder, one after the other."""
+        return self._folder
 
     @property
     def is_directory(self) -> bool:
         """Whether it is a folder."""
-        return self.layers is not None
+        return self._folder is not None
 
     @property
     def name(self) -> bytes:
         """The last part of the path."""
         return self.path.rpartition(b"/")[2]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, File) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def __repr__(self) -> str:
+        return f"File({self.path!r})"
+
+    def _all(self) -> tuple[object, ...]:
+        return self.path, self.layer, self.entry, self.layers
+
+
+class Opener(Protocol):
+    """Opens layers when they are needed."""
+
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        """The files of a layer and its bytes; setting `stop` ends unpacking."""
+
+    def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
+        """See `LazyLayer.prefetch_ranges`; the layer has `count` spans."""
+
+
+class LazyLayer(Closing):
+    """One layer: its files, and its bytes where they are read. `indexed` when it has a zTOC.
+
+    One that is opened `later` is so once, by who first asks for the files or the bytes, while others wait;
+    when that fails, the next to ask tries again.
+    """
+
+    def __init__(
+        self, descriptor: Descriptor, files: LayerFiles, archive: Archive, indexed: bool
+    ) -> None:
+        self.descriptor = descriptor
+        self.indexed = indexed
+        self._opened: tuple[LayerFiles, Archive] | None = (files, archive)
+        self._opener: Opener | None = None
+        self._mutex = threading.Lock()
+        self._stop = Stop()
+        self._closed = False
+
+    @classmethod
+    def later(cls, descriptor: Descriptor, opener: Opener, indexed: bool) -> LazyLayer:
+        """A layer that is opened when it is needed."""
+        layer = cls.__new__(cls)
+        layer.descriptor = descriptor
+        layer.indexed = indexed
+        layer._opened = None
+        layer._opener = opener
+        layer._mutex = threading.Lock()
+        layer._stop = Stop()
+        layer._closed = False
+        return layer
+
+    @property
+    def files(self) -> LayerFiles:
+        """Its files. Raises what opening raises."""
+        return (self._opened or self.open())[0]
+
+    @property
+    def archive(self) -> Archive:
+        """Its bytes. Raises what opening raises."""
+        return (self._opened or self.open())[1]
+
+    def open(self, stop: Stop | None = None) -> tuple[LayerFiles, Archive]:
+        """Opens the layer, unless it is open. Raises as `open_image` does."""
+        with self._mutex:
+            if self._opened is None:
+                assert self._opener is not None
+                self._opened = self._opener.open(self.descriptor, stop or self._stop)
+                if self._closed:
+                    self._opened[1].close()
+            return self._opened
+
+    def prefetch_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of spans to fetch soon, both ends included, as the SOCI index of the image wants it.
+
+        Raises what fetching raises, and InvalidDataError for spans that the layer does not have.
+        """
+        if self._opener is None or not isinstance(self.archive, LayerSpans):
+            return ()
+        return self._opener.prefetch_ranges(self.descriptor, len(self.archive))
+
+    def close(self) -> None:
+        """Ends an opening that runs, at its next step, and closes what is open."""
+        self._closed = True
+        self._stop.set()
+        if self._opened is not None:
+            self._opened[1].close()
+
 
 @dataclass(frozen=True)
-class LazyLayer:
-    """One layer: its files, and its bytes where they are read. `indexed` when it has a zTOC."""
+class Origin:
+    """What an image was found to be: its manifest, its platform and its SOCI index, if it has one."""
 
-    descriptor: Descriptor
-    files: LayerFiles
-    archive: Archive
-    indexed: bool
+    manifest: Descriptor
+    platform: Platform
+    index: FoundIndex | None = None
 
 
 class LazyImage(Closing):
     """The files of one platform of an image. Several threads may read; closing ends nothing shared."""
 
-    def __init__(self, name: str, layers: Sequence[LazyLayer]) -> None:
+    def __init__(
+        self, name: str, layers: Sequence[LazyLayer], origin: Origin | None = None
+    ) -> None:
         """`layers` from the lowest to the topmost."""
         self.name = name
         self.layers = tuple(layers)
-        root = _Folder()
-        for number in reversed(range(len(layers))):
-            files = layers[number].files
-            root.add(number, files.root, is_opaque=files.is_opaque(b""))
-        self.root = root.file(b"")
+        self.digest = origin.manifest.digest if origin else ""
+        self.platform = origin.platform if origin else None
+        self.index = origin.index if origin else None
+        self.root = File(b"", 0, IMPLIED, Folder(_Stack(self.layers, threading.Lock())))
+
+    def open_all(self) -> None:
+        """Opens all layers, several side by side. Raises the first error."""
+        run_all(lambda layer, stop: layer.open(stop), self.layers, _OPENED_AT_ONCE)
 
     def close(self) -> None:
         """Closes the layers."""
         for layer in self.layers:
-            layer.archive.close()
+            layer.close()
 
     # Finding files.
 
     def lookup(self, directory: File, name: bytes) -> File | None:
         """What a folder has under a name, symlinks not followed; None when there is no such file."""
-        folder = directory.path
-        path = folder + b"/" + name if folder else name
-        merged: _Folder | None = None
-        for number in directory.layers or ():
+        folder = directory.folder
+        if folder is None:
+            return None
+        above = folder.path
+        path = above + b"/" + name if above else name
+        for at, number in enumerate(folder):
             files = self.layers[number].files
-            found = files.look(folder, name, path)
+            found = files.look(above, name, path)
             if found is not None:
                 entry, is_directory = found
                 if not is_directory:
-                    return merged.file(path) if merged else File(path, number, entry)
-                merged = merged or _Folder()
-                if merged.add(number, entry, is_opaque=files.is_opaque(path)):
-                    break
-            if name in files.whiteouts(folder):
+                    return File(path, number, entry)
+                below = Folder(folder.stack, folder, name, path)
+                below.begin(at, number, entry)
+                return File(path, number, entry, below)
+            if name in files.whiteouts(above):
                 break
-        return merged.file(path) if merged else None
+        return None
 
     def children(self, directory: File) -> list[File]:
         """What is in a folder, sorted by the bytes of the names. NotFoundError when it is none."""
-        if directory.layers is None:
+        if directory.folder is None:
             raise NotFoundError(f"{self._show(directory.path)} is no directory")
         names: set[bytes] = set()
-        for number in directory.layers:
+        for number in directory.folder:
             names.update(self.layers[number].files.names(directory.path))
         found = (self.lookup(directory, name) for name in sorted(names))
         return [file for file in found if file is not None]
@@ -168,9 +293,8 @@ class LazyImage(Closing):
 
     def node(self, file: File) -> Node:
         """All that is known of a file."""
-        if file.entry == IMPLIED:
-            return IMPLIED_DIRECTORY
-        return self.layers[file.layer].files.node(file.entry)
+        layer, entry = file.layer, file.entry
+        return IMPLIED_DIRECTORY if entry == IMPLIED else self.layers[layer].files.node(entry)
 
     def type_of(self, file: File) -> str:
         """The type of a file, as in its `Node`, for less work."""
@@ -190,12 +314,12 @@ class LazyImage(Closing):
         """Bytes of a regular file, fewer at its end. Raises as `Archive` does, InvalidDataError else."""
         node = self._regular(file)
         length = max(0, min(length, node.size - offset))
-        return self._archive(file).read(node.offset + offset, length)
+        return self._archive(file).read(node.offset + offset, length, file.path)
 
     def pieces(self, file: File) -> Iterator[memoryview]:
         """The content of a regular file in pieces; see `read`."""
         node = self._regular(file)
-        return self._archive(file).pieces(node.offset, node.size)
+        return self._archive(file).pieces(node.offset, node.size, file.path)
 
     def read_all(self, files: Iterable[File]) -> Iterator[tuple[File, Iterator[memoryview]]]:
         """The contents of regular files, layer by layer in the order of the archives.
@@ -213,7 +337,7 @@ class LazyImage(Closing):
             for offset, size, file in found:
                 if size:
                     reach(offset)
-                yield file, archive.pieces(offset, size)
+                yield file, archive.pieces(offset, size, file.path)
 
     def _archive(self, file: File) -> Archive:
         return self.layers[file.layer].archive
@@ -245,33 +369,144 @@ _KINDS = {
 }
 
 
-class _Folder:
-    """A folder of several layers, which are added topmost first."""
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """The layers of an image, and what guards its folders."""
 
-    __slots__ = ("_closed", "_layers", "_named")
+    layers: Sequence[LazyLayer]
+    mutex: threading.Lock
 
-    def __init__(self) -> None:
+
+class Folder:
+    """The layers that a folder is made of, topmost first, found out only as far as somebody asks.
+
+    An opaque folder hides what is in it below, but where its layer does not name it, the attributes are
+    still those from below.
+    """
+
+    __slots__ = (
+        "_above",
+        "_closed",
+        "_done",
+        "_doubt",
+        "_layers",
+        "_name",
+        "_named",
+        "_next",
+        "path",
+        "stack",
+    )
+
+    def __init__(
+        self, stack: _Stack, above: Folder | None = None, name: bytes = b"", path: bytes = b""
+    ) -> None:
+        """The root, or the folder `name` of the folder `above`."""
+        self.stack = stack
+        self.path = path
+        self._above = above
+        self._name = name
+        self._next = 0  # of the layers above, or of the image
         self._layers: list[int] = []
         self._named: tuple[int, int] | None = None
-        self._closed = False
+        self._doubt: int | None = None  # the layer that may have it opaque
+        self._closed = False  # nothing below adds files
+        self._done = False
 
-    def add(self, layer: int, entry: int, *, is_opaque: bool) -> bool:
-        """Takes what one layer has; whether nothing below matters any more.
+    def begin(self, at: int, number: int, entry: int) -> None:
+        """Takes what was found already: the topmost layer, which is the one `at` of those above."""
+        self._next = at
+        self._take(number, entry)
+        above = self._above
+        assert above is not None
+        if self._name in self.stack.layers[number].files.whiteouts(above.path):
+            self._done = True
 
-        An opaque folder hides what is in it below, but where its layer does not name it, the attributes
-        are still those from below.
-        """
+    def __iter__(self) -> Iterator[int]:
+        at = 0
+        while True:
+            complete = self._closed or self._done
+            if at < len(self._layers):
+                yield self._layers[at]
+                at += 1
+            elif complete:
+                return
+            else:
+                self._advance()
+
+    @property
+    def named(self) -> tuple[int, int]:
+        """The topmost layer that names the folder, and its entry there; else a layer and IMPLIED."""
+        while self._named is None and not self._done:
+            self._advance()
+        return self._named or (self._layers[0] if self._layers else 0, IMPLIED)
+
+    def _advance(self) -> None:
+        """Looks into one more layer."""
+        # A folder can be thousands deep, so no recursion: those above go first, as far as needed.
+        waiting = [self]
+        while waiting:
+            one = waiting[-1]
+            if one._doubt is not None:
+                one._settle(one._doubt)
+                waiting.pop()
+                continue
+            above, at = one._above, one._next
+            if above is None:
+                count = len(self.stack.layers)
+                number = count - 1 - at if at < count else None
+            else:
+                complete = above._closed or above._done
+                if at < len(above._layers):
+                    number = above._layers[at]
+                elif complete:
+                    number = None
+                else:
+                    waiting.append(above)
+                    continue
+            waiting.pop()
+            if number is None:
+                one._done = True
+            else:
+                one._look(at, number)
+
+    def _look(self, at: int, number: int) -> None:
+        files = self.stack.layers[number].files
+        name, above = self._name, self._above
+        found: tuple[int, bool] | None
+        if above is None:
+            found, ends = (files.root, True), False
+        else:
+            found = files.look(above.path, name, self.path)
+            ends = name in files.whiteouts(above.path)
+        with self.stack.mutex:
+            if self._next != at or self._doubt is not None or self._done:
+                return  # another thread was quicker
+            if found is None:
+                self._next = at + 1
+            elif found[1]:
+                self._take(number, found[0])
+            else:
+                ends = True
+            self._done = self._done or ends
+
+    def _take(self, number: int, entry: int) -> None:
+        """The next layer has the folder too."""
         if not self._closed:
-            self._layers.append(layer)
+            self._layers.append(number)
+            self._doubt = number
         if self._named is None and entry != IMPLIED:
-            self._named = layer, entry
-        self._closed = self._closed or is_opaque
-        return self._closed and self._named is not None
+            self._named = number, entry
+        self._next += 1
+        self._done = self._closed and self._named is not None
 
-    def file(self, path: bytes) -> File:
-        """The folder as a file of the image."""
-        layer, entry = self._named or (self._layers[0] if self._layers else 0, IMPLIED)
-        return File(path, layer, entry, tuple(self._layers))
+    def _settle(self, number: int) -> None:
+        """Finds out whether the layer that was taken last hides what is below."""
+        is_opaque = self.stack.layers[number].files.is_opaque(self.path)
+        with self.stack.mutex:
+            if self._doubt == number:
+                self._doubt = None
+                self._closed = is_opaque
+                self._done = self._done or (is_opaque and self._named is not None)
 
 
 # Opening.
@@ -291,10 +526,11 @@ def open_image(
     options: OpenOptions | None = None,
     observer: Observer | None = None,
 ) -> LazyImage:
-    """The files of an image. Layers without a zTOC are fetched whole, unless they are in the cache.
+    """The files of an image, no layer of which is opened yet.
 
-    Close the image before `fetching`, and both before `source`. Raises NotFoundError, UsageError,
-    InvalidDataError and IntegrityError, and what reading the place raises.
+    When a layer without a zTOC is opened, it is fetched whole, unless it is in the cache; `observer` hears
+    of that. Close the image before `fetching`, and both before `source`. This and opening raise
+    NotFoundError, UsageError, InvalidDataError and IntegrityError, and what reading the place raises.
     """
     options, observer = options or OpenOptions(), observer or SilentObserver()
     image = read_image(source, _needed(options.platforms))
@@ -306,72 +542,97 @@ def open_image(
     if isinstance(source, StoreTarget):
         sources = replace(sources, v1=True)  # what is here was pulled on purpose
     found = find_index(_Finder(source, image), entry, sources, observer)
-    ztocs = ztocs_by_layer(found.manifest) if found else {}
-    wanted = manifest_of(entry).layers
-    unindexed = [layer for layer in wanted if layer.digest not in ztocs]
-    diff_ids = _diff_ids(source, manifest_of(entry)) if unindexed else {}
-    opened: list[LazyLayer] = []
-
-    def open_layer(layer: Descriptor, stop: Stop) -> LazyLayer:
-        ztoc, diff_id = ztocs.get(layer.digest), diff_ids.get(layer.digest)
-        made = _open_layer(source, layer, ztoc, diff_id, fetching, observer, stop)
-        opened.append(made)
-        return made
-
-    try:
-        layers = run_all(open_layer, wanted, _OPENED_AT_ONCE)
-    except BaseException:
-        for one in opened:
-            one.archive.close()
-        raise
-    return LazyImage(source.name, layers)
+    opener = _Opener(source, fetching, manifest_of(entry), found, observer)
+    layers = [
+        LazyLayer.later(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers
+    ]
+    return LazyImage(source.name, layers, Origin(entry.descriptor, chosen[0], found))
 
 
-def _open_layer(
-    source: Source,
-    layer: Descriptor,
-    ztoc: Descriptor | None,
-    diff_id: str | None,
-    fetching: Fetching,
-    observer: Observer,
-    stop: Stop,
-) -> LazyLayer:
-    what = f"layer {layer.digest} of {source.name}"
-    if not media_types.is_layer(layer.media_type):
-        raise InvalidDataError(f"{what} is no file system layer ({layer.media_type})")
-    try:
-        if ztoc is None:
-            whole = WholeLayer(fetching.cache, source, layer, diff_id, observer, stop)
-            return LazyLayer(layer, LayerFiles(whole.ztoc_data, whole.ztoc), whole, False)
-        data = _read_ztoc(source, ztoc, fetching)
-        decoded = decode_ztoc(data)
-        spans = LayerSpans(fetching, source, layer, decoded, ztoc.digest)
-        return LazyLayer(layer, LayerFiles(data, decoded), spans, True)
-    except InvalidDataError as error:
-        if layer.digest in str(error):
-            raise
-        raise InvalidDataError(f"{what}: {error}") from None
+class _Opener:
+    """Opens layers of an image. Several threads may use it. Implements `Opener`."""
 
+    def __init__(
+        self,
+        source: Source,
+        fetching: Fetching,
+        manifest: Manifest,
+        index: FoundIndex | None,
+        observer: Observer,
+    ) -> None:
+        self.manifest = manifest
+        self._source = source
+        self._fetching = fetching
+        self._observer = observer
+        self._ztocs = ztocs_by_layer(index.manifest) if index else {}
+        self._prefetch = prefetch_by_layer(index.manifest) if index else {}
+        self._diff_ids: dict[str, str] | None = None
+        self._mutex = threading.Lock()
 
-def _diff_ids(source: Source, manifest: Manifest) -> dict[str, str]:
-    """The digests of the layers' archives, by layer; empty when the config has not one for each."""
-    config = manifest.config
-    what = f"config {config.digest} in {source.name}"
-    diff_ids = parse_config_diff_ids(read_blob(source, config, _CONFIG_LIMIT), what)
-    digests = [layer.digest for layer in manifest.layers]
-    return dict(zip(digests, diff_ids, strict=True)) if len(diff_ids) == len(digests) else {}
+    def has_ztoc(self, layer: Descriptor) -> bool:
+        """Whether a layer can stay where it is."""
+        return layer.digest in self._ztocs
 
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        """See `Opener.open`."""
+        what = f"layer {layer.digest} of {self._source.name}"
+        if not media_types.is_layer(layer.media_type):
+            raise InvalidDataError(f"{what} is no file system layer ({layer.media_type})")
+        ztoc = self._ztocs.get(layer.digest)
+        try:
+            if ztoc is None:
+                return self._open_whole(layer, stop)
+            data = self._read(ztoc, MAX_ZTOC_SIZE)
+            decoded = decode_ztoc(data)
+            spans = LayerSpans(self._fetching, self._source, layer, decoded, ztoc.digest)
+            return LayerFiles(data, decoded), spans
+        except InvalidDataError as error:
+            if layer.digest in str(error):
+                raise
+            raise InvalidDataError(f"{what}: {error}") from None
 
-def _read_ztoc(source: Source, ztoc: Descriptor, fetching: Fetching) -> bytes:
-    """The bytes of a zTOC, which the cache keeps when they come from somewhere else."""
-    if isinstance(source, FileBlobs):
-        return read_blob(source, ztoc, MAX_ZTOC_SIZE)
-    key = blob_key(ztoc.digest)
-    data = fetching.cache.load(key)
-    if data is None or len(data) != ztoc.size:
-        data = read_blob(source, ztoc, MAX_ZTOC_SIZE)
-        fetching.cache.put(key, data)
-    return data
+    def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
+        """See `Opener.prefetch_ranges`."""
+        found = self._prefetch.get(layer.digest)
+        if found is None:
+            return ()
+        ranges = decode_prefetch(self._read(found, _PREFETCH_LIMIT), found.digest).spans
+        if any(last >= count for _, last in ranges):
+            raise InvalidDataError(
+                f"prefetch artifact {found.digest} names spans that layer {layer.digest} of "
+                f"{self._source.name} does not have: it has {count}"
+            )
+        return ranges
+
+    def _open_whole(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        diff_id = self._diff_id(layer)
+        cache = self._fetching.cache
+        whole = WholeLayer(cache, self._source, layer, diff_id, self._observer, stop)
+        return LayerFiles(whole.ztoc_data, whole.ztoc), whole
+
+    def _diff_id(self, layer: Descriptor) -> str | None:
+        """The digest of a layer's archive; None when the config has not one for each layer."""
+        with self._mutex:
+            if self._diff_ids is None:
+                config = self.manifest.config
+                what = f"config {config.digest} in {self._source.name}"
+                data = read_blob(self._source, config, _CONFIG_LIMIT)
+                diff_ids = parse_config_diff_ids(data, what)
+                digests = [layer.digest for layer in self.manifest.layers]
+                fits = len(diff_ids) == len(digests)
+                self._diff_ids = dict(zip(digests, diff_ids, strict=True)) if fits else {}
+            return self._diff_ids.get(layer.digest)
+
+    def _read(self, blob: Descriptor, limit: int) -> bytes:
+        """The bytes of a small blob, which the cache keeps when they come from somewhere else."""
+        if isinstance(self._source, FileBlobs):
+            return read_blob(self._source, blob, limit)
+        key = blob_key(blob.digest)
+        data = self._fetching.cache.load(key)
+        if data is None or len(data) != blob.size:
+            data = read_blob(self._source, blob, limit)
+            self._fetching.cache.put(key, data)
+        return data
 
 
 def _needed(wanted: Sequence[Platform]) -> Callable[[Sequence[Descriptor], Descriptor], bool]:

@@ -1,8 +1,8 @@
 """The uncompressed bytes of a layer that is somewhere else: only the spans that are read are fetched.
 
 Every span's compressed bytes are checked against the digest in the zTOC, then inflated once and kept in
-the caches. Spans that are wanted together come with one request, and several requests may be under way.
-Two readers of one span cause one request: threads by a table of what is running, processes by the lock on
+the cache. Spans that are wanted together come with one request, and several requests may be under way.
+Two readers of one span cause one request: threads by the lane of what is wanted, processes by the lock on
 the cache's entry.
 """
 
@@ -13,34 +13,41 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
 
 from soci_cli.closing import Closing
-from soci_cli.errors import IntegrityError, InvalidDataError
-from soci_cli.lazy.cache import Cache, Claim, MemoryCache, span_key
+from soci_cli.errors import (
+    IntegrityError,
+    InvalidDataError,
+    NotFoundError,
+    RegistryError,
+    StorageError,
+)
+from soci_cli.lazy.cache import MAX_HELD, Claim, HeldEntry, span_key
+from soci_cli.lazy.fetching import Batch, Fetching, Lane, Priority, Scratch, Span, Wanted
+from soci_cli.lazy.stats import Presence
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.targets import BlobReader, Source
 from soci_cli.ztoc import Ztoc
 from soci_cli.ztoc.reader import inflate_span
 
-DEFAULT_REQUESTS = 3
-"""Requests under way at once."""
 MAX_SPAN = 256 << 20
-"""Bytes that a span may have, compressed or not: it is held in memory whole."""
+"""Bytes that a span may have, compressed or not: it is inflated into memory whole."""
 
 _MAX_GAP = 256 << 10  # compressed bytes that are read through rather than asked around
-_MAX_REQUEST = 4 << 20  # compressed bytes of a request: the first of them should come soon
-_MAX_OUTPUT = 12 << 20  # what they may inflate to
+_MAX_OUTPUT = 32 << 20  # what a request may inflate to
 _MAX_SPANS = 32
+_HORIZON = 64 << 20  # what is fetched ahead of somebody who goes through known ranges
+_HELD_AHEAD = MAX_HELD // 4  # the same where the disk takes nothing
+_PIECE = 256 << 10
+_RECEIVED_AT_ONCE = 256 << 10
 _PATIENCE = 30.0
-_FAREWELL = 1.0
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
+_STREAMS = 8  # readers in order that are told apart
+_SLACK = 2  # spans that a reader in order may be off
 
 
 @runtime_checkable
@@ -58,56 +65,17 @@ class Archive(Protocol):
     def close(self) -> None:
         """Let go of files and connections."""
 
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes [offset, offset + length)."""
+    def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
+        """The bytes [offset, offset + length), waited for. What is fetched is charged to `file`."""
 
-    def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
+    def ready(self, offset: int, length: int) -> bytes | None:
+        """As `read`, without waiting for the network or for other threads; None when that is needed."""
+
+    def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         """As `read`, in pieces, the later ones fetched while the first are used."""
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Callable[[int], None]:
         """Prepares for reading ranges in ascending order: call the result with each offset."""
-
-
-class Fetching(Closing):
-    """What all layers that are read in one process share: caches, threads, and what is running."""
-
-    def __init__(
-        self, cache: Cache, memory: MemoryCache | None = None, requests: int = DEFAULT_REQUESTS
-    ) -> None:
-        self.cache = cache
-        self.memory = memory or MemoryCache()
-        self.requests = requests
-        self.running: dict[str, Future[bytes]] = {}
-        self.mutex = threading.Lock()
-        self.stop = Stop()
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Runs a job in another thread, at most `requests` of them at a time."""
-        with self.mutex:
-            if len(self._threads) < self.requests:
-                thread = threading.Thread(target=self._work, name="soci-fetch", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-        self._jobs.put(job)
-
-    def close(self) -> None:
-        """Ends what is running, at its next span.
-
-        What hangs in the network is left behind after a moment, so that Ctrl-C always works.
-        """
-        self.stop.set()
-        threads, self._threads = self._threads, []
-        for _ in threads:
-            self._jobs.put(None)
-        deadline = time.monotonic() + _FAREWELL
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
 
 
 class LayerSpans(Closing):
@@ -119,62 +87,153 @@ class LayerSpans(Closing):
     def __init__(
         self, fetching: Fetching, source: Source, layer: Descriptor, ztoc: Ztoc, ztoc_digest: str
     ) -> None:
+        self.layer = layer
         self._fetching = fetching
         self._source = source
-        self._layer = layer
         self._ztoc = ztoc
         self._spans = ztoc.spans
         self._prefix = span_key(layer.digest, ztoc_digest, 0).removesuffix("0")
-        self._forward = _Forward(source, layer)
         self._in_order = False  # the source ignores Range
+        self._seen = bytearray(len(ztoc.spans))  # spans that were counted
         if ztoc.compressed_archive_size != layer.size:
             raise InvalidDataError(
                 f"zTOC {ztoc_digest} is for a layer of {ztoc.compressed_archive_size} bytes, but "
                 f"{self._what} has {layer.size}"
             )
+        self._streams = _Streams(self._spans_in(fetching.readahead))
+        self._lane = Lane(fetching, self._fetch, self._cut)
+        self._forward = _Forward(source, layer, self._lane.stop)
 
     @property
     def _what(self) -> str:
-        return f"layer {self._layer.digest} of {self._source.name}"
+        return f"layer {self.layer.digest} of {self._source.name}"
 
     def close(self) -> None:
-        """Let go of a connection that was read on; `Fetching` is closed before."""
+        """Ends what is running, and lets go of a connection that was read on."""
+        self._lane.close()
         self._forward.close()
 
-    def read(self, offset: int, length: int) -> bytes:
-        """See `Archive.read`."""
-        return b"".join(self.pieces(offset, length))
+    # Reading.
 
-    def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
+    def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
+        """See `Archive.read`."""
+        numbers = self._needed(offset, length)
+        if not numbers:
+            return b""
+        self._follow(numbers, file)
+        if len(numbers) > 1:
+            self._start(self._absent(numbers), Priority.DEMAND, file)
+        start = self._spans.starts[numbers[0]]
+        if len(numbers) == 1:
+            return self._part(numbers[0], offset - start, length, file)
+        return b"".join(
+            self._part(number, begin, count, file)
+            for number, begin, count in self._parts(numbers, offset, length)
+        )
+
+    def ready(self, offset: int, length: int) -> bytes | None:
+        """See `Archive.ready`."""
+        numbers = self._needed(offset, length)
+        if not numbers:
+            return b""
+        self._follow(numbers, b"")
+        parts = []
+        for number, begin, count in self._parts(numbers, offset, length):
+            span = self._find(number)
+            data = span.read(begin, count) if span is not None else b""
+            if len(data) != count:
+                return None
+            parts.append(data)
+        self._fetching.stats.hits += len(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         """See `Archive.pieces`."""
         numbers = self._needed(offset, length)
-        reach = self._plan(numbers)
-        end = offset + length
-        for number in numbers:
+        reach = self._plan(numbers, file)
+        for number, begin, count in self._parts(numbers, offset, length):
             reach(number)
-            start, _ = self._output_range(number)
-            data = memoryview(self._span(number))
-            piece = data[max(0, offset - start) : end - start]
-            if piece.nbytes:
-                yield piece
+            end = begin + count
+            while begin < end:
+                piece = self._part(number, begin, min(_PIECE, end - begin), file)
+                yield memoryview(piece)
+                begin += len(piece)
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Callable[[int], None]:
         """See `Archive.ahead`."""
         numbers: dict[int, None] = {}
         for offset, length in ranges:
             numbers.update(dict.fromkeys(self._needed(offset, length)))
-        reach = self._plan(list(numbers))
+        reach = self._plan(list(numbers), b"")
         return lambda offset: reach(self._spans.span_of(offset))
 
-    def _needed(self, offset: int, length: int) -> list[int]:
+    # Fetching before anybody asks.
+
+    def missing(self) -> list[int]:
+        """The spans that are not in the cache, in order."""
+        here = self._fetching.cache.names(self._prefix)
+        return [number for number in range(len(self._spans)) if str(number) not in here]
+
+    def __len__(self) -> int:
+        """The number of spans."""
+        return len(self._spans)
+
+    def chunks(self, numbers: Iterable[int], limit: int) -> Iterator[list[int]]:
+        """Cuts ascending spans into what one request of about `limit` compressed bytes asks for."""
+        left = deque(number for number in numbers if self._is_sane(number))
+        wanted = set(left)
+        while left:
+            chunk = self._cut(left[0], wanted.__contains__, limit)
+            for _ in chunk:
+                left.popleft()
+            yield chunk
+
+    def fetch(self, numbers: Iterable[int], priority: Priority) -> list[Wanted]:
+        """Begins to fetch those spans that are not in the cache."""
+        return self._start(self._absent(numbers), priority, b"")
+
+    def size_of(self, numbers: Iterable[int]) -> int:
+        """The uncompressed bytes of spans."""
+        return sum(self._sizes(number)[1] for number in numbers)
+
+    def presence(self) -> Presence:
+        """How much of the layer is in the cache."""
+        missing = self.missing()
+        whole = self._ztoc.uncompressed_archive_size
+        lacking = sum(end - start for start, end in map(self._output_range, missing))
+        count = len(self._spans)
+        return Presence(count, count - len(missing), whole, max(0, whole - lacking))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is being fetched and nothing waits for that."""
+        return self._lane.is_quiet
+
+    # Which spans, and where.
+
+    def _needed(self, offset: int, length: int) -> range:
         """The spans that hold some of these bytes."""
         end = offset + length
         if length <= 0:
-            return []
+            return range(0)
         if offset < 0 or end > self._ztoc.uncompressed_archive_size or not len(self._spans):
             raise InvalidDataError(f"{self._what}: there are no bytes {offset} to {end}")
-        last = self._spans.span_of(end - 1)
-        return list(range(self._spans.span_of(offset), last + 1))
+        first = self._spans.span_of(offset)
+        starts = self._spans.starts
+        if first + 1 == len(starts) or end <= starts[first + 1]:
+            return range(first, first + 1)
+        return range(first, self._spans.span_of(end - 1) + 1)
+
+    def _parts(
+        self, numbers: Sequence[int], offset: int, length: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """Of each span what is wanted: its number, where that begins in it, and how much it is."""
+        for number in numbers:
+            start, end = self._output_range(number)
+            begin = max(offset, start)
+            count = min(offset + length, end) - begin
+            if count > 0:
+                yield number, begin - start, count
 
     def _output_range(self, number: int) -> tuple[int, int]:
         """Where a span's uncompressed bytes begin and end."""
@@ -195,315 +254,442 @@ class LayerSpans(Closing):
             )
         return end - start, last - first
 
-    def _plan(self, numbers: Sequence[int]) -> Callable[[int], None]:
-        """Fetches ascending spans ahead of where a reader is, which it says by calling the result."""
-        if len(numbers) < 2:
-            return lambda number: None
-        groups = deque(self._groups(numbers))
-        begun: deque[int] = deque()  # the last spans of the groups that were asked for
+    def _is_sane(self, number: int) -> bool:
+        start, end = self._spans.compressed_range(number)
+        first, last = self._output_range(number)
+        return max(end - start, last - first) <= MAX_SPAN
 
-        def reach(number: int) -> None:
-            while begun and begun[0] < number:
-                begun.popleft()
-            while groups and len(begun) <= self._fetching.requests:
-                group = groups.popleft()
-                if group[-1] >= number:
-                    begun.append(group[-1])
-                    self._start([n for n in group if not self._fetching.cache.has(self._key(n))])
-
-        return reach
-
-    def _groups(self, numbers: Iterable[int]) -> Iterator[list[int]]:
-        """Cuts ascending spans into what one request should ask for."""
-        group: list[int] = []
-        begin = output = 0
-        previous_end = 0
-        for number in numbers:
-            start, end = self._spans.compressed_range(number)
-            _, size = self._sizes(number)
-            if group and (
-                start - previous_end > _MAX_GAP
-                or end - begin > _MAX_REQUEST
-                or output + size > _MAX_OUTPUT
-                or len(group) == _MAX_SPANS
-            ):
-                yield group
-                group = []
-            if not group:
-                begin, output = start, 0
-            group.append(number)
-            output += size
-            previous_end = end
-        if group:
-            yield group
+    def _spans_in(self, size: int) -> int:
+        """How many spans hold about `size` uncompressed bytes."""
+        whole = self._ztoc.uncompressed_archive_size
+        return -(-size * len(self._spans) // whole) if whole else 0
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number}"
 
-    def _span(self, number: int) -> bytes:
-        """The uncompressed bytes of one span, from the caches or fetched now."""
-        key = self._key(number)
-        fetching = self._fetching
-        with fetching.mutex:
-            data = fetching.memory.get(key)
-            future = fetching.running.get(key)
-        if data is None and future is None:
-            data = self._load(number)
-        if data is not None:
-            return data
-        return (future or self._start([number])[number]).result()
+    # One span.
 
-    def _load(self, number: int) -> bytes | None:
-        """A span from the disk, into memory too."""
-        key = self._key(number)
-        data = self._fetching.cache.load(key)
-        start, end = self._output_range(number)
-        if data is None or len(data) != end - start:
-            return None
-        self._fetching.memory.put(key, data)
+    def _part(self, number: int, begin: int, count: int, file: bytes) -> bytes:
+        """Bytes of one span, from the cache or fetched now."""
+        span = self._find(number)
+        if span is not None:
+            data = span.read(begin, count)
+            if len(data) == count:
+                self._fetching.stats.hits += 1
+                return data
+            self._fetching.open.drop(self._key(number))
+            self._fetching.cache.drop(self._key(number))
+        wanted = self._start([number], Priority.DEMAND, file)[0]
+        data = self._fetching.await_span(wanted).read(begin, count)
+        if len(data) != count:
+            raise IntegrityError(
+                f"{self._what}: the file of span {number} in the cache was cut short; is the disk of "
+                f"{self._fetching.cache.root} in order?"
+            )
         return data
 
-    def _start(self, numbers: Sequence[int]) -> dict[int, Future[bytes]]:
-        """Begins to fetch spans, unless they are being fetched; gives what to wait for."""
-        fetching = self._fetching
-        futures: dict[int, Future[bytes]] = {}
-        new = []
+    def _find(self, number: int) -> Span | None:
+        """A span that is here."""
+        key = self._key(number)
+        span = self._fetching.open.get(key)
+        return self._load(number, key) if span is None else span
+
+    def _load(self, number: int, key: str) -> Span | None:
+        """A span from the disk, which stays open."""
+        entry = self._fetching.cache.find(key)
+        if entry is None:
+            return None
+        start, end = self._output_range(number)
+        if entry.size != end - start:
+            return None
+        self._fetching.open.put(key, entry)
+        self._count(number, "cache", 0)
+        return entry
+
+    def _count(self, number: int, source: str, fetched: int) -> None:
+        """Counts a span that was fetched, or is used for the first time."""
+        if not self._seen[number] or fetched:
+            self._seen[number] = 1
+            start, end = self._output_range(number)
+            self._fetching.stats.came(source, fetched, end - start)
+
+    # Spans that are wanted.
+
+    def _start(self, numbers: Sequence[int], priority: Priority, file: bytes) -> list[Wanted]:
         for number in numbers:
             self._sizes(number)  # may raise, which it must not do later
-        with fetching.mutex:
-            for number in numbers:
-                future = fetching.running.get(self._key(number))
-                if future is None:
-                    data = fetching.memory.get(self._key(number))
-                    future = Future()
-                    if data is not None:
-                        future.set_result(data)
-                    else:
-                        fetching.running[self._key(number)] = future
-                        new.append(number)
-                futures[number] = future
-        for group in self._groups(new):
-            batch = _Batch(fetching, {number: self._key(number) for number in group}, futures)
-            fetching.submit(partial(self._fetch, batch))
-        return futures
+        return self._lane.want(numbers, priority, file) if numbers else []
 
-    # In the threads of `Fetching`.
+    def _absent(self, numbers: Iterable[int]) -> list[int]:
+        """Those that are not here, or that are being fetched."""
+        fetching = self._fetching
+        return [
+            number
+            for number in numbers
+            if self._lane.is_wanted(number)
+            or (
+                fetching.open.get(self._key(number)) is None
+                and not fetching.cache.has(self._key(number))
+            )
+        ]
 
-    def _fetch(self, batch: _Batch) -> None:
+    def _follow(self, numbers: range, file: bytes) -> None:
+        """Fetches ahead of readers who go through the layer in order."""
+        if numbers[-1] != self._streams.latest:
+            self._read_ahead(self._streams.at(numbers, file))
+
+    def _read_ahead(self, wanted: tuple[range, bytes]) -> None:
+        numbers, file = wanted
+        if self._fetching.open.is_holding:
+            numbers = numbers[: self._spans_in(_HELD_AHEAD)]
+        last = min(numbers.stop, len(self._spans))
+        sane = (number for number in range(numbers.start, last) if self._is_sane(number))
+        self._start(self._absent(sane), Priority.READAHEAD, file)
+
+    def _plan(self, numbers: Sequence[int], file: bytes) -> Callable[[int], None]:
+        """Fetches ascending spans ahead of where a reader is, which it says by calling the result."""
+        if len(numbers) < 2:
+            return lambda number: None
+        fetching = self._fetching
+        horizon = max(2, self._spans_in(min(_HORIZON, fetching.cache.limit // 4)))
+        held = max(2, self._spans_in(_HELD_AHEAD))
+        position = begun = 0  # in `numbers`
+
+        def reach(number: int) -> None:
+            nonlocal position, begun
+            while position < len(numbers) and numbers[position] < number:
+                position += 1
+            size = min(horizon, held) if fetching.open.is_holding else horizon
+            # In large steps, so that there is something to merge.
+            if begun < len(numbers) and begun - position <= size // 2:
+                ahead = range(max(begun, position), min(position + size, len(numbers)))
+                begun = ahead.stop
+                sane = (numbers[at] for at in ahead if self._is_sane(numbers[at]))
+                self._start(self._absent(sane), Priority.READAHEAD, file)
+
+        return reach
+
+    def _cut(self, first: int, is_wanted: Callable[[int], bool], limit: int) -> list[int]:
+        """`first` and those of the wanted spans after it that come best with the same request.
+
+        A span of `limit` compressed bytes and more comes alone.
+        """
+        begin, end = self._spans.compressed_range(first)
+        output = self._sizes(first)[1]
+        numbers = [first]
+        for number in range(first + 1, len(self._spans)):
+            start, stop = self._spans.compressed_range(number)
+            if start - end > _MAX_GAP or stop - begin > limit or len(numbers) == _MAX_SPANS:
+                break
+            if is_wanted(number):
+                output += self._sizes(number)[1]
+                if output > _MAX_OUTPUT:
+                    break
+                numbers.append(number)
+                end = stop
+        return numbers
+
+    # In the threads of the lane.
+
+    def _fetch(self, batch: Batch, scratch: Scratch) -> None:
         """Fetches ascending spans, all with one request where nobody else has or fetches some."""
-        try:
-            while batch.left:
-                self._fetching.stop.check()
-                with ExitStack() as stack:
-                    claims = self._claim(batch)
-                    for claim in claims.values():
-                        stack.enter_context(claim)
-                    if self._in_order:
-                        self._fetch_in_order(claims, batch)
-                    else:
-                        self._fetch_range(claims, batch)
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits for the spans
-            while batch.left:
-                batch.fail(batch.left[0], error)
+        while batch.left:
+            self._lane.stop.check()
+            with ExitStack() as stack, self._naming(batch):
+                in_order = self._in_order
+                if in_order:
+                    # Before the claims: what passes by is kept where nobody else has claimed it.
+                    stack.enter_context(self._forward.turn)
+                claims = self._claim(batch)
+                for claim in claims.values():
+                    stack.enter_context(claim)
+                if in_order:
+                    self._fetch_in_order(claims, batch, scratch)
+                else:
+                    self._fetch_range(claims, batch, scratch)
 
-    def _claim(self, batch: _Batch) -> dict[int, Claim]:
+    @contextmanager
+    def _naming(self, batch: Batch) -> Iterator[None]:
+        """Errors of the place say which span of which layer was wanted."""
+        try:
+            yield
+        except (RegistryError, NotFoundError, StorageError) as error:
+            if not batch.left:
+                raise
+            text = f"{self._what}: span {batch.left[0].number}: {error}"
+            if isinstance(error, RegistryError):
+                raise RegistryError(text, error.status, error.retry_after) from error
+            kind = NotFoundError if isinstance(error, NotFoundError) else StorageError
+            raise kind(text) from error
+
+    def _claim(self, batch: Batch) -> dict[int, Claim]:
         """The right to fetch the first span, and those after it that are free; empty when it is here.
 
         While another process fetches the first one, it is waited for; holding no lock, so nobody can wait
         in a circle.
         """
-        cache, first = self._fetching.cache, batch.left[0]
+        cache, first = self._fetching.cache, batch.left[0].number
+        key = self._key(first)
         deadline = time.monotonic() + _PATIENCE
         pause = _FIRST_PAUSE
         while True:
-            claim = cache.claim(self._key(first))
+            claim = cache.claim(key)
             if claim is None and time.monotonic() > deadline:
                 claim = Claim(cache, cache.root, -1)  # fetched twice, kept once
-            data = self._load(first) if claim is None or claim.is_real else None
-            if data is not None:
+            span = self._load(first, key) if claim is None or claim.is_real else None
+            if span is not None:
                 if claim is not None:
                     claim.close()
-                batch.done(first, data)
+                batch.done(span)
                 return {}
             if claim is not None:
                 break
-            self._fetching.stop.check()
+            self._lane.stop.check()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         claims = {first: claim}
-        for number in list(batch.left)[1:]:
-            claim = cache.claim(self._key(number))
+        for one in list(batch.left)[1:]:
+            claim = cache.claim(self._key(one.number))
             if claim is None:
                 break
-            if cache.has(self._key(number)):
+            if cache.has(self._key(one.number)):
                 claim.close()
                 break
-            claims[number] = claim
+            claims[one.number] = claim
         return claims
 
-    def _fetch_range(self, claims: dict[int, Claim], batch: _Batch) -> None:
+    def _fetch_range(self, claims: dict[int, Claim], batch: Batch, scratch: Scratch) -> None:
         """One request for ascending spans, and for what lies between them."""
         numbers = list(claims)
         if not numbers:
             return
         begin, _ = self._spans.compressed_range(numbers[0])
         _, end = self._spans.compressed_range(numbers[-1])
-        with self._source.fetch(self._layer, begin, end - begin) as stream:
+        with self._source.fetch(self.layer, begin, end - begin) as stream:
             if isinstance(stream, Skipping) and stream.skipped:
                 self._in_order = True
-            reader = _Reader(stream, begin)
+            reader = _Reader(stream, begin, self._lane.stop)
             for number in numbers:
-                self._fetching.stop.check()
-                packed = reader.range(*self._spans.compressed_range(number))
-                self._finish(number, packed, claims[number], batch)
+                packed = scratch.fit(self._sizes(number)[0])
+                size = reader.range(*self._spans.compressed_range(number), packed.view)
+                if number == batch.last:
+                    batch.received()
+                self._finish(number, size, claims[number], batch, scratch)
 
-    def _fetch_in_order(self, claims: dict[int, Claim], batch: _Batch) -> None:
+    def _fetch_in_order(self, claims: dict[int, Claim], batch: Batch, scratch: Scratch) -> None:
         """Reads on through the whole layer, up to what is wanted; what passes by is kept on the disk."""
         cache = self._fetching.cache
         if not claims:
             return
         with self._forward.use(min(claims)) as stream:
             while stream.next <= max(claims):
-                self._fetching.stop.check()
                 number = stream.next
-                self._sizes(number)
-                packed = stream.take(*self._spans.compressed_range(number))
+                packed = scratch.fit(self._sizes(number)[0])
+                size = stream.take(*self._spans.compressed_range(number), packed.view)
                 claim = claims.get(number)
                 if claim is not None:
-                    self._finish(number, packed, claim, batch)
-                elif not cache.has(self._key(number)) and self._is_right(number, packed):
-                    cache.put(self._key(number), self._inflate(number, packed))
+                    self._finish(number, size, claim, batch, scratch)
+                elif not cache.has(self._key(number)) and self._is_right(number, size, scratch):
+                    with self._inflated(number, size, scratch) as data:
+                        self._count(number, batch.left[0].source, size)
+                        cache.put(self._key(number), data)
 
-    def _finish(self, number: int, packed: bytes, claim: Claim, batch: _Batch) -> None:
+    def _finish(self, number: int, size: int, claim: Claim, batch: Batch, scratch: Scratch) -> None:
         """Checks, inflates and keeps a span. One that is wrong does no harm to those beside it."""
+        one = batch.left[0]
         try:
-            if not self._is_right(number, packed):
-                packed = self._fetch_again(number)
-            data = self._inflate(number, packed)
+            if not self._is_right(number, size, scratch):
+                size = self._fetch_again(number, scratch)
+            with self._inflated(number, size, scratch) as data:
+                # Counted first: as soon as it is on the disk, somebody may find it there.
+                self._count(number, one.source, size)
+                span: Span = claim.put(data) or HeldEntry(bytes(data))
         except (IntegrityError, InvalidDataError) as error:
-            batch.fail(number, error)
+            batch.fail(error)
             return
-        claim.put(data)
-        batch.done(number, data)
+        self._fetching.open.put(self._key(number), span)
+        if one.file:
+            self._fetching.stats.charge(self.layer.digest, one.file, size)
+        batch.done(span)
 
-    def _is_right(self, number: int, packed: bytes) -> bool:
-        digest = b"sha256:" + hashlib.sha256(packed).hexdigest().encode()
-        return digest == self._ztoc.span_digests[number]
+    def _is_right(self, number: int, size: int, scratch: Scratch) -> bool:
+        digest = hashlib.sha256(scratch.packed.view[:size]).hexdigest()
+        return b"sha256:" + digest.encode() == self._ztoc.span_digests[number]
 
-    def _fetch_again(self, number: int) -> bytes:
-        """A span whose bytes were wrong or too few. IntegrityError when they are so again."""
+    def _fetch_again(self, number: int, scratch: Scratch) -> int:
+        """A span whose bytes were wrong or too few; its size. IntegrityError when they are so again."""
         start, end = self._spans.compressed_range(number)
-        with self._source.fetch(self._layer, start, end - start) as stream:
-            packed = _Reader(stream, start).range(start, end)
-        if not self._is_right(number, packed):
+        with self._source.fetch(self.layer, start, end - start) as stream:
+            size = _Reader(stream, start, self._lane.stop).range(start, end, scratch.packed.view)
+        if not self._is_right(number, size, scratch):
             raise IntegrityError(
                 f"{self._what}: span {number} (bytes {start} to {end}) does not have the digest that "
                 "the zTOC gives, fetched twice; the layer there or its zTOC is damaged"
             )
-        return packed
+        return size
 
-    def _inflate(self, number: int, packed: bytes) -> bytes:
-        _, size = self._sizes(number)
+    @contextmanager
+    def _inflated(self, number: int, size: int, scratch: Scratch) -> Iterator[memoryview]:
+        """The content of a span of which `size` compressed bytes are in `scratch`."""
+        _, wanted = self._sizes(number)
+        packed = scratch.packed
         if not self._spans.is_gzip:
-            data = packed[:size]
-        else:
+            yield self._complete(number, packed.view[:size][:wanted], wanted)
+            return
+        with scratch.plain(wanted) as plain:
             try:
-                data = b"".join(inflate_span(self._spans, number, packed, size))
+                pieces = inflate_span(self._spans, number, packed, size, plain, wanted)
+                data = plain.view[: next(pieces, 0)]
             except InvalidDataError as error:
                 raise InvalidDataError(f"{self._what}: {error}") from None
-        if len(data) != size:
+            yield self._complete(number, data, wanted)
+
+    def _complete(self, number: int, data: memoryview, wanted: int) -> memoryview:
+        if data.nbytes != wanted:
             raise InvalidDataError(f"{self._what}: span {number} holds less than the zTOC says")
         return data
 
 
-class _Batch:
-    """Ascending spans that one job fetches, by number, with their keys and with who waits for them."""
+class _Streams:
+    """The readers who go through a layer in order, as far as one sees them by the spans they read.
 
-    def __init__(
-        self, fetching: Fetching, keys: dict[int, str], futures: dict[int, Future[bytes]]
-    ) -> None:
-        self.left = deque(keys)
-        self._fetching = fetching
-        self._keys = keys
-        self._futures = futures
+    The first span of one is nothing special. From the second on more and more spans are wanted ahead, up
+    to `most`.
+    """
 
-    def done(self, number: int, data: bytes) -> None:
-        """The first that is left is here."""
-        self._fetching.memory.put(self._keys[number], data)
-        self._end(number).set_result(data)
+    def __init__(self, most: int) -> None:
+        self.latest = -1
+        """The span of the last call; one that reads on in it changes nothing."""
+        self._most = most
+        self._streams: deque[_Stream] = deque(maxlen=_STREAMS)
+        self._mutex = threading.Lock()
+        if not most:
+            self.at = _no_readahead  # type: ignore[method-assign]
 
-    def fail(self, number: int, error: BaseException) -> None:
-        """The first that is left cannot be had."""
-        self._end(number).set_exception(error)
+    def at(self, numbers: range, file: bytes) -> tuple[range, bytes]:
+        """Somebody reads these spans, of `file` if that is known; what to fetch ahead, and for whom."""
+        first, last = numbers[0], numbers[-1]
+        with self._mutex:
+            self.latest = last
+            for stream in self._streams:
+                if stream.goes_on_at(first):
+                    if stream is not self._streams[0]:
+                        self._streams.remove(stream)
+                        self._streams.appendleft(stream)
+                    return stream.advance(last, self._most, file), stream.file
+            self._streams.appendleft(_Stream(last, file))
+        return range(0), b""
 
-    def _end(self, number: int) -> Future[bytes]:
-        with self._fetching.mutex:
-            del self._fetching.running[self._keys[number]]
-        self.left.popleft()
-        return self._futures[number]
+
+class _Stream:
+    """One reader: the last span that it read, and those that were wanted ahead of it so far."""
+
+    __slots__ = ("file", "last", "until", "window")
+
+    def __init__(self, last: int, file: bytes) -> None:
+        self.last = last
+        self.until = last
+        self.window = 0
+        self.file = file
+
+    def goes_on_at(self, first: int) -> bool:
+        """Whether a read that begins in this span is of the same reader."""
+        # Until it is known to be one, only the next span will do.
+        return self.last - _SLACK <= first <= self.last + (_SLACK if self.window else 1)
+
+    def advance(self, last: int, most: int, file: bytes) -> range:
+        """Its read ends in the span `last`; the spans to fetch ahead."""
+        self.file = file or self.file
+        if last <= self.last:
+            return range(0)
+        self.last = last
+        self.window = min(max(2, 2 * self.window), most)
+        self.until = max(self.until, last)
+        # In large steps, so that there is something to merge.
+        if self.until - last > self.window * 3 // 4:
+            return range(0)
+        begin, self.until = self.until + 1, last + self.window
+        return range(begin, self.until + 1)
+
+
+def _no_readahead(numbers: range, file: bytes) -> tuple[range, bytes]:
+    return range(0), b""
 
 
 class _Reader:
     """Takes ascending ranges out of a stream; each may begin with the last byte of the one before."""
 
-    def __init__(self, stream: BlobReader, position: int) -> None:
+    def __init__(self, stream: BlobReader, position: int, stop: Stop) -> None:
         self._stream = stream
         self._position = position
+        self._stop = stop
         self._last = b""
 
-    def range(self, start: int, end: int) -> bytes:
-        """The bytes [start, end), or fewer where the stream ends."""
-        while self._position < start and (gap := self._read(start - self._position)):
-            self._last = gap[-1:]
+    def range(self, start: int, end: int, buffer: memoryview) -> int:
+        """Fills `buffer` with the bytes [start, end); how many came before the stream ended."""
+        while self._position < start:
+            gap = min(start - self._position, buffer.nbytes)
+            if not self._fill(buffer[:gap]):
+                return 0
+            self._last = bytes(buffer[gap - 1 : gap])
         shared = self._last if start < self._position else b""
-        parts = [shared]
-        while self._position < end and (part := self._read(end - self._position)):
-            parts.append(part)
-        data = b"".join(parts)
-        self._last = data[-1:] or self._last
-        return data
+        buffer[: len(shared)] = shared
+        size = len(shared) + self._fill(buffer[len(shared) : max(end - start, len(shared))])
+        if size:
+            self._last = bytes(buffer[size - 1 : size])
+        return size
 
-    def _read(self, size: int) -> bytes:
-        data = self._stream.read(min(size, _MAX_REQUEST))
-        self._position += len(data)
-        return data
+    def _fill(self, buffer: memoryview) -> int:
+        """Reads until the buffer is full or the stream ends."""
+        filled = 0
+        while filled < buffer.nbytes:
+            self._stop.check()
+            count = self._stream.readinto(buffer[filled : filled + _RECEIVED_AT_ONCE])
+            if not count:
+                break
+            filled += count
+        self._position += filled
+        return filled
 
 
 class _Forward(Closing):
-    """One stream of a whole layer that is read on and on, for a source that ignores Range."""
+    """One stream of a whole layer that is read on and on, for a source that ignores Range.
 
-    def __init__(self, source: Source, layer: Descriptor) -> None:
+    It is used by who has `turn`.
+    """
+
+    def __init__(self, source: Source, layer: Descriptor, stop: Stop) -> None:
+        self.turn = threading.Lock()
         self.next = 0
         """The span that comes next."""
         self._source = source
         self._layer = layer
+        self._stop = stop
         self._stream: BlobReader | None = None
         self._reader: _Reader | None = None
-        self._mutex = threading.Lock()
 
     @contextmanager
     def use(self, number: int) -> Iterator[_Forward]:
-        """The stream, for one thread at a time; begun anew when `number` is past, or after an error."""
-        with self._mutex:
-            if self._reader is None or number < self.next:
+        """The stream; begun anew when `number` is past, or after an error."""
+        if self._reader is None or number < self.next:
+            self.close()
+            self._stream = self._source.fetch(self._layer)
+            self._reader = _Reader(self._stream, 0, self._stop)
+            self.next = 0
+        good = False
+        try:
+            yield self
+            good = True
+        finally:
+            if not good:
                 self.close()
-                self._stream = self._source.fetch(self._layer)
-                self._reader = _Reader(self._stream, 0)
-                self.next = 0
-            good = False
-            try:
-                yield self
-                good = True
-            finally:
-                if not good:
-                    self.close()
 
-    def take(self, start: int, end: int) -> bytes:
-        """The compressed bytes of the next span."""
+    def take(self, start: int, end: int, buffer: memoryview) -> int:
+        """The compressed bytes of the next span; how many there were."""
         assert self._reader is not None
-        data = self._reader.range(start, end)
+        size = self._reader.range(start, end, buffer)
         self.next += 1
-        return data
+        return size
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -34,7 +34,7 @@ from soci_cli.ztoc import Compression, Ztoc, build_ztoc, decode_ztoc
 
 _MAX_WINDOW = 128 << 20
 _READ_SIZE = 1 << 20
-_PIECE = 1 << 20
+_PIECE = 256 << 10
 _PAUSE = 0.05
 _ZLIB_ERROR = cast(type[Exception], zlib_ng.error)
 
@@ -81,29 +81,58 @@ class WholeLayer(Closing):
             os.close(self._fd)
             self._fd = -1
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
         """See `Archive.read`."""
-        return b"".join(self.pieces(offset, length))
+        for span in self._needed(offset, length):
+            self._check(span)
+        data = self._read_at(offset, max(0, length))
+        if len(data) < length:
+            self._checked.clear()
+            for span in self._needed(offset, length):
+                self._check(span)
+            data = self._exactly(offset, length)
+        return data
 
-    def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
+    def ready(self, offset: int, length: int) -> bytes | None:
+        """See `Archive.ready`."""
+        for span in self._needed(offset, length):
+            if span not in self._checked:
+                if not self._is_right(span):
+                    return None  # making the file once more takes long
+                self._checked.add(span)
+        data = self._read_at(offset, max(0, length))
+        return data if len(data) >= length else None
+
+    def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         """See `Archive.pieces`."""
         end = offset + length
-        if length > 0 and (offset < 0 or end > self.ztoc.compressed_archive_size):
-            raise InvalidDataError(f"{self._what}: there are no bytes {offset} to {end}")
-        while offset < end:
-            span = self.ztoc.spans.span_of(offset)
+        for span in self._needed(offset, length):
             self._check(span)
             _, stop = self.ztoc.spans.compressed_range(span)
-            count = min(end, stop, offset + _PIECE) - offset
-            data = self._read_at(offset, count)
-            if len(data) != count:
-                raise IntegrityError(f"{self._what}: its file in the cache was cut short")
-            yield memoryview(data)
-            offset += count
+            while offset < min(end, stop):
+                count = min(end, stop, offset + _PIECE) - offset
+                yield memoryview(self._exactly(offset, count))
+                offset += count
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Callable[[int], None]:
         """See `Archive.ahead`: everything is here already."""
         return lambda offset: None
+
+    def _needed(self, offset: int, length: int) -> range:
+        """The spans that hold some of these bytes."""
+        if length <= 0:
+            return range(0)
+        end = offset + length
+        if offset < 0 or end > self.ztoc.compressed_archive_size:
+            raise InvalidDataError(f"{self._what}: there are no bytes {offset} to {end}")
+        spans = self.ztoc.spans
+        return range(spans.span_of(offset), spans.span_of(end - 1) + 1)
+
+    def _exactly(self, offset: int, length: int) -> bytes:
+        data = self._read_at(offset, length)
+        if len(data) != length:
+            raise IntegrityError(f"{self._what}: its file in the cache was cut short")
+        return data
 
     def _read_at(self, offset: int, length: int) -> bytes:
         try:
@@ -115,22 +144,29 @@ class WholeLayer(Closing):
         """Makes sure that a span is right; a file that was damaged is made once more."""
         if span in self._checked:
             return
-        with self._mutex:
-            if span not in self._checked and not self._is_right(span):
-                self._cache.drop(archive_key(self._layer.digest))
-                self._checked.clear()
-                self.ztoc_data = self._open()
+        if not self._is_right(span):
+            with self._mutex:
                 if not self._is_right(span):
-                    raise IntegrityError(
-                        f"{self._what}: span {span} of its file in the cache was damaged again; is the "
-                        f"disk of {self._cache.root} in order?"
-                    )
-            self._checked.add(span)
+                    self._make_again(span)
+        self._checked.add(span)
+
+    def _make_again(self, span: int) -> None:
+        self._cache.drop(archive_key(self._layer.digest))
+        self._checked.clear()
+        self.ztoc_data = self._open()
+        if not self._is_right(span):
+            raise IntegrityError(
+                f"{self._what}: span {span} of its file in the cache was damaged again; is the "
+                f"disk of {self._cache.root} in order?"
+            )
 
     def _is_right(self, span: int) -> bool:
         start, end = self.ztoc.spans.compressed_range(span)
-        digest = hashlib.sha256(self._read_at(start, end - start)).hexdigest()
-        return b"sha256:" + digest.encode() == self.ztoc.span_digests[span]
+        digest = hashlib.sha256()
+        while start < end and (piece := self._read_at(start, min(_PIECE, end - start))):
+            digest.update(piece)
+            start += len(piece)
+        return b"sha256:" + digest.hexdigest().encode() == self.ztoc.span_digests[span]
 
     def _open(self) -> bytes:
         """Opens the file, made now if need be; the bytes of its zTOC."""

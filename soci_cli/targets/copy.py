@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -62,13 +63,13 @@ def read_blob(source: Source, descriptor: Descriptor, limit: int = MANIFEST_LIMI
             f"at most {limit} are accepted here"
         )
     check = ContentCheck(descriptor, f"reading from {source.name}")
-    pieces: list[bytes] = []
+    whole = io.BytesIO()  # whose bytes are not copied at the end
     with source.fetch(descriptor) as stream:
         while piece := stream.read(_CHUNK):
             check.add(piece)
-            pieces.append(piece)
+            whole.write(piece)
     check.verify()
-    return b"".join(pieces)
+    return whole.getvalue()
 
 
 def copy_blob(

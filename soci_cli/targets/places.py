@@ -25,7 +25,7 @@ from soci_cli.targets.store import Store
 
 if TYPE_CHECKING:
     from soci_cli.targets.containerd.client import Containerd
-    from soci_cli.targets.registry.place import Registries
+    from soci_cli.targets.registry.registries import Registries
 
 DOCKER = "docker://"
 CONTAINERD = "containerd:"
@@ -173,9 +173,8 @@ def _containerd() -> ModuleType:
 
 
 def _default_registries() -> Registries:
-    # Only who talks to a registry pays for the import.
     from soci_cli.targets.registry.options import RegistryOptions
-    from soci_cli.targets.registry.place import Registries
+    from soci_cli.targets.registry.registries import Registries
 
     return Registries(RegistryOptions(), os.environ)
 

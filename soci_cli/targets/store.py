@@ -301,6 +301,7 @@ class StoreTarget(WritableLayout):
         self.store = store
         self._reference = reference
         self._origins: dict[str, Source] = {}
+        self._failed: set[str] = set()  # names of places that are tried last from now on
         full = str(reference)
         names = {REF_NAME: full, CONTAINERD_NAME: full}
         super().__init__(store.root, full, name, names=names, folder_mode=_FOLDER_MODE)
@@ -330,10 +331,12 @@ class StoreTarget(WritableLayout):
             return super().fetch(descriptor, offset, length)
         except NotFoundError as error:
             missing = error
-        for place in self.origins(descriptor):
+        # A registry that is gone must not hold up every request anew.
+        for place in sorted(self.origins(descriptor), key=lambda one: one.name in self._failed):
             try:
                 return place.fetch(descriptor, offset, length)
             except SociError as error:
+                self._failed.add(place.name)
                 missing = NotFoundError(
                     f"{self._name}: layer {descriptor.digest} was left in its registry when the image "
                     f"was pulled, and cannot be read from there now: {error}"

@@ -83,10 +83,12 @@ class LayerReader:
                 raise self._short(span)
             yield data[:wanted]
             return
+        packed, plain = Buffer(max(len(data), 1)), Buffer(min(wanted, _OUTPUT_SIZE) or 1)
+        packed.view[: len(data)] = data
         produced = 0
-        for piece in inflate_span(self.ztoc.spans, span, data, wanted):
-            produced += len(piece)
-            yield piece
+        for count in inflate_span(self.ztoc.spans, span, packed, len(data), plain, wanted):
+            produced += count
+            yield bytes(plain.view[:count])
         if produced < wanted:
             raise self._short(span)
 
@@ -94,33 +96,39 @@ class LayerReader:
         return InvalidDataError(f"{self._name}: span {span} holds less than the zTOC says")
 
 
-def inflate_span(spans: Spans, span: int, data: bytes, wanted: int) -> Iterator[bytes]:
-    """Inflates the first `wanted` bytes of a span from its compressed bytes, across gzip members."""
+def inflate_span(
+    spans: Spans, span: int, packed: Buffer, size: int, plain: Buffer, wanted: int
+) -> Iterator[int]:
+    """Inflates the first `wanted` bytes of a span, across gzip members.
+
+    The `size` compressed bytes are at the start of `packed`. `plain` is filled from its start, again and
+    again; how many bytes came is given each time. A span that `plain` has room for comes at once.
+    """
     point = spans.checkpoints[span]
-    shared = 1 if point.bits else 0
-    buffer = Buffer(min(wanted, _OUTPUT_SIZE) or 1)
-    source = Buffer(max(len(data), 1))
-    source.view[: len(data)] = data
+    room = plain.view.nbytes
+    position = 1 if point.bits and size else 0
+    filled = 0
     with Inflater(RAW) as inflater:
         stream = inflater.stream
-        inflater.resume(point.bits, data[0] if shared and data else 0, point.window)
-        position = shared
+        inflater.resume(point.bits, packed.view[0] if position else 0, point.window)
         raw = True
-        while wanted and position < len(data):
-            stream.next_in = source.address + position
-            stream.avail_in = len(data) - position
-            stream.next_out = buffer.address
-            stream.avail_out = room = min(wanted, len(buffer.data))
+        while wanted and position < size:
+            stream.next_in = packed.address + position
+            stream.avail_in = size - position
+            stream.next_out = plain.address + filled
+            stream.avail_out = asked = min(wanted, room - filled)
             try:
                 ended = inflater.run(Z_NO_FLUSH)
             except InvalidDataError as error:
                 raise InvalidDataError(f"span {span} cannot be inflated: {error}") from None
-            produced = room - stream.avail_out
-            moved = len(data) - stream.avail_in - position
+            produced = asked - stream.avail_out
+            moved = size - stream.avail_in - position
             position += moved
             wanted -= produced
-            if produced:
-                yield bytes(buffer.view[:produced])
+            filled += produced
+            if filled == room:
+                yield filled
+                filled = 0
             if ended:
                 # A bare stream leaves the member's trailer; later members are read with theirs.
                 position += _GZIP_TRAILER if raw else 0
@@ -128,6 +136,8 @@ def inflate_span(spans: Spans, span: int, data: bytes, wanted: int) -> Iterator[
                 inflater.reset(GZIP)
             elif not produced and not moved:
                 break
+    if filled:
+        yield filled
 
 
 class FileTree:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate
-from typing import overload
+from operator import itemgetter
+from typing import NamedTuple, overload
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc.flatbuffer import (
@@ -51,6 +53,11 @@ _INT32 = struct.Struct("<i")
 _UINT32 = struct.Struct("<I")
 _XATTR_COST = 4 + _XATTR_TABLE.size
 """Bytes that each xattr has for itself in a buffer, beside its strings: a reference and a table."""
+
+_FIELD_KINDS = _FILE_KINDS  # they are added in the order of their numbers
+_FIELD_SIZES = {REFERENCE: 4, UINT32: 4, INT64: 8}
+_MAX_SHAPES = 4096
+_ZERO = (0,)
 
 
 class TocWriter:
@@ -238,6 +245,28 @@ def _file_layout(present: int, begin: int) -> TableLayout:
     return table_layout(_FILE_KINDS, _FILE_IDS, has, begin & 7)
 
 
+class Fields(NamedTuple):
+    """An entry's numbers as the buffer has them, and where its strings and its xattrs are.
+
+    A position is taken by `TableOfContents.string`, 0 for a string that is absent.
+    """
+
+    name: int
+    type: int
+    uncompressed_offset: int
+    uncompressed_size: int
+    linkname: int
+    mode: int
+    uid: int
+    gid: int
+    uname: int
+    gname: int
+    mod_time: int
+    devmajor: int
+    devminor: int
+    xattrs: int
+
+
 class TableOfContents(Sequence[FileMetadata]):
     """The files of a zTOC, decoded from its buffer only when they are asked for.
 
@@ -249,6 +278,7 @@ class TableOfContents(Sequence[FileMetadata]):
         self._buffer = buffer
         self._archive_size = archive_size
         self._start, self._count = (0, 0) if table is None else table.offsets(0)
+        self._shapes: dict[int, _Shape] = {}  # by where the vtable stands
 
     def __len__(self) -> int:
         return self._count
@@ -266,47 +296,122 @@ class TableOfContents(Sequence[FileMetadata]):
             raise IndexError(index)
         return self._decode(index)
 
-    def _entry(self, index: int) -> Table:
-        at = self._start + 4 * index
-        return Table(self._buffer, at + int.from_bytes(self._buffer[at : at + 4], "little"))
+    def fields(self, index: int) -> Fields:
+        """The entry `index`, which must be one, without its strings. Raises InvalidDataError."""
+        table, shape = self._table(index)
+        try:
+            return shape.read(self._buffer, table)
+        except struct.error:
+            raise _outside("a file") from None
+
+    def name_of(self, index: int) -> bytes:
+        """The name of the entry `index`, which must be one. Raises InvalidDataError."""
+        table, shape = self._table(index)
+        return self._text(table, shape.name)
+
+    def type_of(self, index: int) -> bytes:
+        """The type of the entry `index`, which must be one. Raises InvalidDataError."""
+        table, shape = self._table(index)
+        return self._text(table, shape.type)
+
+    def string(self, position: int) -> bytes:
+        """The string at a position of `Fields`. Raises InvalidDataError."""
+        if not position:
+            return b""
+        buffer = self._buffer
+        try:
+            start = position + 4
+            end = start + _UINT32.unpack_from(buffer, position)[0]
+        except struct.error:
+            raise _outside("a string") from None
+        if end > len(buffer):
+            raise _outside("a string")
+        return buffer[start:end]
+
+    def string_size(self, position: int) -> int:
+        """The length of the string at a position of `Fields`, which may be more than there is."""
+        if not position:
+            return 0
+        try:
+            size: int = _UINT32.unpack_from(self._buffer, position)[0]
+        except struct.error:
+            raise _outside("a string") from None
+        return size
+
+    def extent(self, fields: Fields) -> tuple[int, int]:
+        """Where a regular file's bytes are in the archive, and how many. Raises InvalidDataError."""
+        offset, size = fields.uncompressed_offset, fields.uncompressed_size
+        if not (offset >= 0 and size >= 0 and offset + size <= self._archive_size):
+            name = self.string(fields.name).decode(errors="replace")
+            raise InvalidDataError(f"not a valid zTOC: {name!r} lies outside the archive")
+        return offset, size
+
+    def _table(self, index: int) -> tuple[int, _Shape]:
+        buffer = self._buffer
+        table = self._start + 4 * index
+        try:
+            table += _UINT32.unpack_from(buffer, table)[0]
+            vtable = table - _INT32.unpack_from(buffer, table)[0]
+        except struct.error:
+            raise _outside("a file") from None
+        return table, self._shapes.get(vtable) or self._shape(vtable)
+
+    def _text(self, table: int, field: int) -> bytes:
+        """As `string`, of one field of a table."""
+        if not field:
+            return b""
+        buffer = self._buffer
+        try:
+            start = table + field
+            start += _UINT32.unpack_from(buffer, start)[0] + 4
+            end = start + _UINT32.unpack_from(buffer, start - 4)[0]
+        except struct.error:
+            raise _outside("a string") from None
+        if end > len(buffer):
+            raise _outside("a string")
+        return buffer[start:end]
+
+    def _shape(self, vtable: int) -> _Shape:
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._shapes.clear()
+        shape = self._shapes[vtable] = _shape_of(_vtable(self._buffer, vtable))
+        return shape
 
     def _decode(self, index: int) -> FileMetadata:
-        table = self._entry(index)
+        found = self.fields(index)
+        string = self.string
         entry = FileMetadata(
-            name=table.string(0),
-            type=table.string(1),
-            uncompressed_offset=table.integer(2, 8, 0),
-            uncompressed_size=table.integer(3, 8, 0),
-            linkname=table.string(4),
-            mode=table.integer(5, 8, 0),
-            uid=table.integer(6, 4, 0, signed=False),
-            gid=table.integer(7, 4, 0, signed=False),
-            uname=table.string(8),
-            gname=table.string(9),
-            mod_time=table.string(10),
-            devmajor=table.integer(11, 8, 0),
-            devminor=table.integer(12, 8, 0),
-            xattrs=self._xattrs(table),
+            name=string(found.name),
+            type=string(found.type),
+            uncompressed_offset=found.uncompressed_offset,
+            uncompressed_size=found.uncompressed_size,
+            linkname=string(found.linkname),
+            mode=found.mode,
+            uid=found.uid,
+            gid=found.gid,
+            uname=string(found.uname),
+            gname=string(found.gname),
+            mod_time=string(found.mod_time),
+            devmajor=found.devmajor,
+            devminor=found.devminor,
+            xattrs=self.xattrs(found.xattrs),
         )
-        if entry.has_data and not (
-            entry.uncompressed_offset >= 0
-            and entry.uncompressed_size >= 0
-            and entry.uncompressed_offset + entry.uncompressed_size <= self._archive_size
-        ):
-            raise InvalidDataError(
-                f"not a valid zTOC: {entry.name.decode(errors='replace')!r} lies outside the archive"
-            )
+        if entry.has_data:
+            self.extent(found)
         return entry
 
-    def _xattrs(self, table: Table) -> tuple[tuple[bytes, bytes], ...]:
-        start, count = table.offsets(13)
+    def xattrs(self, position: int) -> tuple[tuple[bytes, bytes], ...]:
+        """The PAX records at a position of `Fields`. Raises InvalidDataError."""
+        count = self.string_size(position)
         if not count:
             return ()
+        start = position + 4
+        if start + 4 * count > len(self._buffer):
+            raise _outside("a vector")
         result = []
         budget = len(self._buffer)
         for at in range(start, start + 4 * count, 4):
-            position = at + int.from_bytes(self._buffer[at : at + 4], "little")
-            record = Table(self._buffer, position)
+            record = Table(self._buffer, at + _UINT32.unpack_from(self._buffer, at)[0])
             pair = record.string(0), record.string(1)
             budget -= len(pair[0]) + len(pair[1]) + _XATTR_COST
             if budget < 0:
@@ -335,31 +440,31 @@ class TableOfContents(Sequence[FileMetadata]):
 
     def names(self) -> Iterator[bytes]:
         """The names of all entries, in order."""
-        # As `_entry(index).string(0)` for each, but the vtable, which entries share, is read once.
+        # As `string(fields(index).name)` for each, for a fraction of the work.
         buffer, size = self._buffer, len(self._buffer)
         budget = size
-        fields: dict[int, int] = {}
+        shapes = self._shapes
+        uint32, int32 = _UINT32.unpack_from, _INT32.unpack_from
+        table = self._start - 4
         vector = memoryview(buffer)[self._start : self._start + 4 * self._count]
         try:
-            for index, (offset,) in enumerate(_UINT32.iter_unpack(vector)):
-                table = self._start + 4 * index + offset
-                vtable = table - _INT32.unpack_from(buffer, table)[0]
-                field = fields.get(vtable)
-                if field is None:
-                    self._entry(index)  # checks the vtable, which has at least four bytes
-                    field = fields[vtable] = _name_field(buffer, vtable)
+            for (offset,) in _UINT32.iter_unpack(vector):
+                table += 4
+                start = table + offset
+                vtable = start - int32(buffer, start)[0]
+                field = (shapes.get(vtable) or self._shape(vtable)).name
                 if not field:
                     yield b""
                     continue
-                start = table + field
-                start += _UINT32.unpack_from(buffer, start)[0] + 4
-                end = start + _UINT32.unpack_from(buffer, start - 4)[0]
-                budget -= end - start
-                if end > size or budget < 0:
+                start += field
+                start += uint32(buffer, start)[0] + 4
+                length = uint32(buffer, start - 4)[0]
+                budget -= length
+                if start + length > size or budget < 0:
                     raise InvalidDataError("not a valid zTOC: a name is too long")
-                yield buffer[start:end]
+                yield buffer[start : start + length]
         except struct.error:
-            raise InvalidDataError("not a valid zTOC: a name lies outside the buffer") from None
+            raise _outside("a name") from None
 
     def needs_xattrs(self) -> bool:
         """Whether any entry has an extended attribute or is an opaque whiteout.
@@ -373,8 +478,70 @@ class TableOfContents(Sequence[FileMetadata]):
         )
 
 
-def _name_field(buffer: bytes, vtable: int) -> int:
-    """Where the reference to the name stands in tables with this vtable; 0 where it is absent."""
-    if int.from_bytes(buffer[vtable : vtable + 2], "little") < 6:
-        return 0
-    return int.from_bytes(buffer[vtable + 4 : vtable + 6], "little")
+class _Shape:
+    """Where the fields of an entry lie, as a vtable says: most entries of a layer share a few.
+
+    `name` and `type` are the offsets of these two fields in the table, 0 where they are absent.
+    """
+
+    __slots__ = ("_codes", "_pick", "_references", "name", "type")
+
+    def __init__(self, vtable: bytes) -> None:
+        offsets = struct.unpack(f"<{len(vtable) // 2}H", vtable[: len(vtable) & ~1])[2:]
+        offsets += (0,) * (len(_FIELD_KINDS) - len(offsets))
+        present = sorted((offset, field) for field, offset in enumerate(offsets) if offset)
+        codes = "<"
+        position = 0
+        order = {}
+        for number, (offset, field) in enumerate(present):
+            kind = _FIELD_KINDS[field]
+            if offset < max(position, 4):
+                raise InvalidDataError("not a valid zTOC: the fields of a table overlap")
+            codes += f"{offset - position}x{'I' if kind == REFERENCE else kind}"
+            position = offset + _FIELD_SIZES[kind]
+            order[field] = number
+        self._codes = struct.Struct(codes)
+        absent = len(present)  # a zero is put there
+        self._pick = itemgetter(*(order.get(field, absent) for field in range(len(_FIELD_KINDS))))
+        self._references = tuple(
+            offsets[field] if kind == REFERENCE else 0 for field, kind in enumerate(_FIELD_KINDS)
+        )
+        self.name = offsets[0]
+        self.type = offsets[1]
+
+    def read(self, buffer: bytes, table: int) -> Fields:
+        """The entry at `table`. Raises struct.error when it is out of bounds."""
+        (
+            name, kind, offset, size, link, mode, uid, gid, uname, gname, time, major, minor, xattrs
+        ) = self._pick(self._codes.unpack_from(buffer, table) + _ZERO)  # fmt: skip
+        at = self._references
+        return _new_fields((
+            name and name + table + at[0],
+            kind and kind + table + at[1],
+            offset, size,
+            link and link + table + at[4],
+            mode, uid, gid,
+            uname and uname + table + at[8],
+            gname and gname + table + at[9],
+            time and time + table + at[10],
+            major, minor,
+            xattrs and xattrs + table + at[13],
+        ))  # fmt: skip
+
+
+_new_fields = Fields._make
+_shape_of = lru_cache(maxsize=_MAX_SHAPES)(_Shape)
+
+
+def _vtable(buffer: bytes, position: int) -> bytes:
+    """The bytes of a vtable, as far as it has fields that are known."""
+    if position < 0 or position + 4 > len(buffer):
+        raise _outside("a vtable")
+    size = int.from_bytes(buffer[position : position + 2], "little")
+    if size < 4 or position + size > len(buffer):
+        raise _outside("a vtable")
+    return buffer[position : position + min(size, 4 + 2 * len(_FIELD_KINDS))]
+
+
+def _outside(what: str) -> InvalidDataError:
+    return InvalidDataError(f"not a valid zTOC: {what} lies outside the buffer")

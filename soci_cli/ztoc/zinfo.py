@@ -11,6 +11,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc.flatbuffer import INT32, INT64, Builder, Table
@@ -24,6 +25,44 @@ _TAR_VERSION = 2
 _VERSION_1_OFFSET = 10  # a gzip header without a name
 
 
+class Checkpoints(Sequence[Checkpoint]):
+    """The checkpoints of a layer, whose windows are taken out of the blob only when they are asked for.
+
+    `offsets` are the compressed offsets, and `bits` as in `Checkpoint`.
+    """
+
+    def __init__(
+        self, offsets: Sequence[int], starts: Sequence[int], bits: bytes, windows: memoryview
+    ) -> None:
+        """`windows` has one each `_PACKED_SIZE` bytes, from the last checkpoint's back to the first's."""
+        self.offsets = offsets
+        self.bits = bits
+        self._starts = starts
+        self._windows = windows
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Checkpoints) and list(self) == list(other)
+
+    @overload
+    def __getitem__(self, index: int) -> Checkpoint: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Checkpoint]: ...
+    def __getitem__(self, index: int | slice) -> Checkpoint | Sequence[Checkpoint]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        end = len(self._windows) - (len(self) - 1 - index) * _PACKED_SIZE
+        # The first checkpoint of version 1 is not in the blob.
+        window = bytes(self._windows[end - WINDOW_SIZE : end]) if end > 0 else bytes(WINDOW_SIZE)
+        return Checkpoint(self.offsets[index], self._starts[index], self.bits[index], window)
+
+
+_NO_CHECKPOINTS = Checkpoints((), (), b"", memoryview(b""))
+
+
 @dataclass(frozen=True)
 class Spans:
     """Where the spans of a layer lie. Span i begins at checkpoint i and ends where the next begins.
@@ -35,7 +74,7 @@ class Spans:
     span_size: int
     compressed_size: int
     starts: Sequence[int]
-    checkpoints: Sequence[Checkpoint]
+    checkpoints: Checkpoints
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -52,8 +91,8 @@ class Spans:
             start = self.starts[span]
             return start, min(start + self.span_size, self.compressed_size)
         last = span + 1 == len(source)
-        end = self.compressed_size if last else source[span + 1].compressed_offset
-        return source[span].first_byte, end
+        end = self.compressed_size if last else source.offsets[span + 1]
+        return source.offsets[span] - (1 if source.bits[span] else 0), end
 
     def span_of(self, offset: int) -> int:
         """The span that holds the uncompressed byte at `offset`."""
@@ -84,32 +123,35 @@ def decode_gzip(blob: memoryview, compressed_size: int) -> Spans:
     body = len(blob) - _HEADER.size
     if count < 1 or span_size < 0:
         raise _broken(f"it has {count} checkpoints and a span size of {span_size}")
-    checkpoints: list[Checkpoint] = []
+    offsets: list[int] = []
+    starts: list[int] = []
+    bits = bytearray()
     if body == (count - 1) * _PACKED_SIZE:
-        checkpoints.append(Checkpoint(_VERSION_1_OFFSET, 0, 0, bytes(WINDOW_SIZE)))
+        offsets.append(_VERSION_1_OFFSET)
+        starts.append(0)
+        bits.append(0)
     elif body != count * _PACKED_SIZE:
         raise _broken(f"{count} checkpoints do not fit in {len(blob)} bytes")
     for at in range(_HEADER.size, len(blob), _PACKED_SIZE):
-        compressed, uncompressed, bits = _CHECKPOINT.unpack_from(blob, at)
-        window = at + _CHECKPOINT.size
-        checkpoints.append(
-            Checkpoint(compressed, uncompressed, bits, bytes(blob[window : window + WINDOW_SIZE]))
-        )
+        compressed, uncompressed, some = _CHECKPOINT.unpack_from(blob, at)
+        offsets.append(compressed)
+        starts.append(uncompressed)
+        bits.append(some)
     previous_in, previous_out = 0, 0
-    for point in checkpoints:
+    for compressed, uncompressed, some in zip(offsets, starts, bits, strict=True):
         if (
-            point.bits > 7
-            or point.first_byte < 0
-            or point.compressed_offset < previous_in
-            or point.compressed_offset > compressed_size
-            or point.uncompressed_offset < previous_out
+            some > 7
+            or compressed < (1 if some else 0)
+            or not previous_in <= compressed <= compressed_size
+            or uncompressed < previous_out
         ):
             raise _broken("its checkpoints are out of order or out of bounds")
-        previous_in, previous_out = point.compressed_offset, point.uncompressed_offset
-    if checkpoints[0].uncompressed_offset != 0:
+        previous_in, previous_out = compressed, uncompressed
+    if starts[0] != 0:
         raise _broken("its first checkpoint is not at the start")
+    windows = blob[_HEADER.size :]
     return Spans(
-        span_size, compressed_size, [p.uncompressed_offset for p in checkpoints], checkpoints
+        span_size, compressed_size, starts, Checkpoints(offsets, starts, bytes(bits), windows)
     )
 
 
@@ -119,7 +161,7 @@ def decode_tar(blob: bytes, compressed_size: int) -> Spans:
     span_size, size = table.integer(1, 8, 0), table.integer(2, 8, 0)
     if span_size <= 0 or size != compressed_size:
         raise _broken(f"it has a span size of {span_size} and a size of {size}")
-    return Spans(span_size, size, range(0, size, span_size), ())
+    return Spans(span_size, size, range(0, size, span_size), _NO_CHECKPOINTS)
 
 
 def _broken(reason: str) -> InvalidDataError:

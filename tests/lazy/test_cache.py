@@ -13,8 +13,15 @@ from pathlib import Path
 import pytest
 
 from soci_cli.errors import ConfigError
-from soci_cli.lazy import Cache, MemoryCache, cache_root
-from soci_cli.lazy.cache import DEFAULT_LIMIT, default_limit
+from soci_cli.lazy import Cache, cache_root
+from soci_cli.lazy.cache import (
+    DEFAULT_LIMIT,
+    OpenEntries,
+    archive_key,
+    blob_key,
+    default_limit,
+    span_key,
+)
 from tests.commands.tools import PROJECT
 
 
@@ -199,13 +206,86 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 20
 
 
-def test_memory() -> None:
-    memory = MemoryCache(100)
-    for number in range(4):
-        memory.put(str(number), bytes(30))
-        memory.get("0")
-    assert [memory.get(str(number)) is not None for number in range(4)] == [True, False, True, True]
-    memory.put("large", bytes(101))
-    assert memory.get("large") is None
-    memory.put("0", bytes(5))
-    assert len(memory.get("0") or b"") == 5
+LAYERS = ["sha256:" + "1" * 64, "sha256:" + "2" * 64, "sha512:" + "3" * 128]
+
+
+def filled(root: Path) -> Cache:
+    """A cache with spans of two layers, an archive and a blob, last used in this order."""
+    cache = Cache(root, 1 << 20)
+    keys = [span_key(LAYERS[0], LAYERS[1], number) for number in range(3)]
+    keys += [span_key(LAYERS[2], LAYERS[1], 0), archive_key(LAYERS[1])]
+    keys += [f"{archive_key(LAYERS[1])}.ztoc", blob_key(LAYERS[1])]
+    for number, key in enumerate(keys):
+        cache.put(key, bytes(1000))
+        os.utime(root / key, (1000 + number, 1000 + number))
+    return cache
+
+
+def test_what_is_there(tmp_path: Path) -> None:
+    cache = filled(tmp_path)
+    held = cache.claim(span_key(LAYERS[0], LAYERS[1], 7))
+    (tmp_path / "spans" / "x").mkdir()
+    (tmp_path / "spans" / "x" / "odd").write_bytes(b"")
+    found = [(one.kind, one.digest, one.entries, one.last_used) for one in cache.entries()]
+    assert found == [
+        ("blobs", LAYERS[1], 1, 1006.0),
+        ("archives", LAYERS[1], 2, 1005.0),
+        ("spans", LAYERS[2], 1, 1003.0),
+        ("spans", LAYERS[0], 3, 1002.0),
+    ]
+    assert all(one.entries * 1000 < one.size < one.entries * 1100 for one in cache.entries())
+    assert cache.names(span_key(LAYERS[0], LAYERS[1], 0).removesuffix("0")) == {"0", "1", "2"}
+    assert held is not None
+    held.close()
+
+
+def test_prune(tmp_path: Path) -> None:
+    cache = filled(tmp_path / "cache")
+    assert cache.prune(limit=1 << 20) == 0
+    assert cache.prune(older_than=time.time() - 1001.5) == 2 * 1020
+    assert [one.entries for one in cache.entries() if one.kind == "spans"] == [1, 1]
+    assert cache.prune(limit=2100) == 3 * 1020
+    assert [one.kind for one in cache.entries()] == ["blobs", "archives"]
+    held = cache.claim(blob_key(LAYERS[0]))
+    assert held is not None
+    left = cache.claim(blob_key(LAYERS[2]))
+    assert left is not None
+    os.close(left._fd)  # as when the process ends
+    left._fd = -1
+    assert cache.prune() == 2 * 1020
+    assert cache.entries() == []
+    assert len(unfinished(tmp_path)) == 1
+    held.put(b"1")
+    assert cache.load(blob_key(LAYERS[0])) == b"1"
+    assert Cache(tmp_path / "no", 1).prune() == 0
+    assert Cache(tmp_path / "no", 1).entries() == []
+
+
+def test_pruned_while_it_is_read(tmp_path: Path) -> None:
+    cache = filled(tmp_path)
+    entry = cache.find(blob_key(LAYERS[1]))
+    assert entry is not None
+    cache.prune()
+    assert entry.read(10, 20) == bytes(20)
+    assert not entry.tend()
+    # What is counted is right: nothing is evicted before there is too much again.
+    for number in range(900):
+        cache.put(f"a/{number}", bytes(1000))
+    assert len(cache.names("a/")) == 900
+
+
+def test_used_entries_stay(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 100_000)
+    entries = OpenEntries()
+    for number in range(9):
+        cache.put(f"a/{number}", bytes(10_000))
+        os.utime(tmp_path / "a" / str(number), (number, number))
+    first = cache.find("a/0")
+    assert first is not None
+    os.utime(tmp_path / "a" / "0", (0, 0))
+    entries.put("a/0", first)
+    first.read(0, 1)
+    entries.clear()  # which tells that it was used
+    cache.put("a/9", bytes(15_000))
+    assert cache.has("a/0")
+    assert not cache.has("a/1")

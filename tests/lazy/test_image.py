@@ -8,6 +8,8 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from soci_cli.errors import (
     UnsupportedLayerError,
 )
 from soci_cli.index.discover import IndexSources
+from soci_cli.index.model import ztocs_by_layer
 from soci_cli.lazy import Cache, File, LazyImage, OpenOptions
 from soci_cli.oci import parse_reference
 from soci_cli.oci.media_types import OCI_LAYER, OCI_LAYER_ZSTD
@@ -30,7 +33,16 @@ from soci_cli.targets.registry.download import BlobStream
 from soci_cli.targets.registry.options import RegistryOptions
 from soci_cli.targets.registry.place import Registries
 from soci_cli.targets.registry.retry import RetryPolicy
-from tests.index.images import LayoutMaker, gz, noise, run_convert, sha256, tar_of, zst
+from tests.index.images import (
+    LayoutMaker,
+    gz,
+    noise,
+    options,
+    run_convert,
+    sha256,
+    tar_of,
+    zst,
+)
 from tests.integration.conftest import need
 from tests.integration.tools import CONVERT
 from tests.integration.tools import run as tool
@@ -296,9 +308,128 @@ def test_indexes_that_refer_to_the_image(registry: Registry, tmp_path: Path) -> 
             pass
 
 
-# Faults on the way.
+# Only what is needed.
 
 QUICK = RegistryOptions(retries=RetryPolicy(first=0.001, longest=0.01))
+
+
+@contextmanager
+def through_proxy(pushed: Registry, tmp_path: Path) -> Iterator[LazyImage]:
+    """The image, no layer of which is open."""
+    reference = parse_reference(f"{pushed.proxy.host}/app:1")
+    with (
+        Registries(QUICK, {"HOME": str(tmp_path)}) as registries,
+        registries.source(reference, "the place") as source,
+        opened(source, tmp_path / "cache") as image,
+    ):
+        yield image
+
+
+def fetched_ztocs(pushed: Registry, image: LazyImage) -> list[int]:
+    """How often the zTOC of each layer was fetched."""
+    assert image.index is not None
+    ztocs = ztocs_by_layer(image.index.manifest)
+    return [len(pushed.blobs(ztocs[layer.descriptor.digest].digest)) for layer in image.layers]
+
+
+@pytest.mark.parametrize(
+    "path, fetched",
+    [
+        (b"plain/x", [0, 0, 1]),
+        (b"etc/hosts", [0, 1, 1]),
+        (b"opaque/new", [0, 1, 1]),
+        (b"opaque/old", [0, 1, 1]),
+        (b"gone/1", [0, 1, 1]),
+        (b"file-to-dir/x", [0, 1, 1]),
+        (b"dir-to-file/x", [0, 1, 1]),
+        (b"tmp/none", [1, 1, 1]),
+        (b"bin/soft", [1, 1, 1]),
+    ],
+)
+def test_layers_below_the_file_are_not_opened(
+    pushed: Registry, tmp_path: Path, path: bytes, fetched: list[int]
+) -> None:
+    with through_proxy(pushed, tmp_path) as image:
+        assert fetched_ztocs(pushed, image) == [0, 0, 0]
+        with suppress(NotFoundError):
+            file = image.find(path)
+            image.node(file)
+            image.read(file, 0, 1)
+        assert fetched_ztocs(pushed, image) == fetched
+
+
+def test_attributes_are_from_the_topmost_layer_that_has_them(
+    pushed: Registry, tmp_path: Path
+) -> None:
+    with through_proxy(pushed, tmp_path) as image:
+        folder = image.find(b"file-to-dir")
+        assert image.node(folder).mode == 0o750
+        assert fetched_ztocs(pushed, image) == [0, 1, 1]
+        assert folder.layers == (1,)
+        assert image.node(image.find(b"tmp")).mode == 0o1777  # layer 1 does not name it
+        assert fetched_ztocs(pushed, image) == [1, 1, 1]
+
+
+def test_all_layers_are_opened_at_once(pushed: Registry, tmp_path: Path) -> None:
+    with through_proxy(pushed, tmp_path) as image:
+        image.open_all()
+        assert fetched_ztocs(pushed, image) == [1, 1, 1]
+        image.open_all()
+        assert facts_of(image)
+        assert fetched_ztocs(pushed, image) == [1, 1, 1]
+
+
+def test_many_threads_open_a_layer_once(pushed: Registry, tmp_path: Path) -> None:
+    paths = [b"bin/tool", b"etc/hosts", b"opaque", b"tmp/later", b"plain", b"tmp", b""] * 4
+    with through_proxy(pushed, tmp_path / "1") as image:
+        expected = [(image.find(path), image.node(image.find(path))) for path in paths]
+        image.open_all()
+    before = fetched_ztocs(pushed, image)
+    with through_proxy(pushed, tmp_path / "2") as image, ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda path: (image.find(path), image.node(image.find(path))), paths)
+        assert list(found) == expected
+    assert [now - then for now, then in zip(fetched_ztocs(pushed, image), before, strict=True)] == [
+        1,
+        1,
+        1,
+    ]
+
+
+def test_a_layer_that_cannot_be_opened(pushed: Registry, tmp_path: Path) -> None:
+    with through_proxy(pushed, tmp_path) as image:
+        assert image.index is not None
+        ztoc = ztocs_by_layer(image.index.manifest)[big_layer(image)]
+        pushed.proxy.add(Fault(error_reply(404, "BLOB_UNKNOWN"), f"/blobs/{ztoc.digest}"))
+        with pytest.raises(NotFoundError, match=ztoc.digest):
+            image.open_all()
+        with pytest.raises(NotFoundError, match=ztoc.digest):
+            image.find(b"bin/tool")
+        assert image.read(image.find(b"etc/hosts"), 0, 100) == b"10.0.0.1 other\n"
+        pushed.proxy.clear()
+        assert image.read(image.find(b"bin/tool"), 0, 100) == BIG[:100]
+
+
+def test_what_the_image_is_and_what_it_wants_prefetched(tmp_path: Path) -> None:
+    wanted = options(span_size=1 << 16, prefetch_files=("bin/tool", "etc/hosts"))
+    run_convert(make(tmp_path / "image").root, tmp_path / "soci", wanted)
+    with opened(f"oci:{tmp_path / 'soci'}", tmp_path / "cache") as image:
+        assert image.digest.startswith("sha256:")
+        assert image.platform is not None and image.platform.os == "linux"
+        assert image.index is not None and image.index.version == "v2"
+        spans = [layer.prefetch_ranges() for layer in image.layers]
+        assert spans[1:] == [((0, 0),), ()]
+        ((first, last),) = spans[0]
+        assert first == 0 and last >= 3  # 400,000 bytes
+        opener, layer = image.layers[0]._opener, image.layers[0].descriptor
+        assert opener is not None
+        assert opener.prefetch_ranges(layer, last + 1) == spans[0]
+        with pytest.raises(InvalidDataError, match="names spans"):
+            opener.prefetch_ranges(layer, last)
+    with opened(whole(tmp_path / "other", gz(tar_of({"x": b"1"}))), tmp_path / "cache") as image:
+        assert (image.index, image.layers[0].prefetch_ranges()) == (None, ())
+
+
+# Faults on the way.
 
 
 def big_layer(image: LazyImage) -> str:
@@ -385,8 +516,12 @@ def whole(tmp_path: Path, data: bytes, media_type: str = "", **fields: object) -
 )
 def test_broken_layers(tmp_path: Path, data: bytes, kind: str, said: str) -> None:
     place = whole(tmp_path, data, kind)
-    with pytest.raises(InvalidDataError, match=said), opened(place, tmp_path / "cache"):
-        pass
+    with opened(place, tmp_path / "cache") as image:
+        for _ in range(2):
+            with pytest.raises(InvalidDataError, match=said):
+                image.open_all()
+        with pytest.raises(InvalidDataError, match=said):
+            image.find(b"x")
     assert not list((tmp_path / "cache").rglob(".*.part"))
 
 
@@ -395,9 +530,9 @@ def test_a_sparse_file(tmp_path: Path) -> None:
     data = gz(pax(records) + tar_of({"x": b"1"}))
     with (
         pytest.raises(UnsupportedLayerError, match="sparse"),
-        opened(whole(tmp_path, data), tmp_path),
+        opened(whole(tmp_path, data), tmp_path) as image,
     ):
-        pass
+        image.open_all()
 
 
 def test_an_empty_layer(tmp_path: Path) -> None:
@@ -410,15 +545,16 @@ def test_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.lazy.tools.Cache", lambda root, _: Cache(root, 1 << 20))
     with (
         pytest.raises(InvalidDataError, match="unpacks to more"),
-        opened(place, tmp_path / "cache"),
+        opened(place, tmp_path / "cache") as image,
     ):
-        pass
+        image.open_all()
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*")) < 1 << 20
 
 
 def test_a_damaged_file_in_the_cache_is_made_again(tmp_path: Path) -> None:
     place = whole(tmp_path, gz(tar_of({"x": BIG, "y": b"y"})))
     with opened(place, tmp_path / "cache") as image:
+        image.open_all()
         (path,) = (p for p in (tmp_path / "cache" / "archives").iterdir() if not p.suffix)
         with path.open("r+b") as file:
             file.seek(1000)
@@ -440,8 +576,11 @@ def test_a_layer_that_is_not_what_its_digest_says(tmp_path: Path) -> None:
     data = bytearray(blob.read_bytes())
     data[-3] ^= 1
     blob.write_bytes(data)
-    with pytest.raises(IntegrityError, match="layer sha256:"), opened(place, tmp_path / "cache"):
-        pass
+    with (
+        pytest.raises(IntegrityError, match="layer sha256:"),
+        opened(place, tmp_path / "cache") as image,
+    ):
+        image.open_all()
 
 
 @pytest.mark.parametrize("cut", [9, 20])
@@ -450,5 +589,8 @@ def test_a_layer_that_is_not_what_its_diff_id_says(tmp_path: Path, cut: int) -> 
     maker = LayoutMaker(tmp_path / "image")
     blob = maker.blob(zst(tar)[:-cut], OCI_LAYER_ZSTD)
     maker.tag(maker.manifest([blob], maker.config([sha256(tar)])))
-    with pytest.raises(InvalidDataError), opened(f"oci:{maker.root}", tmp_path / "cache"):
-        pass
+    with (
+        pytest.raises(InvalidDataError),
+        opened(f"oci:{maker.root}", tmp_path / "cache") as image,
+    ):
+        image.open_all()

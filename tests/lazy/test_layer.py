@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 
 from soci_cli.errors import InvalidDataError, NotFoundError
 from soci_cli.lazy import File, LayerFiles, LazyImage, LazyLayer, Node
+from soci_cli.lazy.layer import IMPLIED
 from soci_cli.ztoc import FileMetadata
 from tests.lazy.tools import LAYER, NoArchive, entry, files_of, image_of
 from tests.ztoc.tools import tar_ztoc
@@ -143,9 +146,97 @@ def test_a_hard_link_keeps_the_file_that_was_there() -> None:
     assert image.node(image.find(b"x")).mode == 0o777
 
 
+def test_what_is_asked_for_most_often() -> None:
+    entries = [
+        entry("d", "dir", mode=0o1777, uid=3, gid=4),
+        entry("f", mode=0o104755, size=0, mod_time=b"1969-12-31T23:59:59.25Z"),
+        entry("l", "symlink", linkname=b"target"),
+        entry("c", "char", devmajor=1 << 40, devminor=-1),
+        entry("p", "fifo"),
+        entry("o", "odd\xff", mod_time=b"nonsense"),
+    ]
+    files = files_of(*entries)
+    for number, one in enumerate(entries):
+        node, found = files.node(number), files.attributes(number)
+        assert found[:6] == (node.type, node.mode, node.uid, node.gid, node.size, node.mtime_ns)
+        assert (files.name(number), files.linkname(number)) == (one.name, node.linkname)
+        assert 0 <= found.devmajor < 1 << 12 and 0 <= found.devminor < 1 << 20
+    assert files.attributes(2).size == 6
+    assert files.attributes(IMPLIED)[:2] == ("dir", 0o755)
+    assert (files.name(IMPLIED), files.xattrs(IMPLIED)) == (b"", ())
+
+
+def test_xattrs_that_would_steer_overlayfs_are_left_out() -> None:
+    names = [b"trusted.overlay.opaque", b"user.overlay.whiteout", b"user.a", b"trusted.overlays"]
+    files = files_of(entry("x", xattrs=tuple((b"SCHILY.xattr." + one, b"y") for one in names)))
+    assert files.xattrs(0) == ((b"user.a", b"y"), (b"trusted.overlays", b"y"))
+
+
 def test_a_link_to_a_name_with_a_nul_is_refused() -> None:
     with pytest.raises(InvalidDataError, match="NUL"):
         node_of(entry("x", "symlink", linkname=b"a\0b"))
+
+
+def test_hard_links_to_what_a_folder_had_before() -> None:
+    files = [
+        entry("d/x", mode=0o601),
+        link("1", "d/x"),
+        entry("d/x", mode=0o602),
+        link("2", "d/x"),
+        entry("d"),  # the folder goes
+        entry("d/x", mode=0o603),  # has no place
+        link("3", "d/x"),
+        entry("d/", "dir"),
+        link("4", "d/x"),
+        entry("d/x", mode=0o605),
+        link("5", "d/x"),
+    ]
+    image = image_of(files)
+    assert listing(image) == ["1", "2", "3", "4", "5", "d/", "d/x"]
+    modes = [image.node(image.find(b"%d" % number)).mode for number in range(1, 6)]
+    assert modes == [0o601, 0o602, 0o602, 0o602, 0o605]
+    assert image.link_count(image.find(b"2")) == 4
+    assert image.link_count(image.find(b"d/x")) == 2
+    image = image_of(files[:6])
+    assert listing(image) == ["1", "2", "d"]
+
+
+def test_a_folder_that_comes_and_goes() -> None:
+    files = [entry("a/b/x"), entry("a/b"), entry("a/b/y"), entry("a/b/", "dir"), entry("a/b/z")]
+    assert listing(image_of(files)) == ["a/", "a/b/", "a/b/z"]
+    files += [entry("a"), entry("a/b/v"), entry("a", "dir"), entry("a/c/.wh.w")]
+    image = image_of(files)
+    assert listing(image) == ["a/", "a/c/"]
+    assert image.layers[0].files.whiteouts(b"a/c") == {b"w"}
+    files += [entry("a/b/u"), entry("a/c"), entry("a/c", "dir")]
+    image = image_of(files)
+    assert listing(image) == ["a/", "a/b/", "a/b/u", "a/c/"]
+    assert image.layers[0].files.whiteouts(b"a/c") == set()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [one for _ in range(4000) for one in (entry("d"), entry("d/x"), entry("d/", "dir"))]
+        + [link(f"{number}", "d/x") for number in range(4000)],
+        [entry("d"), *(entry("d/x") for _ in range(8000))]
+        + [link(f"{number}", "d/x") for number in range(8000)],
+        [entry("x") for _ in range(8000)] + [link(f"{number}", "x") for number in range(8000)],
+        [entry(f"{a}/{b}") for a in range(200) for b in range(200)]
+        + [link(f"l{number}", f"{number % 200}/{number // 200}") for number in range(4000)],
+        [entry("a/" * number + "x") for number in range(2000)],
+        [entry("a/" * number + "b") for number in range(1000)]
+        + [entry("a/" * number + "b/", "dir") for number in range(1000)]
+        + [entry("a/" * number + "b/x") for number in range(1000)],
+    ],
+    ids=["toggled", "blocked", "replaced", "scattered", "deep", "deep-toggled"],
+)
+def test_odd_layers_are_quick(files: list[FileMetadata]) -> None:
+    image = image_of(files)
+    begin = time.process_time()
+    assert listing(image)
+    image.layers[0].files.link_count(0)
+    assert time.process_time() - begin < 10  # about 0.5
 
 
 def test_whiteouts_are_no_files() -> None:
@@ -205,37 +296,73 @@ def test_an_image_without_layers() -> None:
     assert image.node(image.root).mode == 0o755
 
 
-def test_many_files_are_ready_at_once() -> None:
+def test_many_files_take_little() -> None:
     entries = [
         entry(f"usr/lib/python3/{folder}/module{number}.py")
-        for folder in range(1100)
+        for folder in range(550)
         for number in range(100)
     ]
     data = tar_ztoc(entries)
     del entries
     begin = time.perf_counter()
-    LayerFiles(data)
-    assert time.perf_counter() - begin < 2  # about 0.2
+    LayerFiles(data).names(b"")
+    assert time.perf_counter() - begin < 2  # about 0.1
     tracemalloc.start()
     try:
         files = LayerFiles(data)
-        assert tracemalloc.get_traced_memory()[1] < 60 << 20
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20  # nothing is read yet
+        for folder in range(550):
+            assert len(files.names(b"usr/lib/python3/%d" % folder)) == 100
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
     assert files.look(b"usr/lib/python3/7", b"module9.py", b"usr/lib/python3/7/module9.py")
 
 
+def test_tables_that_are_dropped_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("soci_cli.lazy.layer._KEPT", 20)
+    monkeypatch.setattr("soci_cli.lazy.layer._LARGE", 10)
+    names = [f"{a}/{b}/{c}" for a in range(6) for b in range(6) for c in range(4)]
+    names += [f"large/{number}" for number in range(50)]
+    files = files_of(*map(entry, names))
+    for _ in range(2):
+        for name in names[::-1]:
+            folder, _, base = name.encode().rpartition(b"/")
+            found = files.look(folder, base, name.encode())
+            assert found is not None
+            assert files.name(found[0]) == name.encode()
+    assert len(files._tables) < 12
+
+
+def test_several_threads_ask_at_once() -> None:
+    data = tar_ztoc([entry(f"{number % 97}/{number}") for number in range(20_000)])
+    for _ in range(3):
+        files = LayerFiles(data)
+        barrier = threading.Barrier(8)
+
+        def ask(start: int, files: LayerFiles = files, go: threading.Barrier = barrier) -> int:
+            go.wait()
+            folders = [b"%d" % ((start + number) % 97) for number in range(97)]
+            return sum(len(files.names(folder)) for folder in folders)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(ask, range(0, 96, 12))) == {20_000}
+
+
 def test_names_that_make_too_many_folders() -> None:
     names = [entry(f"{number}/" + "a/" * 2000 + "x") for number in range(100)]
-    with pytest.raises(InvalidDataError, match="too many folders"):
-        files_of(*names)
+    files = files_of(*names)
+    for _ in range(2):
+        with pytest.raises(InvalidDataError, match="too many folders"):
+            files.names(b"")
 
 
 def test_replacing_many_folders_is_quick() -> None:
     names = [entry(f"d{number}/x/y") for number in range(5000)]
     names += [entry(f"d{number}") for number in range(5000)]
+    files = files_of(*names)
     begin = time.perf_counter()
-    files_of(*names)
+    assert len(files.names(b"")) == 5000
     assert time.perf_counter() - begin < 2
 
 
@@ -379,6 +506,10 @@ def test_a_ztoc_from_a_stranger(data: st.DataObject) -> None:
                 file = image.find(os.fsencode(path), follow=False)
                 image.node(file)
                 image.link_count(file)
+        for number in range(7):
+            for ask in (files.name, files.attributes, files.xattrs, files.node, files.type_of):
+                with suppress(InvalidDataError):
+                    ask(number)
 
 
 STRANGE = tar_ztoc(

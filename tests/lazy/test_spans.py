@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from soci_cli.errors import IntegrityError, InvalidDataError
-from soci_cli.lazy import Cache, Fetching, LayerSpans, MemoryCache
+from soci_cli.lazy import Cache, Fetching, LayerSpans
 from soci_cli.oci import Descriptor
 from soci_cli.ztoc import FileMetadata, decode_ztoc
 from tests.index.images import sha256
@@ -63,7 +63,7 @@ RANGES = st.lists(
 @given(
     kind=st.sampled_from(["plain", "gzip", "members", "stored"]),
     span_size=st.sampled_from([1 << 15, 1 << 16, 300_000, 1 << 22]),
-    memory=st.sampled_from([0, 1 << 17, 1 << 26]),
+    readahead=st.sampled_from([0, 1 << 17, 1 << 26]),
     ranges=RANGES,
     in_order=st.booleans(),
 )
@@ -71,13 +71,13 @@ def test_any_ranges(
     tmp_path_factory: pytest.TempPathFactory,
     kind: str,
     span_size: int,
-    memory: int,
+    readahead: int,
     ranges: list[tuple[int, int]],
     in_order: bool,
 ) -> None:
     root = tmp_path_factory.mktemp("ranges") / "cache"
     place = Place(layer(kind), ranges=not in_order)
-    with fetching_at(root, memory=memory) as fetching:
+    with fetching_at(root, readahead=readahead) as fetching:
         spans, _ = spans_of(layer(kind), fetching, place, span_size)
         for offset, length in ranges:
             length = min(length, len(PLAIN) - offset)
@@ -169,7 +169,7 @@ def test_another_time_comes_from_the_disk(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with Fetching(Cache(tmp_path / "file" / "cache", 1 << 30), MemoryCache(0)) as fetching:
+    with Fetching(Cache(tmp_path / "file" / "cache", 1 << 30)) as fetching:
         spans, _ = spans_of(layer("gzip"), fetching)
         assert spans.read(0, len(PLAIN)) == PLAIN
 
@@ -243,7 +243,7 @@ def test_spans_that_lie(tmp_path: Path) -> None:
                 spans.read(0, claimed)
             with pytest.raises(InvalidDataError, match=said):
                 spans.read(5, 1)
-            assert not fetching.running
+            assert spans.is_quiet
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from soci_cli.lazy import (
     LayerSpans,
     LazyImage,
     LazyLayer,
-    MemoryCache,
     OpenOptions,
     open_image,
 )
@@ -49,10 +48,13 @@ class NoArchive:
     def close(self) -> None:
         pass
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
         raise AssertionError("this layer is not read")
 
-    def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
+    def ready(self, offset: int, length: int) -> bytes | None:
+        raise AssertionError("this layer is not read")
+
+    def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         raise AssertionError("this layer is not read")
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Any:
@@ -77,6 +79,8 @@ class Place:
         self.damage: dict[int, int] = {}  # how often the byte at an offset is wrong
         self.delay = 0.0
         self.busiest = 0
+        self.gate: threading.Semaphore | None = None  # lets requests through, one each
+        self.failures: list[Exception] = []  # what the next requests end in
         self._ranges = ranges
         self._busy = 0
         self._mutex = threading.Lock()
@@ -95,6 +99,7 @@ class Place:
         with self._mutex:
             skipped = 0 if self._ranges else offset
             self.requests.append((offset - skipped, length + skipped))
+            failure = self.failures.pop(0) if self.failures else None
             self._busy += 1
             self.busiest = max(self.busiest, self._busy)
             for at, left in self.damage.items():
@@ -102,8 +107,12 @@ class Place:
                     data[at - offset] ^= 0xFF
                     self.damage[at] = left - 1
         time.sleep(self.delay)
+        if self.gate is not None:
+            self.gate.acquire()
         with self._mutex:
             self._busy -= 1
+        if failure is not None:
+            raise failure
         stream: Any = _Stream(bytes(data))
         stream.skipped = skipped
         reader: BlobReader = stream
@@ -115,6 +124,14 @@ class Place:
 
 class _Stream(io.BytesIO):
     skipped = 0
+
+
+def eventually(happened: Callable[[], bool]) -> None:
+    """Waits until something is so, which it will be soon."""
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.002)
 
 
 def spans_of(
@@ -136,9 +153,9 @@ def spans_of(
 
 
 @contextmanager
-def fetching_at(root: Path, limit: int = 1 << 30, memory: int = 1 << 26) -> Iterator[Fetching]:
+def fetching_at(root: Path, limit: int = 1 << 30, readahead: int = 0) -> Iterator[Fetching]:
     """Caches in a folder."""
-    with Fetching(Cache(root, limit), MemoryCache(memory)) as fetching:
+    with Fetching(Cache(root, limit), readahead=readahead) as fetching:
         yield fetching
 
 

@@ -394,7 +394,8 @@ def use(data: bytes) -> None:
         if entry.has_data:
             for _ in reader.read_file(entry):
                 break
-    for entry in entries:
+    for index, entry in enumerate(entries):
+        assert (ztoc.files.name_of(index), ztoc.files.type_of(index)) == (entry.name, entry.type)
         assert (
             not entry.has_data or 0 <= entry.uncompressed_offset <= ztoc.uncompressed_archive_size
         )
@@ -707,6 +708,22 @@ def test_vtable_of_an_impossible_size(size: int) -> None:
 
     with pytest.raises(InvalidDataError):
         use(hand_made(toc))
+
+
+@pytest.mark.parametrize("offset", [1, 3, 5, 7])
+def test_fields_over_each_other(offset: int) -> None:
+    def toc(hand: Hand) -> int:
+        position, first = toc_with(hand, 1)
+        entry, (name, _) = hand.table([REF, REF])
+        hand.data[entry - 2 : entry] = struct.pack("<H", offset)
+        hand.refer(name, hand.string(b"n"))
+        hand.refer(first, entry)
+        return position
+
+    ztoc = decode_ztoc(hand_made(toc))
+    for ask in (ztoc.files.fields, ztoc.files.name_of, ztoc.files.type_of, ztoc.files.__getitem__):
+        with pytest.raises(InvalidDataError, match="overlap"):
+            ask(0)
 
 
 def test_field_out_of_bounds() -> None:

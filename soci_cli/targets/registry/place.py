@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 
 from soci_cli.closing import Closing
 from soci_cli.errors import (
@@ -43,44 +42,14 @@ from soci_cli.targets.protocol import (
 from soci_cli.targets.registry.client import Answer, Client
 from soci_cli.targets.registry.download import BlobStream
 from soci_cli.targets.registry.messages import redacted
-from soci_cli.targets.registry.options import RegistryOptions
 from soci_cli.targets.registry.referrers import LIMIT, add_to_fallback, list_referrers
+from soci_cli.targets.registry.registries import Registries as Registries
 from soci_cli.targets.registry.upload import BlobUpload, Repository, upload_location
 
 _ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
 _SCHEMA1 = (DOCKER_MANIFEST_SCHEMA1, DOCKER_MANIFEST_SCHEMA1_SIGNED)
 _KEPT = 64 << 20
 _SENDINGS = 3
-
-
-class Registries(Closing):
-    """The registries that a command talks to: one client each, made when it is first needed."""
-
-    def __init__(self, options: RegistryOptions, environ: Mapping[str, str]) -> None:
-        self._options = options
-        self._environ = environ
-        self._clients: dict[str, Client] = {}
-        self._mutex = threading.Lock()
-
-    def client(self, domain: str) -> Client:
-        """The client of a registry, such as `docker.io`."""
-        with self._mutex:
-            if domain not in self._clients:
-                self._clients[domain] = Client(domain, self._options, self._environ)
-            return self._clients[domain]
-
-    def source(self, reference: Reference, name: str) -> RegistrySource:
-        """An image to read. Nothing is sent yet."""
-        return RegistrySource(self.client(reference.domain), reference, name)
-
-    def target(self, reference: Reference, name: str) -> RegistryTarget:
-        """An image to write. Nothing is sent yet."""
-        return RegistryTarget(self.client(reference.domain), reference, name)
-
-    def close(self) -> None:
-        """Close all connections."""
-        for client in self._clients.values():
-            client.close()
 
 
 class RegistrySource(Closing):

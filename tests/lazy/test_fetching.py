@@ -1,0 +1,482 @@
+"""What is fetched next, ahead of readers and in the background; what is counted; and what stays open."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from soci_cli.errors import RegistryError, SociError
+from soci_cli.lazy import Archive, Cache, Fetching, LayerSpans
+from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
+from soci_cli.lazy.cache import OpenEntries
+from soci_cli.lazy.fetching import Priority
+from tests.commands.tools import PROJECT
+from tests.lazy.tools import NoArchive, Place, eventually, fetching_at, spans_of
+
+SPAN = 1 << 20
+COUNT = 16
+
+
+@lru_cache
+def layer(seed: int = 0) -> bytes:
+    """A plain archive of 16 spans, as far as anybody looks into it: nobody does."""
+    header = bytearray(512)
+    header[:1] = b"x"
+    header[100:108] = b"0000644\0"
+    header[108:124] = b"0000000\0" * 2
+    header[124:136] = b"%011o\0" % (COUNT * SPAN - 1024 - 512)
+    header[136:148] = b"%011o\0" % 0
+    header[148:156] = b" " * 8
+    header[156:157] = b"0"
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = b"%06o\0 " % sum(header)
+    content = random.Random(seed).randbytes(COUNT * SPAN - 1024 - 512)
+    return bytes(header) + content + bytes(1024)
+
+
+def spans_at(fetching: Fetching, seed: int = 0) -> tuple[LayerSpans, Place]:
+    return spans_of(layer(seed), fetching, span_size=SPAN)
+
+
+def read(spans: LayerSpans, number: int, seed: int = 0, file: bytes = b"") -> None:
+    """Reads some of a span, which must be right."""
+    at = number * SPAN + 1000
+    assert spans.read(at, 5000, file) == layer(seed)[at : at + 5000]
+
+
+def is_ready(spans: LayerSpans, number: int) -> bool:
+    at = number * SPAN + 1000
+    data = spans.ready(at, 5000)
+    assert data is None or data == layer()[at : at + 5000]
+    return data is not None
+
+
+def quiet(spans: LayerSpans) -> None:
+    eventually(lambda: spans.is_quiet)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@pytest.fixture
+def fetching(tmp_path: Path) -> Iterator[Fetching]:
+    with fetching_at(tmp_path / "cache") as made:
+        yield made
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    made = ThreadPoolExecutor(16)
+    yield made
+    made.shutdown()
+
+
+# Who comes first.
+
+
+@pytest.mark.parametrize("priority", [Priority.READAHEAD, Priority.PREFETCH, Priority.BACKGROUND])
+def test_a_reader_overtakes_a_full_queue(
+    fetching: Fetching, pool: ThreadPoolExecutor, priority: Priority
+) -> None:
+    spans, place = spans_at(fetching)
+    place.gate = threading.Semaphore(0)
+    spans.fetch(range(COUNT), priority)
+    eventually(lambda: len(place.requests) == fetching.requests)
+    waiting = pool.submit(read, spans, COUNT - 1)
+    eventually(lambda: len(place.requests) == fetching.requests + 1)
+    assert place.requests[-1] == ((COUNT - 1) * SPAN, SPAN)
+    place.gate.release(100)
+    waiting.result(30)
+
+
+def test_what_waits_moves_up_when_it_is_read(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    with Fetching(Cache(tmp_path, 1 << 30), requests=1) as fetching:
+        spans, place = spans_at(fetching)
+        place.gate = threading.Semaphore(0)
+        spans.fetch(range(COUNT), Priority.BACKGROUND)
+        eventually(lambda: len(place.requests) == 1)
+        first = pool.submit(read, spans, 9)
+        eventually(lambda: len(place.requests) == 2)
+        second = pool.submit(read, spans, 12)
+        eventually(lambda: fetching.waiting == 2)
+        place.gate.release()
+        eventually(lambda: len(place.requests) == 3)
+        assert place.requests[2] == (12 * SPAN, SPAN)
+        place.gate.release(100)
+        first.result(30)
+        second.result(30)
+        quiet(spans)
+        assert place.sent == len(layer())  # nothing came twice
+
+
+def test_a_layer_that_hangs_holds_no_other(fetching: Fetching, pool: ThreadPoolExecutor) -> None:
+    hanging, place = spans_at(fetching, 1)
+    place.gate = threading.Semaphore(0)
+    stuck: list[Future[None]] = [pool.submit(read, hanging, number, 1) for number in range(12)]
+    eventually(lambda: fetching.waiting == 12)
+    spans, _ = spans_at(fetching)
+    for number in range(COUNT):
+        read(spans, number)
+    begin = time.monotonic()
+    fetching.close()
+    hanging.close()
+    assert time.monotonic() - begin < 10
+    for one in stuck:
+        with pytest.raises(SociError):
+            one.result(30)
+    with pytest.raises(SociError):
+        read(hanging, 0)
+    place.gate.release(100)
+
+
+def test_threads_end_when_there_is_nothing_to_do(
+    fetching: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("soci_cli.lazy.fetching._IDLE", 0.01)
+    spans, _ = spans_at(fetching)
+    for number in (3, 8):
+        read(spans, number)
+        eventually(lambda: not any(t.name == "soci-fetch" for t in threading.enumerate()))
+
+
+# Errors.
+
+
+def test_an_error_says_where_and_is_not_remembered(fetching: Fetching) -> None:
+    spans, place = spans_at(fetching)
+    place.failures = [RegistryError("GET http://127.0.0.1: no", 503)]
+    with pytest.raises(RegistryError, match=r"layer sha256:.* of place: span 3: GET") as caught:
+        read(spans, 3)
+    assert caught.value.status == 503
+    read(spans, 3)
+    assert fetching.stats.report().errors == 1
+
+
+def test_a_file_that_is_cut_while_it_is_open(fetching: Fetching) -> None:
+    spans, place = spans_at(fetching)
+    read(spans, 3)
+    for path in fetching.cache.root.rglob("3"):
+        os.truncate(path, 100)
+    assert not is_ready(spans, 3)
+    read(spans, 3)
+    assert len(place.requests) == 2
+    assert is_ready(spans, 3)
+
+
+# Ahead of readers.
+
+
+def test_single_reads_fetch_nothing_ahead(tmp_path: Path) -> None:
+    with fetching_at(tmp_path, readahead=8 * SPAN) as fetching:
+        spans, place = spans_at(fetching)
+        for number in (5, 0, 15, 9, 12, 5):
+            read(spans, number)
+            quiet(spans)
+        assert place.sent == 5 * SPAN
+
+
+def test_reading_in_order_fetches_ahead(tmp_path: Path) -> None:
+    with fetching_at(tmp_path, readahead=4 * SPAN) as fetching:
+        spans, place = spans_at(fetching)
+        read(spans, 2)
+        quiet(spans)
+        assert place.sent == SPAN
+        read(spans, 3, file=b"f")
+        quiet(spans)
+        assert place.sent == 4 * SPAN
+        # What is here drives it on, and it never gets too far.
+        for number in range(4, COUNT):
+            assert is_ready(spans, number)
+            quiet(spans)
+            assert place.sent <= (number - 2 + 1 + 4) * SPAN
+        report = fetching.stats.report()
+        assert place.sent == (COUNT - 2) * SPAN == report.demand.fetched
+        assert [(one.file, one.spans) for one in report.files] == [("f", COUNT - 3)]
+
+
+def test_two_readers_in_order_at_once(tmp_path: Path) -> None:
+    with fetching_at(tmp_path, readahead=3 * SPAN) as fetching:
+        spans, _ = spans_at(fetching)
+        for step in range(8):
+            for number in (step, 8 + step):
+                if step < 2:
+                    read(spans, number)
+                else:
+                    assert is_ready(spans, number)
+                quiet(spans)
+
+
+def test_without_readahead(fetching: Fetching) -> None:
+    spans, place = spans_at(fetching)
+    for number in range(8):
+        read(spans, number)
+        quiet(spans)
+    assert place.sent == 8 * SPAN
+
+
+def test_many_readers_of_a_source_that_ignores_range(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    with fetching_at(tmp_path, readahead=4 * SPAN) as fetching:
+        spans, place = spans_of(layer(), fetching, Place(layer(), ranges=False), SPAN)
+        read(spans, 1)  # shows it
+        for one in [pool.submit(read, spans, number) for number in range(COUNT)]:
+            one.result(60)
+        assert place.requests[1:] == [(0, len(layer()))]
+
+
+# Unasked.
+
+
+@dataclass(frozen=True)
+class Layer:
+    archive: Archive
+
+
+AT_ONCE = BackgroundOptions(silence_period=0, fetch_period=0.001)
+
+
+def test_the_background_fetches_all(fetching: Fetching) -> None:
+    both = [spans_at(fetching, seed) for seed in range(2)]
+    read(both[0][0], 3)
+    layers = [Layer(NoArchive()), *(Layer(spans) for spans, _ in both)]
+    with BackgroundFetcher(layers, fetching, AT_ONCE) as background:
+        assert background.wait(30)
+    assert [place.sent for _, place in both] == [len(layer())] * 2
+    assert fetching.stats.report().background.spans == 2 * COUNT - 1
+    assert all(spans.presence().spans_here == COUNT for spans, _ in both)
+    assert all(spans.presence().size_here == len(layer()) for spans, _ in both)
+
+
+def test_the_background_waits_for_silence(fetching: Fetching, pool: ThreadPoolExecutor) -> None:
+    hanging, gated = spans_at(fetching, 1)
+    gated.gate = threading.Semaphore(0)
+    reader = pool.submit(read, hanging, 0, 1)
+    eventually(lambda: len(gated.requests) == 1)
+    spans, place = spans_at(fetching)
+    with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
+        assert not background.wait(0.2)
+        assert not place.requests
+        gated.gate.release(100)
+        reader.result(30)
+        assert background.wait(30)
+    long = BackgroundOptions(silence_period=1000, fetch_period=0.001)
+    with BackgroundFetcher([Layer(hanging)], fetching, long) as background:
+        assert not background.wait(0.1)
+    assert len(gated.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [BackgroundOptions(enabled=False), BackgroundOptions(True, 0, 0.001, 0)]
+)
+def test_no_background(fetching: Fetching, options: BackgroundOptions) -> None:
+    spans, place = spans_at(fetching)
+    with BackgroundFetcher([Layer(spans)], fetching, options) as background:
+        background.wait(0.05)
+    assert not place.requests
+
+
+def test_the_background_tries_again(fetching: Fetching) -> None:
+    spans, place = spans_at(fetching)
+    place.failures = [RegistryError("no")] * 3
+    with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
+        assert background.wait(30)
+    assert not spans.missing()
+
+
+def test_the_background_does_not_push_out_what_it_fetched(tmp_path: Path) -> None:
+    with fetching_at(tmp_path, limit=8 * SPAN) as fetching:
+        spans, place = spans_at(fetching)
+        with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
+            eventually(lambda: len(place.requests) >= 3)
+            background.wait(0.2)
+        assert place.sent <= 8 * SPAN
+
+
+def test_prefetch(fetching: Fetching) -> None:
+    spans, place = spans_at(fetching)
+    options = BackgroundOptions(enabled=False)
+    layers = [Layer(NoArchive()), Layer(spans)]
+    with BackgroundFetcher(layers, fetching, options) as background:
+        background.prefetch(0, [(0, 5)])
+        background.prefetch(1, [(2, 3), (3, 3), (14, 1 << 31), (1 << 30, 1 << 31)])
+        eventually(lambda: len(spans.missing()) == COUNT - 4)
+        quiet(spans)
+    assert fetching.stats.report().prefetch.spans == 4
+    assert place.sent == 4 * SPAN
+    assert all(is_ready(spans, number) for number in (2, 3, 14, 15))
+
+
+def test_prefetch_of_a_layer_that_hangs_ends(fetching: Fetching) -> None:
+    spans, place = spans_at(fetching)
+    place.gate = threading.Semaphore(0)
+    background = BackgroundFetcher([Layer(spans)], fetching, BackgroundOptions(enabled=False))
+    background.prefetch(0, [(0, COUNT)])
+    eventually(lambda: len(place.requests) == 2)
+    begin = time.monotonic()
+    background.close()
+    fetching.close()
+    assert time.monotonic() - begin < 10
+    place.gate.release(100)
+
+
+# What is counted.
+
+
+def test_the_counts_add_up(tmp_path: Path) -> None:
+    with fetching_at(tmp_path) as fetching:
+        spans, _ = spans_at(fetching)
+        for number in (1, 2):
+            read(spans, number)
+    with fetching_at(tmp_path) as fetching:
+        spans, place = spans_at(fetching)
+        for number in (1, 1, 3, 3, 4):
+            read(spans, number, file=b"dir/f\xff" if number == 3 else b"g")
+        assert is_ready(spans, 2)
+        assert not is_ready(spans, 5)
+        with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
+            background.prefetch(0, [(6, 7)])
+            eventually(lambda: fetching.stats.report().prefetch.spans == 2)
+            assert background.wait(30)
+        report = fetching.stats.report()
+    sources = (report.demand, report.prefetch, report.background, report.cache)
+    assert [one.spans for one in sources] == [2, 2, COUNT - 6, 2]
+    assert sum(one.uncompressed for one in sources) == len(layer())
+    assert sum(one.fetched for one in sources) == place.sent
+    assert report.cache.fetched == 0
+    assert (report.hits, report.misses, report.hit_rate) == (4, 2, 4 / 6)
+    assert sorted((one.file, one.spans, one.fetched) for one in report.files) == [
+        ("dir/f\\xff", 1, SPAN),
+        ("g", 1, SPAN),
+    ]
+    json.dumps(dataclasses.asdict(report))
+
+
+def test_many_files_are_counted(fetching: Fetching) -> None:
+    stats = fetching.stats
+    for number in range(20_000):
+        stats.charge("layer", b"%d" % number, number)
+    files = stats.report().files
+    assert len(files) == 1000
+    assert [one.fetched for one in files] == list(range(19_999, 18_999, -1))
+
+
+# What stays open.
+
+
+def test_entries_that_leave_stay_open_for_their_readers(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 30)
+    before = open_files()
+    entries = OpenEntries(count=3)
+    for number in range(10):
+        cache.put(f"a/{number}", b"%d" % number * 100)
+        entry = cache.find(f"a/{number}")
+        assert entry is not None
+        entries.put(str(number), entry)
+        if number == 2:
+            kept = entry
+        del entry
+    assert len(entries) == 3
+    assert open_files() == before + 4
+    cache.drop("a/2")
+    assert kept.read(0, 100) == b"2" * 100
+    assert not kept.tend()
+    del kept
+    entries.clear()
+    assert open_files() == before
+
+
+def test_evicted_entries_are_let_go(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 30)
+    entries = OpenEntries()
+    for number in range(64):
+        cache.put(f"a/{number}", b"x")
+        if number == 63:
+            cache.prune()
+            cache.put(f"a/{number}", b"x")
+        entry = cache.find(f"a/{number}")
+        assert entry is not None
+        entries.put(str(number), entry)
+    assert len(entries) == 1
+
+
+def test_many_readers_while_entries_go(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    with fetching_at(tmp_path, limit=4 * SPAN, readahead=2 * SPAN) as fetching:
+        fetching.open = OpenEntries(count=3)
+        before = open_files()
+        spans, _ = spans_at(fetching)
+
+        def work(seed: int) -> None:
+            source = random.Random(seed)
+            for _ in range(30):
+                at = source.randrange(COUNT * SPAN - 1)
+                length = min(source.randrange(1, 2 * SPAN), COUNT * SPAN - at)
+                data = spans.ready(at, length)
+                assert (data or spans.read(at, length)) == layer()[at : at + length]
+
+        for one in [pool.submit(work, seed) for seed in range(6)]:
+            one.result(60)
+        quiet(spans)
+        fetching.open.clear()
+        assert open_files() <= before + 1
+
+
+def test_two_processes_with_a_small_cache(tmp_path: Path) -> None:
+    work = """
+        import random, sys
+        from pathlib import Path
+        from tests.lazy.test_fetching import COUNT, SPAN, layer, spans_at
+        from tests.lazy.tools import fetching_at
+        source = random.Random(int(sys.argv[2]))
+        with fetching_at(Path(sys.argv[1]), limit=5 * SPAN, readahead=SPAN) as fetching:
+            spans, _ = spans_at(fetching)
+            for _ in range(60):
+                at = source.randrange(COUNT * SPAN - 100_000)
+                assert spans.read(at, 100_000) == layer()[at : at + 100_000]
+            print(fetching.stats.report().cache.spans)
+        """
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(work), str(tmp_path), str(seed)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+        )
+        for seed in (1, 2)
+    ]
+    for one in both:
+        assert one.communicate(timeout=60)[0].strip().isdigit()
+    assert [one.returncode for one in both] == [0, 0]
+    assert not list(tmp_path.rglob(".*.part"))
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert size <= 7 * SPAN
+
+
+def test_where_the_cache_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with fetching_at(tmp_path / "file" / "cache", readahead=4 * SPAN) as fetching:
+        spans, place = spans_at(fetching)
+        for number in range(COUNT):
+            read(spans, number)
+            quiet(spans)
+        assert fetching.open.is_holding
+        assert place.sent == len(layer())
+        assert spans.read(0, len(layer())) == layer()
+        with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
+            background.wait(0.1)
+        assert place.sent == len(layer())

@@ -1,0 +1,368 @@
+"""The state of mounts: folders, locks, the control socket, the log, and who uses what."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from soci_cli.errors import ConfigError, StorageError
+from soci_cli.index.prefetch import read_prefetch_list
+from soci_cli.lazy.control import ControlServer, NoAnswerError, ask
+from soci_cli.lazy.log import Log, LogFile
+from soci_cli.lazy.mounts import (
+    MountFolder,
+    MountRecord,
+    Mounts,
+    OwnFolder,
+    describe_process,
+    mount_at,
+    mount_points,
+    remove_tree,
+    resolve,
+    state_root,
+    users_of,
+)
+from soci_cli.lazy.record import Recorder
+from tests.commands.tools import PROJECT
+
+
+def record_of(target: str = "/mnt/app", **more: object) -> MountRecord:
+    pid, started, boot_id = describe_process()
+    record = MountRecord(
+        "docker://example.com/app:1", "", "linux/amd64", target, pid, started, boot_id, 1.5
+    )
+    return replace(record, **more)  # type: ignore[arg-type]  # by the tests themselves
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Mounts:
+    return Mounts(tmp_path / "state")
+
+
+def crash(folder: OwnFolder) -> None:
+    """Lets go of the lock, as a killed server does."""
+    os.close(folder._lock)
+    folder._lock = -1
+
+
+def test_where_it_is() -> None:
+    assert state_root({"SOCI_STATE": "a", "XDG_STATE_HOME": "/b", "HOME": "/c"}) == Path("a")
+    assert state_root({"XDG_STATE_HOME": "/b", "HOME": "/c"}) == Path("/b/soci")
+    assert state_root({"XDG_STATE_HOME": "b", "HOME": "/c"}) == Path("/c/.local/state/soci")
+    with pytest.raises(ConfigError, match="set SOCI_STATE, or HOME"):
+        state_root({})
+
+
+# Folders
+
+
+def test_the_life_of_a_folder(mounts: Mounts) -> None:
+    assert mounts.all() == []
+    assert mounts.find(Path("/mnt/app")) is None
+    with mounts.create(record_of()) as own:
+        assert own.path.stat().st_mode & 0o777 == 0o700
+        assert own.scratch.is_dir()
+        ((folder, record),) = mounts.all()
+        assert record == record_of()
+        assert folder.is_served()
+        own.write(replace(record, kind="overlay", device="0:7"))
+        found = mounts.find(Path("/mnt/app"))
+        assert found is not None
+        assert found[1].device == "0:7"
+        assert mounts.find(Path("/mnt")) is None
+    assert mounts.all() == []
+    assert not own.path.exists()
+    assert [path.name for path in mounts.root.iterdir()] == [".lock"]
+
+
+def test_one_mount_for_a_target(mounts: Mounts) -> None:
+    with mounts.create(record_of()), mounts.create(record_of("/mnt/other")):
+        with pytest.raises(StorageError, match="has an image mounted already"):
+            mounts.create(record_of())
+        assert len(mounts.all()) == 2
+    left = mounts.create(record_of())
+    crash(left)
+    with pytest.raises(StorageError, match="whose server crashed; soci umount"):
+        mounts.create(record_of())
+    left.remove()
+    mounts.create(record_of()).close()
+
+
+def test_a_lock_ends_with_its_process(mounts: Mounts) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from soci_cli.lazy.mounts import *\n"
+        "own = Mounts(Path(sys.argv[1])).create(MountRecord('i', '', '', '/t', *describe_process(), 1.0))\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, mounts.root.parent], stdout=subprocess.PIPE, cwd=PROJECT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        ((folder, record),) = mounts.all()
+        assert record.pid == process.pid
+        assert folder.is_served()
+        assert not folder.wait(0.05)
+        assert not folder.signal(
+            replace(record, process_started=record.process_started + 1), signal.SIGKILL
+        )
+        assert not folder.signal(replace(record, boot_id="another"), signal.SIGKILL)
+        assert folder.signal(record, signal.SIGKILL)
+        assert folder.wait(60)
+    assert mounts.all() == [(folder, record)] or len(mounts.all()) == 1
+    assert not folder.signal(record, signal.SIGTERM)
+    folder.remove()
+    assert mounts.all() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"image": 1}',
+        json.dumps({**record_of().__dict__, "pid": True}),
+        json.dumps({**record_of().__dict__, "pid": -1}),
+        json.dumps({**record_of().__dict__, "target": "relative"}),
+        json.dumps({**record_of().__dict__, "target": "/a\0b"}),
+        json.dumps({**record_of().__dict__, "layers": "2"}),
+        "[" * 100_000,
+    ],
+)
+def test_damaged_records(mounts: Mounts, text: str) -> None:
+    own = mounts.create(record_of())
+    (own.path / "mount.json").write_text(text)
+    assert mounts.all() == []
+    assert mounts.damaged() == []  # it is locked
+    crash(own)
+    assert [one.path for one in mounts.damaged()] == [own.path]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(record_of().__dict__)), JSON, max_size=3))
+def test_any_record(tmp_path_factory: pytest.TempPathFactory, changed: dict[str, object]) -> None:
+    folder = MountFolder(tmp_path_factory.mktemp("any"))
+    (folder.path / "mount.json").write_text(json.dumps({**record_of().__dict__, **changed}))
+    record = folder.read()
+    if record is not None:
+        assert record.target.startswith("/")
+        assert not folder.is_served()
+
+
+def test_folders_of_others_are_not_trusted(mounts: Mounts) -> None:
+    mounts.create(record_of()).close()
+    mounts.root.chmod(0o777)
+    with pytest.raises(StorageError, match="nobody else can write; set SOCI_STATE"):
+        mounts.all()
+    mounts.root.rename(mounts.root.with_name("real"))
+    mounts.root.symlink_to(mounts.root.with_name("real"))
+    with pytest.raises(StorageError, match="must be a folder of your own"):
+        mounts.create(record_of())
+
+
+def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    mounts = Mounts(tmp_path / "file" / "state")
+    with pytest.raises(StorageError, match="set SOCI_STATE to another folder"):
+        mounts.create(record_of())
+    assert mounts.all() == []
+
+
+def test_leftovers_of_killed_processes(mounts: Mounts) -> None:
+    mounts.create(record_of()).close()
+    old, new = mounts.root / ".0123456789ab", mounts.root / ".0123456789ac.gone"
+    for path in (old, new):
+        (path / "scratch").mkdir(parents=True)
+    os.utime(old, (1, 1))
+    mounts.create(record_of()).close()
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_removing_what_has_no_permissions(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "file").write_text("")
+    (folder / "link").symlink_to("/etc")
+    (folder / "a" / "b").chmod(0)
+    (folder / "a").chmod(0)
+    remove_tree(folder)
+    assert not folder.exists()
+
+
+# Mount points and who uses them
+
+
+def test_mount_points() -> None:
+    root = mount_at("/")
+    assert root is not None
+    assert not root.is_soci
+    assert any(point.kind == "proc" and point.path == "/proc" for point in mount_points())
+    assert mount_at("/no/such/folder") is None
+
+
+def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tmp_path / "real"
+    (real / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "again").symlink_to(tmp_path / "link" / "sub")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    for text in ("real", "./real/", "link", "link/", "real/sub/..", "link/sub/.."):
+        assert resolve(Path(text)) == real
+    assert resolve(Path("again")) == real / "sub"
+    assert resolve(Path("absent/x")) == tmp_path / "absent" / "x"
+    assert resolve(Path("/")) == Path("/")
+    assert resolve(Path("loop")).name == "loop"
+    monkeypatch.chdir(real / "sub")
+    assert resolve(Path()) == real / "sub"
+    assert resolve(Path("..")) == real
+
+
+def test_users(tmp_path: Path) -> None:
+    folder = tmp_path / "used"
+    folder.mkdir()
+    (tmp_path / "used-not").mkdir()
+    with (
+        subprocess.Popen(["sleep", "600"], cwd=folder) as one,
+        subprocess.Popen(["sleep", "600"], cwd=tmp_path / "used-not") as other,
+    ):
+        try:
+            deadline = time.monotonic() + 30
+            while (one.pid, "sleep") not in users_of(str(folder)) and time.monotonic() < deadline:
+                time.sleep(0.01)  # before it has become `sleep`
+            assert users_of(str(folder)) == [(one.pid, "sleep")]
+        finally:
+            one.kill()
+            other.kill()
+    with (folder / "file").open("w"):
+        assert [pid for pid, _ in users_of(str(folder))] == [os.getpid()]
+
+
+# The control socket
+
+
+def test_asking(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30) / ("longer" * 20)  # longer than an address may be
+    folder.mkdir(parents=True)
+
+    def refuse() -> object:
+        raise StorageError("it is in use")
+
+    answers = {"stats": lambda: {"spans": [1, 2]}, "stop": refuse, "large": lambda: "x" * 3_000_000}
+    with ControlServer(folder, answers):
+        assert ask(folder, "stats") == {"spans": [1, 2]}
+        assert len(ask(folder, "large")) == 3_000_000
+        with pytest.raises(StorageError, match="it is in use"):
+            ask(folder, "stop")
+        with pytest.raises(StorageError, match="does not know"):
+            ask(folder, "anything")
+    with pytest.raises(NoAnswerError, match="does not answer"):
+        ask(folder, "stats")
+    with pytest.raises(NoAnswerError):
+        ask(tmp_path / "absent", "stats")
+
+
+def test_a_server_that_hangs(tmp_path: Path) -> None:
+    going_on = threading.Event()
+    with ControlServer(tmp_path, {"stats": going_on.wait}):
+        with pytest.raises(NoAnswerError):
+            ask(tmp_path, "stats", 0.05)
+        going_on.set()
+        assert ask(tmp_path, "stats") is True
+
+
+# The log
+
+
+def test_log_folds_what_comes_again() -> None:
+    lines: list[str] = []
+    with Log(lines.append) as log:
+        for _ in range(6):
+            log("the same\nover two lines")
+        log("another")
+        log("another")
+    texts = [line.partition("Z ")[2] for line in lines]
+    assert texts == [
+        "the same over two lines",
+        "the line above came once more",
+        "the line above came 2 times more",
+        "the line above came 4 times more",
+        "the line above came 5 times more",
+        "another",
+        "the line above came once more",
+    ]
+    assert log.count == 8
+    assert log.recent == ["the same over two lines", "another"]
+
+
+def test_log_file_stays_small(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with LogFile(path, 10_000) as file, Log(file.write) as log:
+        for number in range(2000):
+            log(f"line {number}")
+    text = path.read_text()
+    assert len(text) <= 10_100
+    lines = text.splitlines()
+    assert lines[-1].endswith("Z line 1999")
+    numbers = [int(line.rpartition(" ")[2]) for line in lines]
+    assert numbers == list(range(numbers[0], 2000))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+# The list of files that were read
+
+
+class Named:
+    """As much of an image as a recorder needs: its layers have files with names, and nothing else."""
+
+    def __init__(self, *layers: list[bytes]) -> None:
+        self.layers = [
+            SimpleNamespace(files=SimpleNamespace(name=names.__getitem__)) for names in layers
+        ]
+
+
+def recorder_of(image: Named, path: Path) -> Recorder:
+    return Recorder(image, path)  # type: ignore[arg-type]  # see Named
+
+
+def test_record(tmp_path: Path) -> None:
+    path = tmp_path / "files.json"
+    path.write_text("old")
+    odd = b"./usr//lib/\xff\xfe \xc3\xbc\n"
+    with recorder_of(Named([b"bin/a", b"bin/b"], [odd, b"/bin/a"]), path) as recorder:
+        assert read_prefetch_list(path) == []
+        for layer, entry in ((1, 0), (0, 1), (1, 0), (0, 0), (1, 1)):
+            recorder(layer, entry)
+    files = read_prefetch_list(path)
+    assert files == ["/usr/lib/\udcff\udcfe ü\n", "/bin/b", "/bin/a"]
+    assert os.fsencode(files[0]) == b"/usr/lib/\xff\xfe \xc3\xbc\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["files.json"]
+
+
+def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        StorageError, match=r"absent/files.json: the list of files cannot be written"
+    ):
+        recorder_of(Named(), tmp_path / "absent" / "files.json")

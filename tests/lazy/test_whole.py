@@ -1,0 +1,71 @@
+"""Layers without a zTOC, read from their file in the cache: what waits and what does not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soci_cli.errors import IntegrityError, InvalidDataError
+from soci_cli.lazy import Cache
+from soci_cli.lazy.cache import archive_key
+from soci_cli.lazy.whole import WholeLayer
+from soci_cli.oci import Descriptor
+from soci_cli.parallel import Stop
+from soci_cli.progress import SilentObserver
+from tests.index.images import sha256
+from tests.lazy.tools import LAYER, Place
+from tests.ztoc.tools import gz, make_tar, mixed_data
+
+PLAIN = make_tar([("a", mixed_data(5_000_000)), ("b", b"x" * 90_000)])
+PACKED = gz(PLAIN)
+
+
+def opened(root: Path) -> tuple[WholeLayer, Place, Path]:
+    place = Place(PACKED)
+    source: Any = place
+    descriptor = Descriptor(LAYER.media_type, sha256(PACKED), len(PACKED))
+    layer = WholeLayer(
+        Cache(root, 1 << 30), source, descriptor, sha256(PLAIN), SilentObserver(), Stop()
+    )
+    return layer, place, root / archive_key(descriptor.digest)
+
+
+def test_reading(tmp_path: Path) -> None:
+    layer, place, _ = opened(tmp_path)
+    with layer:
+        for offset, length in ((0, 100), (4_194_000, 1000), (5_000_000, 1), (0, 5_090_000)):
+            expected = PLAIN[offset : offset + length]
+            assert layer.ready(offset, length) == expected
+            assert layer.read(offset, length, b"file") == expected
+            assert b"".join(layer.pieces(offset, length)) == expected
+        assert layer.ready(7, 0) == layer.read(7, 0) == b"".join(layer.pieces(7, 0)) == b""
+        for offset, length in ((-1, 5), (len(PLAIN), 1)):
+            for read in (layer.read, layer.ready, lambda *at: list(layer.pieces(*at))):
+                with pytest.raises(InvalidDataError, match="there are no bytes"):
+                    read(offset, length)
+    assert len(place.requests) == 1
+
+
+def test_damage_is_mended_by_who_may_wait(tmp_path: Path) -> None:
+    layer, _, path = opened(tmp_path)
+    layer.close()
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    layer, place, _ = opened(tmp_path)
+    with layer:
+        assert layer.ready(5_000_000, 1000) == PLAIN[5_000_000:5_001_000]
+        assert layer.ready(0, 1000) is None
+        assert not place.requests
+        assert layer.read(0, 1000) == PLAIN[:1000]
+        assert len(place.requests) == 1
+        assert layer.ready(0, 1000) == PLAIN[:1000]
+        os.truncate(path, 100)
+        assert layer.ready(0, 1000) is None
+        assert layer.read(0, 1000) == PLAIN[:1000]
+        os.truncate(path, 100)
+        with pytest.raises(IntegrityError, match="cut short"):
+            list(layer.pieces(0, 1000))
