@@ -1,13 +1,10 @@
-"""The command tree, and what happens to errors."""
+"""The command tree."""
 
 from __future__ import annotations
 
 import importlib
-import os
 import signal
-import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -15,8 +12,7 @@ from typing import Any
 import click
 
 from soci_cli.commands.app import App, common_flags, containerd_flags
-from soci_cli.commands.output import clean
-from soci_cli.errors import SociError
+from soci_cli.commands.status import ReaderIsGone, status_of
 
 # A command's module is imported when the command is named: starting stays quick, and what only one
 # system has is imported only there.
@@ -30,11 +26,19 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "images": ("image_ls", "List the images of the local store."),
         "ls": ("ls", "List the files of an image."),
         "login": ("login", "Log in to a registry."),
+        "mount": ("mount", "Mount an image whose layers stay where they are."),
+        "mounts": ("mounts", "List the images that are mounted."),
         "pull": ("pull", "Pull an image, without the layers that can stay in the registry."),
         "push": ("push", "Push an image with a SOCI index."),
         "logout": ("logout", "Log out of a registry."),
         "rebuild-db": ("rebuild_db", "Find SOCI artifacts again and list them."),
         "rmi": ("image_rm", "Remove images from the local store."),
+        "stats": ("stats", "Show what was fetched for mounted images, and why."),
+        "umount": ("umount", "Unmount images."),
+    },
+    "cache": {
+        "ls": ("cache_ls", "List what the cache holds."),
+        "prune": ("cache_prune", "Remove what the cache holds."),
     },
     "image": {
         "convert": ("image_convert", "Make an image lazily loadable."),
@@ -67,16 +71,13 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 # The reference's other names of commands.
 _ALIASES = {"list": "ls", "rebuild_db": "rebuild-db", "remove": "rm"}
 _GROUPS = {
+    "cache": "List and remove what was fetched and is kept.",
     "image": "Convert, inspect and manage images.",
     "index": "List, show and remove SOCI indexes.",
     "prefetch": "List and show prefetch artifacts.",
     "registry": "Run a registry for trials.",
     "ztoc": "Build and read zTOCs, the tables of contents of layers.",
 }
-
-
-class _ReaderIsGone(Exception):
-    """Who read our output went away. Not an OSError, which click would turn into exit status 1."""
 
 
 class _Lazy(click.Group):
@@ -86,7 +87,7 @@ class _Lazy(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            raise _ReaderIsGone from error
+            raise ReaderIsGone from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         names = list(_COMMANDS.get(self._key(), {}))
@@ -157,48 +158,14 @@ def run(arguments: Sequence[str]) -> int:
     app = App()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+
+    def main() -> Any:
+        return cli.main(list(arguments), prog_name="soci", standalone_mode=False, obj=app)
+
     try:
-        status: Any = cli.main(list(arguments), prog_name="soci", standalone_mode=False, obj=app)
-        sys.stdout.flush()
-        return status if isinstance(status, int) else 0
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("soci: interrupted", file=sys.stderr)
-        return 130
-    except (BrokenPipeError, _ReaderIsGone):
-        _drop_output()
-        return 141
-    except SociError as error:
-        _report(app, str(error))
-        return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _report(app, f"{where}{error.strerror or error}")
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _drop_output()
-        return 1
-    except MemoryError:
-        _report(app, "not enough memory")
-        return 1
+        return status_of(app, main)
     finally:
         app.close()
-
-
-def _drop_output() -> None:
-    """Keep Python from trying again, at its end, to write what cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _report(app: App, message: str) -> None:
-    if app.debug:
-        traceback.print_exc()
-    print(f"soci: {clean(message)}", file=sys.stderr)
 
 
 def _terminate(_: int, __: FrameType | None) -> None:

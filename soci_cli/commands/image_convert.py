@@ -19,7 +19,7 @@ from soci_cli.targets import LOCAL_CONTENT, Place, Target
 from soci_cli.targets.places import CONTAINERD
 
 if TYPE_CHECKING:
-    from soci_cli.targets.registry.place import Registries
+    from soci_cli.targets.registry.registries import Registries
 
 
 @click.command()

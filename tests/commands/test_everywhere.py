@@ -16,8 +16,13 @@ from tests.index.images import make_image, make_zstd_image
 
 COMMANDS = [
     [],
+    ["cache"],
+    ["cache", "ls"],
+    ["cache", "prune"],
+    ["cat"],
     ["completion"],
     ["convert"],
+    ["cp"],
     ["create"],
     ["image"],
     ["image", "convert"],
@@ -36,6 +41,9 @@ COMMANDS = [
     ["index", "rm"],
     ["login"],
     ["logout"],
+    ["ls"],
+    ["mount"],
+    ["mounts"],
     ["prefetch"],
     ["prefetch", "info"],
     ["prefetch", "list"],
@@ -47,6 +55,8 @@ COMMANDS = [
     ["registry"],
     ["registry", "serve"],
     ["rmi"],
+    ["stats"],
+    ["umount"],
     ["ztoc"],
     ["ztoc", "build"],
     ["ztoc", "get-file"],
@@ -276,6 +286,7 @@ def loaded_after(code: str, tmp_path: Path) -> set[str]:
         "from soci_cli.commands import run; run(['--help'])",
         "from soci_cli.commands import run; run(['images'])",
         "import soci_cli.commands.image_convert, soci_cli.commands.ztoc_build",
+        "import soci_cli.commands.mount, soci_cli.lazy.serving, soci_cli.lazy.unmounting",
     ],
 )
 def test_heavy_modules_are_not_imported_before_they_are_needed(tmp_path: Path, code: str) -> None:

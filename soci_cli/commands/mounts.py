@@ -1,0 +1,81 @@
+"""`soci mounts`."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+
+import click
+
+from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.durations import ago
+from soci_cli.commands.output import clean, columns
+from soci_cli.lazy.mounts import MountFolder, MountRecord, Mounts, state_root
+
+_TITLES = ["IMAGE", "FOLDER", "PLATFORM", "LAYERS", "STATE", "MODE", "MOUNTED"]
+
+
+@click.command()
+@format_flag
+@common_flags
+@pass_app
+def command(app: App, format_: str) -> None:
+    """List the images that you mounted, the oldest first; with --quiet their folders only.
+
+    A mount whose server crashed gives errors to whoever reads it; soci umount takes it away. With --format
+    json each mount is an object on a line of its own.
+
+    \b
+    soci mounts --format json
+    """
+    rows = [_TITLES]
+    for folder, record in Mounts(state_root(os.environ)).all():
+        if format_ == "json":
+            app.output.json(_facts(folder, record), indent=None)
+        elif app.quiet:
+            app.output.result(record.target)
+        else:
+            rows.append(
+                [
+                    clean(record.image),
+                    clean(record.target),
+                    clean(record.platform) or "-",
+                    f"{record.indexed} of {record.layers} lazy",
+                    _state(folder, record),
+                    "rw" if record.writable else "ro",
+                    ago(_time(record)),
+                ]
+            )
+    if format_ == "text" and not app.quiet:
+        for line in columns(rows):
+            app.output.result(line)
+
+
+def _facts(folder: MountFolder, record: MountRecord) -> dict[str, object]:
+    return {
+        "image": record.image,
+        "digest": record.digest,
+        "platform": record.platform,
+        "folder": record.target,
+        "state": _state(folder, record),
+        "kind": record.kind,
+        "rw": record.writable,
+        "layers": record.layers,
+        "lazy_layers": record.indexed,
+        "pid": record.pid,
+        "started": _time(record).isoformat(),
+        "log": str(folder.log),
+    }
+
+
+def _state(folder: MountFolder, record: MountRecord) -> str:
+    if not folder.is_served():
+        return "crashed"
+    return "serving" if record.kind else "starting"
+
+
+def _time(record: MountRecord) -> datetime:
+    try:
+        return datetime.fromtimestamp(record.started, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, timezone.utc)

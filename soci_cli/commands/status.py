@@ -1,0 +1,67 @@
+"""What happens to the errors of a command: one line, and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from soci_cli.commands.app import App
+from soci_cli.commands.output import clean
+from soci_cli.errors import SociError
+
+
+class ReaderIsGone(Exception):
+    """Who read our output went away. Not an OSError, which click would turn into exit status 1."""
+
+
+def status_of(app: App, command: Callable[[], Any]) -> int:
+    """Runs a command; the exit status, with what went wrong said on stderr.
+
+    0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 130 for Ctrl-C.
+    """
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("soci: interrupted", file=sys.stderr)
+        return 130
+    except (BrokenPipeError, ReaderIsGone):
+        _drop_output()
+        return 141
+    except SociError as error:
+        report(app, str(error))
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        report(app, f"{where}{error.strerror or error}")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        return 1
+    except MemoryError:
+        report(app, "not enough memory")
+        return 1
+
+
+def _drop_output() -> None:
+    """Keep Python from trying again, at its end, to write what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report(app: App, message: str) -> None:
+    """Says on stderr what went wrong."""
+    if app.debug:
+        traceback.print_exc()
+    print(f"soci: {clean(message)}", file=sys.stderr)

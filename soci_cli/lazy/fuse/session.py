@@ -1,0 +1,450 @@
+"""One FUSE connection: requests from the kernel are read and answered by one thread.
+
+What can be answered at once is. A read that needs bytes from elsewhere goes to a thread of its layer, so a
+layer that hangs holds up nothing but reads of itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from soci_cli.errors import SociError
+from soci_cli.lazy.fuse import wire
+from soci_cli.lazy.fuse.filesystem import Content, Tree
+from soci_cli.lazy.layer import LayerFiles
+from soci_cli.ztoc.reader import clean_path, show_name
+
+_WANTED = (
+    wire.ASYNC_READ
+    | wire.DO_READDIRPLUS
+    | wire.NO_OPEN_SUPPORT
+    | wire.PARALLEL_DIROPS
+    | wire.MAX_PAGES
+    | wire.CACHE_SYMLINKS
+    | wire.NO_OPENDIR_SUPPORT
+    | wire.EXPLICIT_INVAL_DATA
+)
+_COPIED = 4096  # up to here, joining is quicker than writing in parts
+_READERS = 32
+_IDLE = 10.0
+_WATCH_PAUSE = 0.5
+_MAX_LISTINGS = 64
+_MAX_LISTED = 50_000
+_FATAL = 1 << 8  # SIGKILL, which the kernel makes of every signal that ends a process
+
+Log = Callable[[str], None]
+OnRead = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A read that waits for bytes from elsewhere."""
+
+    unique: int
+    content: Content
+    start: int
+    length: int
+    thread: int  # who waits for it, 0 when that cannot be seen from here
+
+
+class Session:
+    """Serves a tree over the file descriptor of a FUSE connection, which it closes at its end."""
+
+    def __init__(self, fd: int, tree: Tree, log: Log, on_read: OnRead | None = None) -> None:
+        """`log` is given a line for each read that fails.
+
+        `on_read` is called with layer and entry when a file is read, again only after another file was.
+        """
+        self._fd = fd
+        self._tree = tree
+        self._log = log
+        self._on_read = on_read
+        self._last_read = 0
+        self._listings: OrderedDict[int, list[tuple[bytes, int]]] = OrderedDict()
+        self._listed = 0
+        self._waiting: dict[int, _Waiting] = {}
+        self._interrupted: dict[int, _Waiting] = {}
+        self._readers: dict[int, _Readers] = {}
+        self._aborted = False
+        self._ended = threading.Event()
+        self._mutex = threading.Lock()  # of the descriptor, for all but the thread in `run`
+        self._watcher: threading.Thread | None = None
+        self._no_open: set[int] = set()
+        self._handlers: dict[int, Callable[[int, memoryview], bytes]] = {
+            wire.LOOKUP: self._lookup,
+            wire.GETATTR: self._getattr,
+            wire.READLINK: self._readlink,
+            wire.STATFS: self._statfs,
+            wire.READDIR: self._readdir,
+            wire.READDIRPLUS: self._readdirplus,
+            wire.GETXATTR: self._getxattr,
+            wire.LISTXATTR: self._listxattr,
+            wire.RELEASE: self._nothing,
+            wire.RELEASEDIR: self._nothing,
+            wire.DESTROY: self._nothing,
+            **dict.fromkeys(wire.WRITING, self._refuse),
+        }
+
+    def run(self) -> None:
+        """Serves until the file system is unmounted, or the connection aborted."""
+        try:
+            buffer = bytearray(wire.READ_BUFFER)
+            view, buffers = memoryview(buffer), [buffer]
+            while not self._aborted:
+                try:
+                    length = os.readv(self._fd, buffers)
+                except InterruptedError:
+                    continue
+                except OSError as error:
+                    # ENOENT: the request was interrupted before it could be read.
+                    if error.errno in (errno.EAGAIN, errno.ENOENT):
+                        continue
+                    if error.errno not in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+                        self._log(f"{self._tree.image.name}: the FUSE connection broke: {error}")
+                    return
+                if not length:
+                    return
+                self._serve(view[:length])
+        finally:
+            self.abort()
+            for readers in self._readers.values():
+                readers.close()
+            with self._mutex:
+                fd, self._fd = self._fd, -1
+                os.close(fd)
+            self._ended.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the end; whether it came."""
+        return self._ended.wait(timeout)
+
+    def abort(self) -> None:
+        """Fails all reads that wait. The next request of any kind ends the connection."""
+        self._aborted = True
+        for unique in list(self._waiting):
+            self._finish(unique, -errno.EIO, b"")
+
+    # Requests.
+
+    def _serve(self, request: memoryview) -> None:
+        """Answers one request."""
+        if len(request) < wire.IN_HEADER.size:
+            return
+        _, opcode, unique, node, _, _, thread, _, _ = wire.IN_HEADER.unpack_from(request)
+        body = request[wire.IN_HEADER.size :]
+        if opcode in (wire.FORGET, wire.BATCH_FORGET):
+            return
+        try:
+            if opcode == wire.READ:
+                self._read(unique, node, thread, body)
+                return
+            if opcode == wire.INTERRUPT:
+                self._interrupt(body)
+                return
+            handler = self._handlers.get(opcode)
+            if handler is not None:
+                self._answer(unique, 0, handler(node, body))
+            elif opcode == wire.INIT:
+                self._answer(unique, 0, self._init(body))
+            elif opcode in (wire.OPEN, wire.OPENDIR):
+                self._answer(unique, 0, self._open(opcode))
+            else:
+                self._answer(unique, -errno.ENOSYS, b"")
+        except OSError as error:
+            self._answer(unique, -(error.errno or errno.EIO), b"")
+        except SociError as error:
+            self._log(f"{self._tree.image.name}: {error}")
+            self._answer(unique, -errno.EIO, b"")
+        except Exception as error:  # noqa: BLE001 - a defect must not take the mount with it
+            self._log(f"{self._tree.image.name}: request {opcode} failed: {_last_line(error)}")
+            self._answer(unique, -errno.EIO, b"")
+
+    def _answer(self, unique: int, error: int, data: bytes) -> None:
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), error, unique)
+        try:
+            if len(data) < _COPIED:
+                os.write(self._fd, header + data)
+            else:
+                os.writev(self._fd, (header, data))
+        except OSError as problem:
+            # ENOENT: nobody waits any more. ENODEV and EBADF: the end, which the next read shows.
+            if problem.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF):
+                self._log(f"{self._tree.image.name}: an answer was refused: {problem}")
+
+    def _init(self, body: memoryview) -> bytes:
+        major, minor, _, flags = wire.INIT_IN.unpack_from(body)
+        if (major, minor) < (wire.MAJOR, wire.OLDEST_MINOR):
+            self._log(
+                f"FUSE {major}.{minor} of this kernel is too old; Linux 5.4 is needed at least"
+            )
+            raise OSError(errno.EPROTO, "the kernel is too old")
+        flags &= _WANTED
+        # The kernel opens without asking once it was answered ENOSYS.
+        if flags & wire.NO_OPEN_SUPPORT:
+            self._no_open.add(wire.OPEN)
+        if flags & wire.NO_OPENDIR_SUPPORT:
+            self._no_open.add(wire.OPENDIR)
+        return wire.init_out(minor, flags)
+
+    def _open(self, opcode: int) -> bytes:
+        if opcode in self._no_open:
+            raise OSError(errno.ENOSYS, "opened without asking")
+        return wire.OPEN_OUT.pack(0, wire.KEEP_CACHE | wire.CACHE_DIR * (opcode == wire.OPENDIR), 0)
+
+    def _nothing(self, node: int, body: memoryview) -> bytes:
+        return b""
+
+    def _refuse(self, node: int, body: memoryview) -> bytes:
+        raise OSError(errno.EROFS, "nothing can be written")
+
+    def _lookup(self, parent: int, body: memoryview) -> bytes:
+        name = _text(body)
+        if len(name) > wire.MAX_NAME:
+            raise OSError(errno.ENAMETOOLONG, "the name is too long")
+        node = self._tree.lookup(parent, name)
+        if not node:
+            return wire.NO_ENTRY
+        try:
+            return wire.entry_out(node, self._tree.attr(node))
+        except FileNotFoundError:  # it has a type that cannot be shown
+            return wire.NO_ENTRY
+
+    def _getattr(self, node: int, body: memoryview) -> bytes:
+        return wire.attr_out(self._tree.attr(node))
+
+    def _readlink(self, node: int, body: memoryview) -> bytes:
+        return self._tree.link(node)
+
+    def _statfs(self, node: int, body: memoryview) -> bytes:
+        return wire.statfs_out(sum(layer.descriptor.size for layer in self._tree.image.layers))
+
+    def _getxattr(self, node: int, body: memoryview) -> bytes:
+        size, _ = wire.XATTR_IN.unpack_from(body)
+        value = self._tree.xattr(node, _text(body[wire.XATTR_IN.size :]))
+        if value is None:
+            raise OSError(errno.ENODATA, "no such attribute")
+        return _sized(value, size)
+
+    def _listxattr(self, node: int, body: memoryview) -> bytes:
+        size, _ = wire.XATTR_IN.unpack_from(body)
+        return _sized(b"".join(key + b"\0" for key, _ in self._tree.xattrs(node)), size)
+
+    # Folders.
+
+    def _readdir(self, node: int, body: memoryview) -> bytes:
+        return self._list(node, body, self._plain)
+
+    def _readdirplus(self, node: int, body: memoryview) -> bytes:
+        return self._list(node, body, self._plus)
+
+    def _list(self, node: int, body: memoryview, pack: Callable[[int, bytes, int], bytes]) -> bytes:
+        """What of a folder fits into an answer. The offset is how many names were given before."""
+        _, offset, size, _ = wire.READ_IN.unpack_from(body)
+        listing = self._listing(node, offset)
+        parts = []
+        for number in range(offset, len(listing)):
+            name, child = listing[number]
+            try:
+                part = pack(number + 1, name, child)
+            except FileNotFoundError:  # it has a type that cannot be shown
+                continue
+            size -= len(part)
+            if size < 0:
+                break
+            parts.append(part)
+        return b"".join(parts)
+
+    def _plain(self, offset: int, name: bytes, node: int) -> bytes:
+        return wire.dirent(node, offset, wire.mode_of(self._tree.attr(node)), name)
+
+    def _plus(self, offset: int, name: bytes, node: int) -> bytes:
+        attr = self._tree.attr(node)
+        known = node if name not in (b".", b"..") else 0  # of these the kernel wants no node
+        return wire.entry_out(known, attr) + wire.dirent(node, offset, wire.mode_of(attr), name)
+
+    def _listing(self, node: int, offset: int) -> Sequence[tuple[bytes, int]]:
+        """What is in a folder; kept for a while, because a long folder takes many requests."""
+        listing = self._listings.pop(node, None)
+        if listing is None:
+            parent = self._tree.parent(node)
+            listing = [(b".", node), (b"..", parent), *self._tree.children(node)]
+            self._listed += len(listing)
+        self._listings[node] = listing
+        while len(self._listings) > 1 and (
+            self._listed > _MAX_LISTED or len(self._listings) > _MAX_LISTINGS
+        ):
+            _, dropped = self._listings.popitem(last=False)
+            self._listed -= len(dropped)
+        return listing
+
+    # Reading.
+
+    def _read(self, unique: int, node: int, thread: int, body: memoryview) -> None:
+        _, offset, size, _ = wire.READ_IN.unpack_from(body)
+        content = self._tree.content(node)
+        if self._on_read is not None and node != self._last_read:
+            self._last_read = node
+            self._on_read(content.layer, content.entry)
+        length = max(0, min(size, content.size - offset))
+        start = content.offset + offset
+        try:
+            data = content.archive.ready(start, length) if length else b""
+        except SociError as error:
+            self._log(self._failure(content, str(error)))
+            raise OSError(errno.EIO, "unreadable") from None
+        if data is not None:
+            self._answer(unique, 0, data)
+            return
+        waiting = _Waiting(unique, content, start, length, thread)
+        self._waiting[unique] = waiting
+        readers = self._readers.get(content.layer)
+        if readers is None:
+            readers = self._readers[content.layer] = _Readers(self._fetch)
+        readers.put(waiting)
+
+    def _fetch(self, waiting: _Waiting) -> None:
+        """Reads what comes from elsewhere, and answers. In a thread of the layer."""
+        if waiting.unique not in self._waiting:
+            return
+        content = waiting.content
+        data, status = b"", -errno.EIO
+        try:
+            name = _name(self._tree.image.layers[content.layer].files, content.entry)
+            data = content.archive.read(waiting.start, waiting.length, name)
+            status = 0
+        except SociError as error:
+            self._log(self._failure(content, str(error)))
+        except Exception as error:  # noqa: BLE001 - a defect must not leave the reader waiting
+            self._log(self._failure(content, _last_line(error)))
+        finally:
+            self._finish(waiting.unique, status, data)
+
+    def _finish(self, unique: int, status: int, data: bytes) -> None:
+        """Answers a read that waited, unless that was done already."""
+        if self._waiting.pop(unique, None) is None:
+            return
+        with self._mutex:
+            if self._fd >= 0:
+                self._answer(unique, status, data)
+
+    def _failure(self, content: Content, problem: str) -> str:
+        """The line about a read that failed."""
+        layer = self._tree.image.layers[content.layer]
+        name = show_name(b"/" + _name(layer.files, content.entry))
+        digest, image = layer.descriptor.digest, self._tree.image.name
+        what = name if digest in problem else f"{name} in layer {digest}"
+        if image not in problem:
+            what += f" of {image}"
+        return f"cannot read {what}: {problem}"
+
+    # Interrupts. Only who is being killed is let go: others may not expect an interrupted read, and
+    # for a page of a program that is run it would be fatal.
+
+    def _interrupt(self, body: memoryview) -> None:
+        (unique,) = wire.INTERRUPT_IN.unpack_from(body)
+        waiting = self._waiting.get(unique)
+        if waiting is None or not waiting.thread:
+            return
+        if _is_dying(waiting.thread):
+            self._finish(unique, -errno.EINTR, b"")
+            return
+        # The kernel says it once only, and the signal that kills may come later.
+        self._interrupted[unique] = waiting
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name="soci-watch", daemon=True)
+            self._watcher.start()
+
+    def _watch(self) -> None:
+        """Lets those go that were interrupted and are killed now."""
+        while not self._ended.wait(_WATCH_PAUSE):
+            for unique, waiting in list(self._interrupted.items()):
+                if unique not in self._waiting:
+                    del self._interrupted[unique]
+                elif _is_dying(waiting.thread):
+                    self._finish(unique, -errno.EINTR, b"")
+
+
+class _Readers:
+    """The threads that read of one layer what comes from elsewhere: started when needed, some at most."""
+
+    def __init__(self, work: Callable[[_Waiting], None]) -> None:
+        self._work = work
+        self._jobs: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
+
+    def put(self, job: _Waiting) -> None:
+        """Hands on a read."""
+        with self._changed:
+            self._jobs.append(job)
+            if self._idle >= len(self._jobs) or self._threads >= _READERS:
+                self._changed.notify()
+                return
+            self._threads += 1
+        threading.Thread(target=self._run, name="soci-read", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the threads; what hangs is left behind."""
+        with self._changed:
+            self._closed = True
+            self._jobs.clear()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            self._work(job)
+
+    def _next(self) -> _Waiting | None:
+        """What to read next; None after a while without work."""
+        with self._changed:
+            self._idle += 1
+            self._changed.wait_for(lambda: self._jobs or self._closed, _IDLE)
+            self._idle -= 1
+            if self._jobs:
+                return self._jobs.popleft()
+            self._threads -= 1
+            return None
+
+
+def _name(files: LayerFiles, entry: int) -> bytes:
+    return clean_path(files.name(entry))
+
+
+def _text(body: memoryview) -> bytes:
+    """A name that ends with NUL."""
+    return bytes(body).partition(b"\0")[0]
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """The answer about xattrs: the value, or only its size when no room was offered."""
+    if not size:
+        return wire.XATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, "too small")
+    return value
+
+
+def _is_dying(thread: int) -> bool:
+    """Whether a thread has been killed (proc_pid_status(5)), or is gone."""
+    try:
+        lines = Path(f"/proc/{thread}/status").read_bytes().splitlines()
+    except OSError:
+        return True
+    masks = [line.split()[1] for line in lines if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+    return any(int(mask, 16) & _FATAL for mask in masks)
+
+
+def _last_line(error: BaseException) -> str:
+    """What and where, for a defect."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return f"{' '.join(text.split())} ({Path(place.filename).name}:{place.lineno})"

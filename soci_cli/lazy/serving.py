@@ -1,0 +1,170 @@
+"""The server of one mounted image, from the mount until it is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from soci_cli.closing import Closing
+from soci_cli.errors import SociError
+from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
+from soci_cli.lazy.control import ControlServer
+from soci_cli.lazy.fetching import Fetching
+from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, unmount
+from soci_cli.lazy.image import LazyImage, LazyLayer
+from soci_cli.lazy.log import Log
+from soci_cli.lazy.mounts import MountRecord, OwnFolder, mount_at
+from soci_cli.lazy.record import Recorder
+from soci_cli.lazy.spans import LayerSpans
+from soci_cli.lazy.stats import Presence
+from soci_cli.lazy.whole import WholeLayer
+
+READAHEAD = 64 << 20
+"""Uncompressed bytes that are fetched ahead where a layer is read in order."""
+
+_SWITCH_INTERVAL = 0.0005
+_M_ARENA_MAX = -8  # malloc.h
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How an image is mounted, what is fetched unasked, and where the files that are read are written."""
+
+    mount: MountOptions
+    background: BackgroundOptions
+    prefetch: bool = True
+    record: Path | None = None
+
+
+class Server(Closing):
+    """An image that is mounted. Make it, say that it is ready, and `run` it until the mount is gone."""
+
+    def __init__(
+        self,
+        image: LazyImage,
+        fetching: Fetching,
+        folder: OwnFolder,
+        record: MountRecord,
+        options: ServeOptions,
+        log: Log,
+    ) -> None:
+        """Mounts the image. Raises what mounting raises, and StorageError."""
+        self.log = log
+        self.folder = folder
+        self._image = image
+        self._fetching = fetching
+        self._record = record
+        self._options = options
+        self._ending = threading.Event()
+        raise_limits()
+        with ExitStack() as stack:
+            recorder = None
+            if options.record is not None:
+                recorder = Recorder(image, options.record)
+                stack.callback(self._quietly, recorder.close)
+            target = Path(record.target)
+            self._mounted: MountedImage = mount_image(
+                image, target, folder.scratch, options.mount, log, recorder
+            )
+            stack.callback(self._mounted.close)
+            point = mount_at(record.target)
+            folder.write(
+                dataclasses.replace(
+                    record, kind=self._mounted.kind, device=point.device if point else ""
+                )
+            )
+            answers: dict[str, Callable[[], object]] = {
+                "stats": self._statistics,
+                "stop": lambda: unmount(target),
+                "abort": self._mounted.abort,
+            }
+            stack.enter_context(ControlServer(folder.path, answers))
+            self._stack = stack.pop_all()
+
+    def run(self) -> None:
+        """Serves until the mount is gone, by whoever unmounts it."""
+        threading.Thread(target=self._end, name="soci-end", daemon=True).start()
+        # What is here now stays: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        with BackgroundFetcher(
+            self._image.layers, self._fetching, self._options.background
+        ) as ahead:
+            if self._options.prefetch:
+                work = partial(self._prefetch, ahead)
+                threading.Thread(target=work, name="soci-prefetch", daemon=True).start()
+            self._mounted.serve()
+
+    def end(self) -> None:
+        """Asks for the end, from a signal handler or any thread."""
+        self._ending.set()
+
+    def close(self) -> None:
+        """Unmounts what is still mounted, and writes what is left to write."""
+        self._stack.close()
+
+    def _end(self) -> None:
+        self._ending.wait()
+        try:
+            unmount(Path(self._record.target))
+        except SociError as error:
+            self.log(f"{error}; taken away all the same, because the server was told to end")
+            self._quietly(self._mounted.abort)
+
+    def _prefetch(self, ahead: BackgroundFetcher) -> None:
+        for number, layer in enumerate(self._image.layers):
+            self._quietly(lambda: ahead.prefetch(number, layer.prefetch_ranges()))  # noqa: B023
+
+    def _quietly(self, work: Callable[[], object]) -> None:
+        """Does what may fail without harm to the rest."""
+        try:
+            work()
+        except SociError as error:
+            self.log(str(error))
+
+    def _statistics(self) -> object:
+        return {
+            **dataclasses.asdict(self._fetching.stats.report()),
+            "layers": [_presence(layer) for layer in self._image.layers],
+            "log_lines": self.log.count,
+            "log_recent": self.log.recent,
+            "seconds": time.time() - self._record.started,
+        }
+
+
+def _presence(layer: LazyLayer) -> dict[str, object]:
+    """How much of a layer is on this machine, in uncompressed bytes."""
+    archive = layer.archive
+    found = Presence(0, 0, 0, 0)
+    if isinstance(archive, LayerSpans):
+        found = archive.presence()
+    elif isinstance(archive, WholeLayer):
+        size = archive.ztoc.compressed_archive_size
+        found = Presence(0, 0, size, size)
+    return {"digest": layer.descriptor.digest, "lazy": layer.indexed, **dataclasses.asdict(found)}
+
+
+def raise_limits() -> None:
+    """Lets this process open as many files as the system lets it: the cache's entries stay open."""
+    with suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # glibc gives each thread a heap, which keeps what is free there from the others.
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def counted(layers: Sequence[LazyLayer]) -> tuple[int, int]:
+    """How many layers there are, and how many of them stay where they are."""
+    return len(layers), sum(layer.indexed for layer in layers)

@@ -1,0 +1,461 @@
+"""Real mounts: the kernel's FUSE and overlayfs, as root, in a user namespace and as an ordinary user."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from soci_cli.errors import BusyError, MountError
+from soci_cli.lazy import LazyImage
+from soci_cli.lazy.fuse import MountOptions, mount_image, mounting, unmount, unmount_below
+from soci_cli.lazy.layer import IMPLIED
+from soci_cli.lazy.mounts import mount_at, mount_points
+from tests.integration.conftest import need
+from tests.lazy.fuse.tools import (
+    PATIENCE,
+    Bytes,
+    content,
+    errno_of,
+    file,
+    image_with,
+    layer_of,
+    mounted,
+    names,
+    need_fuse,
+)
+from tests.lazy.test_image import converted, walk  # noqa: F401 - a fixture
+from tests.lazy.tools import entry, opened
+
+_FORMATS = {
+    "reg": stat.S_IFREG,
+    "dir": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+    "char": stat.S_IFCHR,
+    "block": stat.S_IFBLK,
+    "fifo": stat.S_IFIFO,
+}
+_NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def _fuse() -> None:
+    need_fuse()
+
+
+def check(image: LazyImage, target: Path) -> None:
+    """The mounted files are those of the image, and no others."""
+    files = [one for one in (image.root, *walk(image)) if image.type_of(one) in _FORMATS]
+    for one in files:
+        node, path = image.node(one), target / os.fsdecode(one.path)
+        found = path.lstat()
+        assert found.st_mode == _FORMATS[node.type] | node.mode, path
+        assert (found.st_uid, found.st_gid) == (node.uid, node.gid), path
+        assert found.st_mtime_ns == node.mtime_ns, path
+        if node.type != "dir":
+            assert (found.st_size, found.st_nlink) == (node.size, image.link_count(one)), path
+        if node.type in ("char", "block"):
+            assert found.st_rdev == os.makedev(node.devmajor, node.devminor), path
+        if node.type == "symlink":
+            assert os.fsencode(path.readlink()) == node.linkname
+        if node.type == "reg":
+            assert path.read_bytes() == b"".join(image.pieces(one)), path
+        xattrs = {
+            os.fsencode(name): os.getxattr(path, name, follow_symlinks=False)
+            for name in os.listxattr(path, follow_symlinks=False)
+        }
+        named = one.entry != IMPLIED
+        assert xattrs == (dict(image.layers[one.layer].files.xattrs(one.entry)) if named else {}), (
+            path
+        )
+    there = {os.fsencode(path.relative_to(target)) for path in target.rglob("*")}
+    assert there == {one.path for one in files[1:]}
+
+
+def xattr(name: str, value: bytes) -> tuple[bytes, bytes]:
+    return b"SCHILY.xattr." + name.encode(), value
+
+
+@pytest.fixture
+def odd() -> LazyImage:
+    """Layers with everything that overlayfs treats in a special way."""
+    lower = [
+        entry("", "dir", mode=0o751, uid=5, gid=6, mod_time=b"1969-12-31T23:59:59.25Z"),
+        entry("a", "dir", mode=0o700, uid=7),
+        file("a/f", 0, 5000, uid=1 << 20, mod_time=b"2262-01-01T00:00:00.123456789Z"),
+        file("a/suid", 0, 5000),
+        entry("a/hard", "hardlink", linkname=b"a/f"),
+        entry("gone", "dir"),
+        file("gone/x", 0, 10),
+        entry("opaque", "dir"),
+        file("opaque/old", 0, 10),
+        file("both", 0, 10),
+        entry("both2", "dir"),
+        file("both2/old", 0, 10),
+        entry("null", "char", devmajor=1, devminor=3, mode=0o666),
+        entry("disk", "block", devmajor=259, devminor=70000, mode=0o660),
+        entry("pipe", "fifo"),
+        entry("socket", "socket"),
+        entry("link", "symlink", linkname=b"a/f", mode=0o777),
+        entry("dangling", "symlink", linkname=b"x" * 4000, mode=0o777),
+        file(b"\xff\xfe name \n", 0, 10),
+        file("n" * 255, 0, 10),
+        file("empty", 0, 0),
+        entry("x", "dir", xattrs=(xattr("user.a", b"1"), xattr("trusted.b", b"2"))),
+        file(
+            "x/file",
+            0,
+            1,
+            xattrs=(xattr("user.a", b""), xattr("trusted.overlay.opaque", b"y")),
+        ),
+        entry("x/steer", "dir", xattrs=(xattr("trusted.overlay.redirect", b"/a"),)),
+    ]
+    upper = [
+        file(".wh.gone", 0, 0),
+        file("opaque/.wh..wh..opq", 0, 0),
+        file("opaque/new", 8, 100),
+        file("both", 16, 20),
+        file(".wh.both", 0, 0),
+        entry("both2", "dir"),
+        file(".wh.both2", 0, 0),
+        file("both2/new", 24, 20),
+        file("a/new", 32, 1 << 20),  # nobody names its folder in this layer
+        file("implied/deep/file", 40, 40),
+        file("link", 48, 40),
+    ]
+    return image_with(lower, upper, [file("top", 0, 10)])
+
+
+def test_odd_files(odd: LazyImage, tmp_path: Path) -> None:
+    """Whiteouts, opaque and implied folders, links, devices, times, names, xattrs."""
+    with mounted(odd, tmp_path) as (made, target, log):
+        assert made.kind == "overlay"
+        check(odd, target)
+        assert not (target / "gone").exists()
+        assert names(target / "both2") == ["new"]
+        assert names(target / "opaque") == ["new"]
+        assert (target / "a/f").samefile(target / "a/hard")
+        assert not (target / "socket").exists()
+        found = mount_at(str(target))
+        assert found is not None
+        assert (found.kind, found.source) == ("overlay", "soci:example.org/image:1")
+        assert errno_of(lambda: (target / "a/f").write_bytes(b"")) == errno.EROFS
+        assert errno_of(lambda: (target / "null").read_bytes()) == errno.EACCES  # nodev
+    assert not log
+    assert mount_at(str(target)) is None
+
+
+def test_root_that_is_opaque(tmp_path: Path) -> None:
+    """It hides all that is below."""
+    image = image_with([file("old", 0, 1)], [file(".wh..wh..opq", 0, 0), file("new", 0, 1)], [])
+    with mounted(image, tmp_path) as (_, target, _):
+        check(image, target)
+        assert names(target) == ["new"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 300])
+def test_numbers_of_layers(count: int, tmp_path: Path) -> None:
+    """None, one, and many."""
+    layers = [[file(f"f{number % 250}", 8 * number, 10)] for number in range(count)]
+    image = image_with(*layers)
+    with mounted(image, tmp_path) as (_, target, _):
+        check(image, target)
+
+
+def test_too_many_layers(tmp_path: Path) -> None:
+    """overlayfs has a limit."""
+    image = image_with(*[[file("f", 0, 1)]] * 500)
+    with pytest.raises(MountError, match="has 500 layers"), mounted(image, tmp_path):
+        pass
+
+
+def test_whole_image(converted: Path, tmp_path: Path) -> None:  # noqa: F811
+    """An image with zTOCs, and the same files once more when everything is in the cache."""
+    with opened(f"oci:{converted}", tmp_path / "cache") as image:
+        for _ in range(2):
+            with mounted(image, tmp_path) as (_, target, log):
+                check(image, target)
+            assert not log
+
+
+def test_writing(odd: LazyImage, tmp_path: Path) -> None:
+    """With a folder for it, everything can be changed, and nothing of that reaches the image."""
+    with mounted(odd, tmp_path, MountOptions(writable=True)) as (_, target, _):
+        found = target.stat()
+        assert (found.st_mode, found.st_uid, found.st_gid) == (stat.S_IFDIR | 0o751, 5, 6)
+        (target / "a/f").write_bytes(b"new")
+        (target / "made").mkdir()
+        shutil.rmtree(target / "a")
+        (target / "both").unlink()
+        with (target / "top").open("ab") as out:
+            out.write(b"more")
+        assert (target / "top").read_bytes() == content(0, 10) + b"more"
+        assert not (target / "a").exists()
+    with mounted(odd, tmp_path) as (_, target, _):
+        check(odd, target)
+
+
+def test_upper_on_overlayfs(odd: LazyImage, tmp_path: Path) -> None:
+    """overlayfs cannot write there: the line says which folder and what to do."""
+    with mounted(odd, tmp_path, MountOptions(writable=True)) as (_, target, _):
+        inner, scratch = tmp_path / "inner", target / "scratch"
+        inner.mkdir()
+        scratch.mkdir()
+        options = MountOptions(writable=True)
+        with pytest.raises(MountError, match=f"{scratch}.*SOCI_STATE"):
+            mount_image(odd, inner, scratch, options, print)
+        assert mount_at(str(inner)) is None
+        assert not any(str(scratch) in point.path for point in mount_points())
+        (target / "below").mkdir()
+        (tmp_path / "scratch2").mkdir()
+        with mount_image(odd, target / "below", tmp_path / "scratch2", MountOptions(), print):
+            assert (target / "below/top").read_bytes() == content(0, 10)
+
+
+def test_without_overlayfs(odd: LazyImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server merges the layers itself; only writing needs overlayfs."""
+    mount = mounting._mount
+
+    def without(kind: str, source: str, target: Path, flags: int, data: str) -> None:
+        if kind == "overlay":
+            raise OSError(errno.ENODEV, "No such device")
+        mount(kind, source, target, flags, data)
+
+    monkeypatch.setattr(mounting, "_mount", without)
+    with mounted(odd, tmp_path) as (made, target, log):
+        assert made.kind == "fuse"
+        check(odd, target)
+        point = mount_at(str(target))
+        assert point is not None
+        assert (point.kind, point.source) == ("fuse.soci", "example.org/image:1")
+    assert not log
+    writable = MountOptions(writable=True)
+    with pytest.raises(MountError, match="no overlayfs"), mounted(odd, tmp_path, writable):
+        pass
+
+
+def test_leftovers(odd: LazyImage, tmp_path: Path) -> None:
+    """What a crash leaves mounted in a scratch folder can be taken away."""
+    (tmp_path / "scratch/deep").mkdir(parents=True)
+    (tmp_path / "aside").mkdir()
+    made = mount_image(odd, tmp_path / "scratch/deep", tmp_path / "aside", MountOptions(), print)
+    unmount_below(tmp_path / "scratch")
+    assert mount_at(str(tmp_path / "scratch/deep")) is None
+    made.serve()
+
+
+def test_suid_and_dev(odd: LazyImage, tmp_path: Path) -> None:
+    """Only who wants them gets them."""
+    with mounted(odd, tmp_path, MountOptions(suid=True, dev=True)) as (_, target, _):
+        assert (target / "null").read_bytes() == b""
+        line = next(
+            line
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+            if f" {target} " in line
+        )
+        assert "nosuid" not in line
+        assert "nodev" not in line
+
+
+def test_bad_targets(odd: LazyImage, tmp_path: Path) -> None:
+    """One line for each."""
+    scratch = tmp_path / "aside"
+    scratch.mkdir()
+    plain = tmp_path / "plain"
+    plain.touch()
+    options = MountOptions()
+    with pytest.raises(MountError, match=r"there is no folder .* mkdir"):
+        mount_image(odd, tmp_path / "none", scratch, options, print)
+    with pytest.raises(MountError, match="is no folder"):
+        mount_image(odd, plain, scratch, options, print)
+    with mounted(odd, tmp_path) as (_, target, _):
+        link = tmp_path / "link"
+        link.symlink_to(target)
+        with pytest.raises(
+            MountError, match=r"mounted already \(example.org/image:1\).*soci umount"
+        ):
+            mount_image(odd, link, scratch, options, print)
+    with pytest.raises(MountError, match="is not mounted"):
+        unmount(target)
+    with pytest.raises(MountError, match="there is no folder"):
+        unmount(tmp_path / "none")
+
+
+def test_unmounting(odd: LazyImage, tmp_path: Path) -> None:
+    """What is in use stays, unless it is forced; then the server ends with the last user."""
+    with mounted(odd, tmp_path) as (made, target, _):
+        with (target / "top").open("rb") as used:
+            with pytest.raises(BusyError, match="in use"):
+                unmount(target)
+            unmount(target, force=True)
+            assert mount_at(str(target)) is None
+            assert used.read() == content(0, 10)
+        made.serve()
+    with mounted(odd, tmp_path) as (made, target, _):
+        subprocess.run(["umount", target], check=True)
+        made.serve()
+
+
+@pytest.fixture
+def hanging() -> Iterator[tuple[LazyImage, Bytes]]:
+    """An image of which one file cannot be read now."""
+    archive = Bytes()
+    archive.far = range(1 << 20, 2 << 20)
+    layer = layer_of(file("near", 8, 9_000), file("far", 1 << 20, 9_000), archive=archive)
+    yield image_with(layer), archive
+    archive.go.set()
+
+
+def wait_for(archive: Bytes) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not archive.fetched and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_reads_that_hang(hanging: tuple[LazyImage, Bytes], tmp_path: Path) -> None:
+    """Others go on, and who waits can be killed."""
+    image, archive = hanging
+    with mounted(image, tmp_path) as (_, target, _):
+        with subprocess.Popen(["cat", target / "far"], stdout=subprocess.PIPE) as reader:
+            wait_for(archive)
+            assert (target / "near").read_bytes() == content(8, 9_000)
+            reader.send_signal(signal.SIGKILL)
+            assert reader.wait(PATIENCE) == -signal.SIGKILL
+        archive.go.set()
+        assert (target / "far").read_bytes() == content(1 << 20, 9_000)
+
+
+def test_abort_of_reads_that_hang(hanging: tuple[LazyImage, Bytes], tmp_path: Path) -> None:
+    """They fail at once, and the mount is gone."""
+    image, archive = hanging
+    with mounted(image, tmp_path) as (made, target, _):
+        with subprocess.Popen(
+            ["cat", target / "far"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as reader:
+            wait_for(archive)
+            with pytest.raises(BusyError):
+                unmount(target)
+            made.abort()
+            assert mount_at(str(target)) is None
+            assert reader.wait(PATIENCE) == 1
+        made.serve()
+
+
+def test_programs_and_chroot(tmp_path: Path) -> None:
+    """A program that is run from the mount, with the image as its root folder."""
+    program = Path(need("ldconfig")).read_bytes()  # statically linked everywhere
+
+    class Program(Bytes):
+        def ready(self, offset: int, length: int) -> bytes | None:
+            return program[offset : offset + length]
+
+    layer = layer_of(file("bin/tool", 0, len(program), mode=0o755), archive=Program())
+    with mounted(image_with(layer), tmp_path) as (_, target, _):
+        command = ["chroot", str(target), "/bin/tool", "--version"]
+        done = subprocess.run(command, capture_output=True, check=True)
+        assert b"ldconfig" in done.stdout
+
+
+_SCRIPT = """
+import os, sys
+from pathlib import Path
+import encodings.idna
+import soci_cli.targets.layout
+from soci_cli.lazy.fuse import MountOptions
+from tests.lazy.fuse.tools import mounted
+from tests.lazy.tools import opened
+from tests.lazy.fuse.test_mounting import check_as
+root, image, user, writable = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "rw"
+if user:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+with opened("oci:" + image, root / "cache") as opened_image:
+    with mounted(opened_image, root, MountOptions(writable=writable)) as (made, target, log):
+        print(made.kind)
+        check_as(opened_image, target, user, writable)
+        print(log)
+"""
+
+
+def check_as(image: LazyImage, target: Path, user: int, writable: bool) -> None:
+    """What somebody sees who is not the real root."""
+    for one in walk(image):
+        path = target / os.fsdecode(one.path)
+        node, found = image.node(one), path.lstat()
+        assert found.st_mode == _FORMATS[node.type] | node.mode, path
+        assert found.st_mtime_ns == node.mtime_ns, path
+        if user and not writable:
+            assert (found.st_uid, found.st_gid) == (node.uid, node.gid), path
+        if node.type == "reg":
+            assert path.read_bytes() == b"".join(image.pieces(one)), path
+    assert names(target / "opaque") == ["new"]
+    assert not (target / "gone").exists()
+    if writable:
+        (target / "etc/hosts").write_text("changed")
+        (target / "opaque/new").unlink()
+        shutil.rmtree(target / "bin")
+        assert (target / "etc/hosts").read_text() == "changed"
+        assert names(target / "opaque") == []
+
+
+def run_script(root: Path, image: Path, user: int, mode: str, *before: str) -> list[str]:
+    command = [*before, sys.executable, "-c", _SCRIPT, str(root), str(image), str(user), mode]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("mode", ["ro", "rw"])
+def test_user_namespace(converted: Path, tmp_path: Path, mode: str) -> None:  # noqa: F811
+    """As the root of a namespace that has no other user."""
+    before = [need("unshare"), "-Urm"]
+    if subprocess.run([*before, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("user namespaces are not allowed")
+    assert run_script(tmp_path, converted, 0, mode, *before) == ["overlay", "[]"]
+
+
+@pytest.fixture
+def device() -> Iterator[None]:
+    """The device as it is on most machines."""
+    path = Path("/dev/fuse")
+    before = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(0o666)
+    yield
+    path.chmod(before)
+
+
+@pytest.fixture
+def public(converted: Path) -> Iterator[Path]:  # noqa: F811
+    """A folder that everybody reaches, with the image."""
+    need("fusermount3")
+    root = Path(
+        subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip()
+    )
+    shutil.copytree(converted, root / "image")
+    subprocess.run(["chown", "-R", f"{_NOBODY}:{_NOBODY}", root], check=True)
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.mark.usefixtures("device")
+def test_ordinary_user(public: Path) -> None:
+    """Through fusermount3, the layers merged by the server."""
+    assert run_script(public, public / "image", _NOBODY, "ro") == ["fuse", "[]"]
+
+
+@pytest.mark.usefixtures("device")
+def test_ordinary_user_who_writes(public: Path) -> None:
+    """By fuse-overlayfs."""
+    need("fuse-overlayfs")
+    assert run_script(public, public / "image", _NOBODY, "rw") == ["fuse-overlayfs", "[]"]
+    assert not any(str(public) in point.path for point in mount_points())
