@@ -18,14 +18,15 @@ from soci_cli.commands.app import App, common_flags, pass_app
 from soci_cli.commands.image_reading import absolute_place, image_flags, opening
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError
-from soci_cli.lazy.mounts import MountRecord, Mounts, describe_process, resolve, state_root
+from soci_cli.lazy.mount_points import resolve
+from soci_cli.lazy.mounts.state import MountRecord, Mounts, describe_process, state_root
 from soci_cli.oci import platforms
 from soci_cli.settings import BackgroundFetch
 from soci_cli.targets import Place
 
 if TYPE_CHECKING:
     from soci_cli.lazy.background import BackgroundOptions
-    from soci_cli.lazy.serving import Server
+    from soci_cli.lazy.mounts.server import Server
 
 _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_other": True}
 
@@ -138,7 +139,7 @@ def command(
 
 
 def _serve_apart(app: App, wish: _Wish, ready: Callable[[int], None]) -> None:
-    from soci_cli.lazy.log import LogFile
+    from soci_cli.lazy.mounts.log import LogFile
 
     with _mounted(app, wish) as server:
         log = LogFile(server.folder.log)
@@ -151,8 +152,8 @@ def _serve_apart(app: App, wish: _Wish, ready: Callable[[int], None]) -> None:
 def _mounted(app: App, wish: _Wish) -> Iterator[Server]:
     """The server of the mount; at the end the mount is gone and so is its state."""
     from soci_cli.lazy.fuse import MountOptions
-    from soci_cli.lazy.log import Log
-    from soci_cli.lazy.serving import READAHEAD, ServeOptions, Server, counted
+    from soci_cli.lazy.mounts.log import Log
+    from soci_cli.lazy.mounts.server import READAHEAD, ServeOptions, Server, counted
 
     pid, process_started, boot_id = describe_process()
     record = MountRecord(

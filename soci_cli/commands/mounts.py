@@ -10,7 +10,7 @@ import click
 from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.durations import ago
 from soci_cli.commands.output import clean, columns
-from soci_cli.lazy.mounts import MountFolder, MountRecord, Mounts, state_root
+from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
 
 _TITLES = ["IMAGE", "FOLDER", "PLATFORM", "LAYERS", "STATE", "MODE", "MOUNTED"]
 

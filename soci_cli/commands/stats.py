@@ -14,8 +14,9 @@ from soci_cli.commands.image_reading import absolute_place
 from soci_cli.commands.output import clean, columns, count, human_size
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
-from soci_cli.lazy.control import ask
-from soci_cli.lazy.mounts import MountFolder, MountRecord, Mounts, resolve, state_root
+from soci_cli.lazy.mount_points import resolve
+from soci_cli.lazy.mounts.control import ask
+from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
 
 _SOURCES = ("demand", "prefetch", "background", "cache")
 _MOST_FILES = 10

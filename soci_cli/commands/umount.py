@@ -11,7 +11,8 @@ from soci_cli.commands.app import App, common_flags, pass_app
 from soci_cli.commands.output import clean
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
-from soci_cli.lazy.mounts import Mounts, mount_at, resolve, state_root
+from soci_cli.lazy.mount_points import mount_at, resolve
+from soci_cli.lazy.mounts.state import Mounts, state_root
 
 # The folder of a mount whose server crashed cannot be read.
 _FOLDER = click.Path(path_type=Path, readable=False)
@@ -42,7 +43,7 @@ def command(app: App, everything: bool, force: bool, folders: tuple[Path, ...]) 
     mounts = Mounts(state_root(os.environ))
     targets = [resolve(folder) for folder in folders]
     if everything:
-        from soci_cli.lazy.unmounting import clear
+        from soci_cli.lazy.mounts.unmounting import clear
 
         for damaged in mounts.damaged():
             clear(damaged)
@@ -59,7 +60,7 @@ def command(app: App, everything: bool, force: bool, folders: tuple[Path, ...]) 
 
 
 def _unmount(app: App, mounts: Mounts, target: Path, force: bool) -> None:
-    from soci_cli.lazy.unmounting import end_mount, unmount_unknown
+    from soci_cli.lazy.mounts.unmounting import end_mount, unmount_unknown
 
     found = mounts.find(target)
     if found is not None:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from soci_cli.closing import Closing
 from soci_cli.errors import (
@@ -59,6 +59,15 @@ class Skipping(Protocol):
         """Bytes before the range that were read and dropped."""
 
 
+Name: TypeAlias = Callable[[], bytes]
+"""Gives the name of the file that is read, which is rarely needed."""
+
+
+def no_name() -> bytes:
+    """For a file that nobody knows."""
+    return b""
+
+
 class Archive(Protocol):
     """The uncompressed archive of a layer, of which ranges can be read."""
 
@@ -68,8 +77,11 @@ class Archive(Protocol):
     def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
         """The bytes [offset, offset + length), waited for. What is fetched is charged to `file`."""
 
-    def ready(self, offset: int, length: int) -> bytes | None:
-        """As `read`, without waiting for the network or for other threads; None when that is needed."""
+    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
+        """As `read`, without waiting for the network or for other threads; None when that is needed.
+
+        `name` gives the file that is charged for what this makes worth fetching ahead.
+        """
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         """As `read`, in pieces, the later ones fetched while the first are used."""
@@ -120,7 +132,7 @@ class LayerSpans(Closing):
         numbers = self._needed(offset, length)
         if not numbers:
             return b""
-        self._follow(numbers, file)
+        self._follow(numbers, lambda: file)
         if len(numbers) > 1:
             self._start(self._absent(numbers), Priority.DEMAND, file)
         start = self._spans.starts[numbers[0]]
@@ -131,12 +143,12 @@ class LayerSpans(Closing):
             for number, begin, count in self._parts(numbers, offset, length)
         )
 
-    def ready(self, offset: int, length: int) -> bytes | None:
+    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
         """See `Archive.ready`."""
         numbers = self._needed(offset, length)
         if not numbers:
             return b""
-        self._follow(numbers, b"")
+        self._follow(numbers, name)
         parts = []
         for number, begin, count in self._parts(numbers, offset, length):
             span = self._find(number)
@@ -333,13 +345,14 @@ class LayerSpans(Closing):
             )
         ]
 
-    def _follow(self, numbers: range, file: bytes) -> None:
+    def _follow(self, numbers: range, name: Name) -> None:
         """Fetches ahead of readers who go through the layer in order."""
         if numbers[-1] != self._streams.latest:
-            self._read_ahead(self._streams.at(numbers, file))
+            ahead = self._streams.at(numbers)
+            if ahead:
+                self._read_ahead(ahead, name())
 
-    def _read_ahead(self, wanted: tuple[range, bytes]) -> None:
-        numbers, file = wanted
+    def _read_ahead(self, numbers: range, file: bytes) -> None:
         if self._fetching.open.is_holding:
             numbers = numbers[: self._spans_in(_HELD_AHEAD)]
         last = min(numbers.stop, len(self._spans))
@@ -566,8 +579,8 @@ class _Streams:
         if not most:
             self.at = _no_readahead  # type: ignore[method-assign]
 
-    def at(self, numbers: range, file: bytes) -> tuple[range, bytes]:
-        """Somebody reads these spans, of `file` if that is known; what to fetch ahead, and for whom."""
+    def at(self, numbers: range) -> range:
+        """Somebody reads these spans; what to fetch ahead."""
         first, last = numbers[0], numbers[-1]
         with self._mutex:
             self.latest = last
@@ -576,30 +589,28 @@ class _Streams:
                     if stream is not self._streams[0]:
                         self._streams.remove(stream)
                         self._streams.appendleft(stream)
-                    return stream.advance(last, self._most, file), stream.file
-            self._streams.appendleft(_Stream(last, file))
-        return range(0), b""
+                    return stream.advance(last, self._most)
+            self._streams.appendleft(_Stream(last))
+        return range(0)
 
 
 class _Stream:
     """One reader: the last span that it read, and those that were wanted ahead of it so far."""
 
-    __slots__ = ("file", "last", "until", "window")
+    __slots__ = ("last", "until", "window")
 
-    def __init__(self, last: int, file: bytes) -> None:
+    def __init__(self, last: int) -> None:
         self.last = last
         self.until = last
         self.window = 0
-        self.file = file
 
     def goes_on_at(self, first: int) -> bool:
         """Whether a read that begins in this span is of the same reader."""
         # Until it is known to be one, only the next span will do.
         return self.last - _SLACK <= first <= self.last + (_SLACK if self.window else 1)
 
-    def advance(self, last: int, most: int, file: bytes) -> range:
+    def advance(self, last: int, most: int) -> range:
         """Its read ends in the span `last`; the spans to fetch ahead."""
-        self.file = file or self.file
         if last <= self.last:
             return range(0)
         self.last = last
@@ -612,8 +623,8 @@ class _Stream:
         return range(begin, self.until + 1)
 
 
-def _no_readahead(numbers: range, file: bytes) -> tuple[range, bytes]:
-    return range(0), b""
+def _no_readahead(numbers: range) -> range:
+    return range(0)
 
 
 class _Reader:

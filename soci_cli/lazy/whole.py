@@ -26,6 +26,7 @@ from soci_cli.errors import (
 )
 from soci_cli.index.layers import compression_of, short
 from soci_cli.lazy.cache import Cache, Claim, archive_key
+from soci_cli.lazy.spans import Name, no_name
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.parallel import Stop, StoppableTask
 from soci_cli.progress import Observer, Task
@@ -93,7 +94,7 @@ class WholeLayer(Closing):
             data = self._exactly(offset, length)
         return data
 
-    def ready(self, offset: int, length: int) -> bytes | None:
+    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
         """See `Archive.ready`."""
         for span in self._needed(offset, length):
             if span not in self._checked:

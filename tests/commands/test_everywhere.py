@@ -286,7 +286,7 @@ def loaded_after(code: str, tmp_path: Path) -> set[str]:
         "from soci_cli.commands import run; run(['--help'])",
         "from soci_cli.commands import run; run(['images'])",
         "import soci_cli.commands.image_convert, soci_cli.commands.ztoc_build",
-        "import soci_cli.commands.mount, soci_cli.lazy.serving, soci_cli.lazy.unmounting",
+        "import soci_cli.commands.mount, soci_cli.lazy.mounts.server, soci_cli.lazy.mounts.unmounting",
     ],
 )
 def test_heavy_modules_are_not_imported_before_they_are_needed(tmp_path: Path, code: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from soci_cli import inspect, open_source, parse_place
-from soci_cli.lazy.mounts import mount_at
+from soci_cli.lazy.mount_points import mount_at
 from soci_cli.server import RegistryServer
 from tests.commands.test_reading import BIG, lower_layer
 from tests.commands.tools import PROJECT, SOCI, Done, environment, process

@@ -19,22 +19,19 @@ from hypothesis import given
 
 from soci_cli.errors import ConfigError, StorageError
 from soci_cli.index.prefetch import read_prefetch_list
-from soci_cli.lazy.control import ControlServer, NoAnswerError, ask
-from soci_cli.lazy.log import Log, LogFile
-from soci_cli.lazy.mounts import (
+from soci_cli.lazy.mount_points import mount_at, mount_points, resolve, users_of
+from soci_cli.lazy.mounts.control import ControlServer, NoAnswerError, ask
+from soci_cli.lazy.mounts.log import Log, LogFile
+from soci_cli.lazy.mounts.record import Recorder
+from soci_cli.lazy.mounts.state import (
     MountFolder,
     MountRecord,
     Mounts,
     OwnFolder,
     describe_process,
-    mount_at,
-    mount_points,
     remove_tree,
-    resolve,
     state_root,
-    users_of,
 )
-from soci_cli.lazy.record import Recorder
 from tests.commands.tools import PROJECT
 
 
@@ -103,7 +100,7 @@ def test_one_mount_for_a_target(mounts: Mounts) -> None:
 def test_a_lock_ends_with_its_process(mounts: Mounts) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from soci_cli.lazy.mounts import *\n"
+        "from soci_cli.lazy.mounts.state import *\n"
         "own = Mounts(Path(sys.argv[1])).create(MountRecord('i', '', '', '/t', *describe_process(), 1.0))\n"
         "print('ready', flush=True); time.sleep(600)"
     )

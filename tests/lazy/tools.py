@@ -20,6 +20,7 @@ from soci_cli.lazy import (
     OpenOptions,
     open_image,
 )
+from soci_cli.lazy.spans import Name, no_name
 from soci_cli.oci import Descriptor
 from soci_cli.targets import BlobReader, Source, open_source, parse_place
 from soci_cli.ztoc import Compression, FileMetadata, build_ztoc, decode_ztoc
@@ -51,7 +52,7 @@ class NoArchive:
     def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
         raise AssertionError("this layer is not read")
 
-    def ready(self, offset: int, length: int) -> bytes | None:
+    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
         raise AssertionError("this layer is not read")
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:

@@ -52,11 +52,16 @@ USER_MARK = b"user.overlay.opaque"
 class Content:
     """Where the bytes of a regular file are: in the archive of `layer`, from `offset`."""
 
+    files: LayerFiles
     layer: int
     entry: int
     archive: Archive
     offset: int
     size: int
+
+    def name(self) -> bytes:
+        """The name that the archive gives the file."""
+        return clean_path(self.files.name(self.entry))
 
 
 class Tree(Protocol):
@@ -143,7 +148,7 @@ class _Files:
                 raise OSError(errno.EINVAL, "no regular file")
             number = (node >> _LAYER_SHIFT) - 1
             archive = self.image.layers[number].archive
-            content = Content(number, entry, archive, found.offset, found.size)
+            content = Content(files, number, entry, archive, found.offset, found.size)
             if len(self._contents) >= _MAX_CONTENTS:
                 self._contents.clear()
             self._contents[node] = content

@@ -38,7 +38,7 @@ from soci_cli.lazy.fuse.filesystem import (
 )
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.image import LazyImage
-from soci_cli.lazy.mounts import mount_at, mount_points, resolve
+from soci_cli.lazy.mount_points import mount_at, mount_points, resolve
 
 SUBTYPE = "soci"
 """What `mount` shows after "fuse.", and before the image's name where overlayfs joins the layers."""

@@ -18,8 +18,7 @@ from pathlib import Path
 from soci_cli.errors import SociError
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import Content, Tree
-from soci_cli.lazy.layer import LayerFiles
-from soci_cli.ztoc.reader import clean_path, show_name
+from soci_cli.ztoc.reader import show_name
 
 _WANTED = (
     wire.ASYNC_READ
@@ -295,7 +294,7 @@ class Session:
         length = max(0, min(size, content.size - offset))
         start = content.offset + offset
         try:
-            data = content.archive.ready(start, length) if length else b""
+            data = content.archive.ready(start, length, content.name) if length else b""
         except SociError as error:
             self._log(self._failure(content, str(error)))
             raise OSError(errno.EIO, "unreadable") from None
@@ -316,8 +315,7 @@ class Session:
         content = waiting.content
         data, status = b"", -errno.EIO
         try:
-            name = _name(self._tree.image.layers[content.layer].files, content.entry)
-            data = content.archive.read(waiting.start, waiting.length, name)
+            data = content.archive.read(waiting.start, waiting.length, content.name())
             status = 0
         except SociError as error:
             self._log(self._failure(content, str(error)))
@@ -337,7 +335,7 @@ class Session:
     def _failure(self, content: Content, problem: str) -> str:
         """The line about a read that failed."""
         layer = self._tree.image.layers[content.layer]
-        name = show_name(b"/" + _name(layer.files, content.entry))
+        name = show_name(b"/" + content.name())
         digest, image = layer.descriptor.digest, self._tree.image.name
         what = name if digest in problem else f"{name} in layer {digest}"
         if image not in problem:
@@ -413,10 +411,6 @@ class _Readers:
                 return self._jobs.popleft()
             self._threads -= 1
             return None
-
-
-def _name(files: LayerFiles, entry: int) -> bytes:
-    return clean_path(files.name(entry))
 
 
 def _text(body: memoryview) -> bytes:

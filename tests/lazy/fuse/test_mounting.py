@@ -19,7 +19,8 @@ from soci_cli.errors import BusyError, MountError
 from soci_cli.lazy import LazyImage
 from soci_cli.lazy.fuse import MountOptions, mount_image, mounting, unmount, unmount_below
 from soci_cli.lazy.layer import IMPLIED
-from soci_cli.lazy.mounts import mount_at, mount_points
+from soci_cli.lazy.mount_points import mount_at, mount_points
+from soci_cli.lazy.spans import Name, no_name
 from tests.integration.conftest import need
 from tests.lazy.fuse.tools import (
     PATIENCE,
@@ -355,7 +356,7 @@ def test_programs_and_chroot(tmp_path: Path) -> None:
     program = Path(need("ldconfig")).read_bytes()  # statically linked everywhere
 
     class Program(Bytes):
-        def ready(self, offset: int, length: int) -> bytes | None:
+        def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
             return program[offset : offset + length]
 
     layer = layer_of(file("bin/tool", 0, len(program), mode=0o755), archive=Program())

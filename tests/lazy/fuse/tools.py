@@ -19,7 +19,8 @@ from soci_cli.lazy import LayerFiles, LazyImage, LazyLayer
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, unmount, wire
 from soci_cli.lazy.fuse.filesystem import Tree
 from soci_cli.lazy.fuse.session import Session
-from soci_cli.lazy.mounts import mount_at
+from soci_cli.lazy.mount_points import mount_at
+from soci_cli.lazy.spans import Name, no_name
 from soci_cli.ztoc import FileMetadata
 from tests.lazy.tools import LAYER, NoArchive
 from tests.ztoc.tools import tar_ztoc
@@ -45,7 +46,7 @@ class Bytes(NoArchive):
         self.go = threading.Event()
         self.fetched: list[tuple[int, int, bytes]] = []
 
-    def ready(self, offset: int, length: int) -> bytes | None:
+    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
         if offset in self.far or offset in self.broken:
             return None
         return content(offset, length)

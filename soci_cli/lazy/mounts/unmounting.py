@@ -7,15 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from soci_cli.errors import BusyError, MountError, StorageError
-from soci_cli.lazy.control import NoAnswerError, ask
 from soci_cli.lazy.fuse.mounting import unmount
-from soci_cli.lazy.mounts import (
-    MountFolder,
-    MountRecord,
-    mount_at,
-    mount_points,
-    users_of,
-)
+from soci_cli.lazy.mount_points import mount_at, mount_points, users_of
+from soci_cli.lazy.mounts.control import NoAnswerError, ask
+from soci_cli.lazy.mounts.state import MountFolder, MountRecord
 
 _PATIENCE = 5.0
 _SHORT = 2.0

@@ -18,18 +18,19 @@ from pathlib import Path
 from soci_cli.closing import Closing
 from soci_cli.errors import SociError
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
-from soci_cli.lazy.control import ControlServer
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, unmount
 from soci_cli.lazy.image import LazyImage, LazyLayer
-from soci_cli.lazy.log import Log
-from soci_cli.lazy.mounts import MountRecord, OwnFolder, mount_at
-from soci_cli.lazy.record import Recorder
+from soci_cli.lazy.mount_points import mount_at
+from soci_cli.lazy.mounts.control import ControlServer
+from soci_cli.lazy.mounts.log import Log
+from soci_cli.lazy.mounts.record import Recorder
+from soci_cli.lazy.mounts.state import MountRecord, OwnFolder
 from soci_cli.lazy.spans import LayerSpans
 from soci_cli.lazy.stats import Presence
 from soci_cli.lazy.whole import WholeLayer
 
-READAHEAD = 64 << 20
+READAHEAD = 128 << 20
 """Uncompressed bytes that are fetched ahead where a layer is read in order."""
 
 _SWITCH_INTERVAL = 0.0005
