@@ -1,12 +1,13 @@
 #!/bin/sh
-# Makes an image in a registry lazily loadable, pulls it without its layers, and reads a file of it. Run by
-# `make demo`. The registry is one of ours, on a free port of this machine, and ends with the script.
+# Makes an image in a registry lazily loadable, pulls it without its layers, reads a file of it, and mounts it.
+# Run by `make demo`. The registry is one of ours, on a free port of this machine, and ends with the script.
 set -eu
 cd "$(dirname "$0")/.."
 rm -rf .demo
 mkdir .demo
-SOCI_ROOT="$PWD/.demo/store" SOCI_CONFIG=/dev/null DOCKER_CONFIG="$PWD/.demo"
-export SOCI_ROOT SOCI_CONFIG DOCKER_CONFIG
+SOCI_ROOT="$PWD/.demo/store" SOCI_CACHE="$PWD/.demo/cache" SOCI_STATE="$PWD/.demo/state"
+SOCI_CONFIG=/dev/null DOCKER_CONFIG="$PWD/.demo"
+export SOCI_ROOT SOCI_CACHE SOCI_STATE SOCI_CONFIG DOCKER_CONFIG
 
 step() { printf '\n== %s\n' "$1"; }
 run() {
@@ -17,7 +18,7 @@ run() {
 step "A registry, and an image with real layers from files of this machine in it"
 soci registry serve --quiet --addr 127.0.0.1:0 .demo/registry >.demo/serve.out &
 registry=$!
-trap 'kill $registry 2>/dev/null || :' EXIT
+trap 'soci umount --quiet --force .demo/mnt 2>/dev/null || :; kill $registry 2>/dev/null || :' EXIT
 trap 'exit 130' INT TERM
 tries=0
 until grep -q '^serving' .demo/serve.out 2>/dev/null; do
@@ -64,3 +65,18 @@ else
     echo "The bytes differ from /$name!" >&2
     exit 1
 fi
+
+step "Mount all of it: what is read is fetched, and nothing else"
+mkdir .demo/mnt
+printf '$ soci mount docker://%s .demo/mnt\n' "$host/app:1-soci"
+if ! soci mount "docker://$host/app:1-soci" .demo/mnt; then
+    echo "This machine lets nobody mount; docs/lazy.md says what that needs."
+    exit 0
+fi
+printf '$ find .demo/mnt -type f | wc -l\n'
+find .demo/mnt -type f | wc -l
+printf '$ cat .demo/mnt/%s > .demo/file\n' "$name"
+cat ".demo/mnt/$name" >.demo/file
+cmp .demo/file "/$name"
+run soci stats .demo/mnt
+run soci umount .demo/mnt
