@@ -7,6 +7,12 @@ missing=
 for tool in docker-registry containerd runc skopeo umoci pigz zstd; do
     command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
+# Packages that are not called like their programs, and only of use on Linux.
+if [ "$(uname)" = Linux ]; then
+    command -v fusermount3 >/dev/null 2>&1 || missing="$missing fuse3"
+    command -v fuse-overlayfs >/dev/null 2>&1 || missing="$missing fuse-overlayfs"
+    command -v getfattr >/dev/null 2>&1 || missing="$missing attr"
+fi
 [ -n "$missing" ] || exit 0
 command -v apt-get >/dev/null 2>&1 || exit 0
 

@@ -91,6 +91,13 @@ def default_sources() -> list[Path]:
     return [Path("/usr"), Path("/var/lib"), Path(sys.base_prefix)]
 
 
+def library_sources() -> list[Path]:
+    """Where a machine has libraries and compilers: few and large files; where it has none, /usr/lib."""
+    patterns = ("*-linux-gnu", "llvm-*", "jvm", "gcc")
+    found = [path for pattern in patterns for path in sorted(Path("/usr/lib").glob(pattern))]
+    return [path for path in found if path.is_dir()] or [Path("/usr/lib")]
+
+
 def find_layer(shape: Shape, sources: Sequence[Path], work: Path) -> Layer | None:
     """The layer as an earlier call made it, or None when there is none of this shape."""
     layer = _layer_path(shape, work)

@@ -24,6 +24,7 @@ from typing import Any
 _SPACING = 4 << 20  # bytes between an index's points: the default span size of a zTOC
 _PLAIN_READ = 256 << 10
 _THREADS = 2
+_GROUP = 8  # spans of a request
 
 Result = dict[str, Any]
 
@@ -234,6 +235,94 @@ def _read_result(start: float, loaded: float, data: bytes) -> Result:
     }
 
 
+def plain_spans(host: str, repository: str, layer: str, ztoc_path: str) -> Result:
+    """Downloads all spans of a layer, checks and inflates them, with two threads; forgets the output.
+
+    It is what reading through spans cannot do without, written as plainly as it goes: a connection for
+    each thread, requests of several spans, one call for each digest and each inflate.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from soci_cli.ztoc import decode_ztoc
+    from soci_cli.ztoc.inflate import backend
+
+    backend()
+    ztoc = decode_ztoc(Path(ztoc_path).read_bytes())
+    count = len(ztoc.spans)
+    groups = [range(at, min(at + _GROUP, count)) for at in range(0, count, _GROUP)]
+    path = f"/v2/{repository}/blobs/{layer}"
+    start = perf_counter()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        work = [pool.submit(_plain_groups, host, path, ztoc, groups) for _ in range(_THREADS)]
+        size = sum(one.result() for one in work)
+    seconds = perf_counter() - start
+    if size != ztoc.uncompressed_archive_size:
+        raise SystemExit(f"inflated {size} bytes, not {ztoc.uncompressed_archive_size}")
+    return {"seconds": seconds, "uncompressed_size": size}
+
+
+def _plain_groups(host: str, path: str, ztoc: Any, groups: list[range]) -> int:
+    """Takes groups of spans until there are none left; how many bytes they inflated to."""
+    from http.client import HTTPConnection
+
+    from soci_cli.ztoc.inflate import RAW, Z_NO_FLUSH, Buffer, Inflater
+
+    spans = ztoc.spans
+    ends = [*spans.starts[1:], ztoc.uncompressed_archive_size]
+    target = Buffer(max(end - start for start, end in zip(spans.starts, ends, strict=True)))
+    source = Buffer(1)
+    connection = HTTPConnection(host)
+    total = 0
+    with suppress(IndexError), Inflater(RAW) as inflater:
+        while True:
+            group = groups.pop()
+            first, last = spans.compressed_range(group[0])[0], spans.compressed_range(group[-1])[1]
+            if len(source.data) < last - first:
+                source = Buffer(last - first)
+            connection.request("GET", path, headers={"Range": f"bytes={first}-{last - 1}"})
+            answer = connection.getresponse()
+            got, view = 0, source.view[: last - first]
+            while moved := answer.readinto(view[got:]):
+                got += moved
+            if answer.status != 206 or got != last - first:
+                raise SystemExit(f"status {answer.status}, {got} bytes")
+            for span in group:
+                begin, end = spans.compressed_range(span)
+                begin, end = begin - first, end - first
+                digest = b"sha256:" + hashlib.sha256(view[begin:end]).hexdigest().encode()
+                if digest != ztoc.span_digests[span]:
+                    raise SystemExit(f"span {span} is wrong")
+                point = spans.checkpoints[span]
+                shared = 1 if point.bits else 0
+                inflater.reset(RAW)
+                inflater.resume(point.bits, view[begin] if shared else 0, point.window)
+                stream = inflater.stream
+                stream.next_in = source.address + begin + shared
+                stream.avail_in = end - begin - shared
+                stream.next_out = target.address
+                stream.avail_out = ends[span] - spans.starts[span]
+                inflater.run(Z_NO_FLUSH)
+                total += ends[span] - spans.starts[span] - stream.avail_out
+    connection.close()
+    return total
+
+
+def read_again(names: str, times: str) -> Result:
+    """Reads files several times, each time anew from their file system. `names` lists them."""
+    paths = Path(names).read_bytes().split(b"\0")
+    buffer = bytearray(1 << 20)
+    start = perf_counter()
+    size = 0
+    for _ in range(int(times)):
+        for path in paths:
+            fd = os.open(path, os.O_RDONLY)
+            while count := os.readv(fd, [buffer]):
+                size += count
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+    return {"seconds": perf_counter() - start, "uncompressed_size": size}
+
+
 def make_layers(request: str) -> Result:
     """Makes layers; `request` is what bench.py wrote."""
     from tests.bench.layers import Shape
@@ -279,6 +368,8 @@ _TASKS: Sequence[Callable[..., Result]] = (
     read_ours,
     read_indexed_gzip,
     read_gzip,
+    plain_spans,
+    read_again,
     make_layers,
 )
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import io
 import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from soci_cli.errors import InvalidDataError, NotFoundError, StorageError, UsageError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.references import parse_reference
-from soci_cli.targets import Layout, Store, read_blob
+from soci_cli.targets import BlobReader, Layout, Store, read_blob
 from tests.targets.images import describe, index_json, noise, push_image, push_index
 
 A = parse_reference("alpine:3")
@@ -245,3 +247,46 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(StorageError, match="neither empty nor"):
         Store(tmp_path).open(A)
+
+
+class Elsewhere:
+    """A place that has one blob, or refuses to answer."""
+
+    def __init__(self, name: str, data: bytes | None) -> None:
+        self.name = name
+        self.asked = 0
+        self._data = data
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        self.asked += 1
+        if self._data is None:
+            raise StorageError(f"{self.name} is down")
+        return Bytes(self._data)
+
+
+class Bytes(io.BytesIO):
+    """A blob that is read."""
+
+
+def test_a_place_that_failed_is_asked_last(tmp_path: Path) -> None:
+    data = noise(7, 1000)
+    places = {"docker://gone.example/x": None, "docker://here.example/x": data}
+    made = {name: Elsewhere(name, data) for name, data in places.items()}
+    store = Store(tmp_path / "store", open_place=cast(Any, made.__getitem__))
+    put(store, "alpine:3")
+    layer = describe(data)
+    for name in places:
+        store.remember_location(layer.digest, name)
+    asked = store.locations(layer.digest)
+    made[asked[0]], made[asked[1]] = (
+        made["docker://gone.example/x"],
+        made["docker://here.example/x"],
+    )
+    with store.open(A) as target:
+        for _ in range(5):
+            with target.fetch(layer) as stream:
+                assert stream.read(2000) == data
+    assert made[asked[0]].asked == 1
+    assert made[asked[1]].asked == 5

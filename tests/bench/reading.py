@@ -1,0 +1,474 @@
+"""Reading images that stay in a registry: mounts and `soci cat`, timed from outside.
+
+A docker-registry on loopback holds the images, also behind a proxy that makes its line slow and long. The
+processes of the registry, of the proxy and of the mount work on the same processors as who reads. "Cold"
+is an empty cache and a new mount, "warm" a full cache and a new mount, whose files the kernel does not
+know yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import monotonic, perf_counter, sleep
+from urllib.request import urlopen
+
+from soci_cli.ztoc import Ztoc, decode_ztoc
+from tests.bench.layers import Layer
+from tests.bench.tasks import make_image
+from tests.servers.docker_registry import DockerRegistry
+from tests.servers.shaping_proxy import ShapingProxy
+
+_SOCI = [sys.executable, "-m", "soci_cli"]
+_ROOT = Path(__file__).resolve().parents[2]
+RATE = 50e6
+"""Bytes a second of the shaped line."""
+DELAY = 0.02
+"""Seconds each way on it."""
+_SMALL = 16 << 10  # bytes of a small file at most
+_SMALL_FILES = 20_000
+_LARGE_BYTES = 1_000_000_000  # what is read ten times
+_TIMES = 10
+_OVERHEAD = 64 << 10  # bytes of manifests, indexes and HTTP when one file is read
+_PAUSE = 0.3
+_END_SECONDS = 30.0
+
+
+class ReadingError(RuntimeError):
+    """A measurement that did not work out."""
+
+
+@dataclass
+class Figure:
+    """One thing that is measured, a value in each round."""
+
+    key: str
+    name: str
+    unit: str
+    does: str
+    values: list[float] = field(default_factory=list)
+    note: str = ""
+    """Why there are no values."""
+
+    @property
+    def middle(self) -> float:
+        """The median of the rounds."""
+        return median(self.values)
+
+
+def _figures() -> dict[str, Figure]:
+    return {
+        key: Figure(key, name, unit, does)
+        for key, name, unit, does in (
+            (
+                "plain",
+                "download, inflate",
+                "MB/s",
+                "two threads: ranges, sha256, inflate; forgotten",
+            ),
+            ("cold", "mount, cold", "MB/s", "find | xargs cat of the folder"),
+            ("cold_ratio", "... to the first", "", "in the same round"),
+            ("warm", "mount, warm", "MB/s", "the same, spans in the cache"),
+            ("shaped", "mount, shaped line", "MB/s", "the same, cold, 50 MB/s and 20 ms"),
+            (
+                "line",
+                "... of the line",
+                "",
+                "the layer's bytes to what the line carries in that time",
+            ),
+            ("copy", "soci cp, cold", "MB/s", "the folder as tar, no mount"),
+            ("tar", "tar -xzf", "MB/s", "the eager way: the layer's file unpacked on disk"),
+            ("ratar_index", "ratarmount, first", "MB/s", "the layer's file indexed and mounted"),
+            ("ratar", "ratarmount", "MB/s", "find | xargs cat, index there, the layer on disk"),
+            ("mount", "soci mount", "s", "three layers, zTOCs in the store"),
+            ("small", "small files, warm", "1/s", "xargs cat of 20,000, spans in the cache"),
+            ("small_cold", "small files, cold", "1/s", "the same, nothing in the cache"),
+            ("find", "find -ls", "1/s", "once known to the kernel"),
+            ("find_first", "find -ls, first", "1/s", "nothing known to the kernel"),
+            ("cat", "soci cat", "MB", "bytes that travel for one small file"),
+            (
+                "cat_share",
+                "... of what may",
+                "",
+                "the zTOC, one span, and 64 KiB of documents and HTTP",
+            ),
+            ("cat_seconds", "... takes", "s", "zTOC not here yet"),
+            ("rss", "memory", "MB", "of the mount's server, all files listed"),
+            ("rss_once", "memory, 1 GB once", "MB", "after a gigabyte was read, cold"),
+            ("rss_after", "memory, 1 GB 10 times", "MB", "after it was read ten times"),
+            ("rss_growth", "... to once", "", "whether it is flat"),
+        )
+    }
+
+
+def measure_reading(
+    layers: Sequence[Layer],
+    libs: Layer,
+    few: Layer,
+    work: Path,
+    runs: int,
+    say: Callable[[str], None],
+) -> dict[str, Figure]:
+    """Does everything `runs` times; the figures by key. Nothing is left in `work`.
+
+    `layers` are those of the image of many files, `libs` is the folder of large files.
+    """
+    figures = _figures()
+    folder = work / "reading"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with ExitStack() as stack:
+            registry = stack.enter_context(DockerRegistry(folder / "registry"))
+            bench = _Bench(folder, figures, registry.host)
+            stack.callback(bench.unmount_all)
+            bench.publish("libs", [libs])
+            bench.publish("few", [few])
+            bench.publish("app", layers)
+            bench.run("pull", "--quiet", f"{registry.host}/app:soci")
+            for number in range(runs):
+                say(f"reading, round {number + 1} of {runs}")
+                _large(bench, libs)
+                _shaped(bench, libs)
+                _many(bench)
+            say("reading, once")
+            _cat(bench, few)
+            _memory(bench)
+            _eager(bench, libs)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return figures
+
+
+def _large(bench: _Bench, libs: Layer) -> None:
+    """A folder of large files: downloaded and inflated, cold, and warm."""
+    ztoc = bench.ztocs["libs"]
+    plain = _task("plain_spans", bench.host, "libs", bench.layers["libs"], str(ztoc))
+    bench.add("plain", libs.uncompressed_size / plain / 1e6)
+    image, size = f"docker://{bench.host}/libs:soci", bench.content["libs"]
+    bench.forget()
+    with bench.mounted(image) as place:
+        seconds = _read_all(place)
+    bench.add("cold", size / seconds / 1e6)
+    bench.add("cold_ratio", plain / seconds)
+    with bench.mounted(image) as place:
+        seconds = _read_all(place)
+    bench.add("warm", size / seconds / 1e6)
+    bench.forget()
+    start = perf_counter()
+    bench.shell('"$@" cp -q "$image" / - | cat >/dev/null', image=image)
+    bench.add("copy", size / (perf_counter() - start) / 1e6)
+
+
+def _shaped(bench: _Bench, libs: Layer) -> None:
+    with ShapingProxy(bench.host, RATE, DELAY) as proxy:
+        bench.forget()
+        with bench.mounted(f"docker://{proxy.host}/libs:soci") as place:
+            seconds = _read_all(place)
+    bench.add("shaped", bench.content["libs"] / seconds / 1e6)
+    bench.add("line", libs.compressed_size / RATE / seconds)
+
+
+def _many(bench: _Bench) -> None:
+    """An image of many files."""
+    image = f"{bench.host}/app:soci"
+    names = bench.folder / "names"
+    bench.forget()
+    start = perf_counter()
+    with bench.mounted(image) as place:
+        bench.add("mount", perf_counter() - start)
+        count = _list_small(place, names)
+    with bench.mounted(image) as place:
+        bench.add("small_cold", count / _read_listed(place, names))
+    with bench.mounted(image) as place:
+        bench.add("small", count / _read_listed(place, names))
+    with bench.mounted(image) as place:
+        for key in ("find_first", "find"):
+            start = perf_counter()
+            listed = _shell('find "$place" -ls | wc -l', place=place)
+            bench.add(key, int(listed) / (perf_counter() - start))
+
+
+def _cat(bench: _Bench, few: Layer) -> None:
+    """One small file of a large layer: what travels is at most its zTOC and one span."""
+    data = bench.ztocs["few"].read_bytes()
+    ztoc = decode_ztoc(data)
+    name, span = _pick(ztoc)
+    first, end = ztoc.spans.compressed_range(span)
+    with ShapingProxy(bench.host) as proxy:
+        bench.forget()
+        before = proxy.carried().down
+        start = perf_counter()
+        bench.run("cat", f"docker://{proxy.host}/few:soci", f"/{os.fsdecode(name)}")
+        bench.add("cat_seconds", perf_counter() - start)
+        carried = proxy.carried().down - before
+    bench.add("cat", carried / 1e6)
+    bench.add("cat_share", carried / (len(data) + end - first + _OVERHEAD))
+
+
+def _pick(ztoc: Ztoc) -> tuple[bytes, int]:
+    """A small file in the middle of a layer that lies in one span, and the span."""
+    files = [entry for entry in ztoc.files if entry.has_data and entry.uncompressed_size]
+    small = [entry for entry in files if entry.uncompressed_size <= _SMALL] or files
+    middle = ztoc.uncompressed_archive_size // 2
+    small.sort(key=lambda entry: abs(entry.uncompressed_offset - middle))
+    for entry in small:
+        span = ztoc.spans.span_of(entry.uncompressed_offset)
+        last = entry.uncompressed_offset + entry.uncompressed_size - 1
+        if ztoc.spans.span_of(last) == span:
+            return entry.name, span
+    raise ReadingError("no file lies in one span")
+
+
+def _memory(bench: _Bench) -> None:
+    names = bench.folder / "names"
+    bench.forget()
+    with bench.mounted(f"{bench.host}/app:soci") as place:
+        _shell('find "$place" -ls >/dev/null', place=place)
+        pid = bench.server()
+        bench.add("rss", _resident(pid) / 1e6)
+        _list_large(place, names)
+        _task("read_again", str(names), "1")
+        once = _resident(pid)
+        _task("read_again", str(names), str(_TIMES - 1))
+        after = _resident(pid)
+    bench.add("rss_once", once / 1e6)
+    bench.add("rss_after", after / 1e6)
+    bench.add("rss_growth", after / once)
+
+
+def _eager(bench: _Bench, libs: Layer) -> None:
+    """What there is without lazy loading: unpacking, and ratarmount of a file on disk."""
+    target = bench.folder / "unpacked"
+    target.mkdir()
+    os.sync()
+    start = perf_counter()
+    _shell('tar -xzf "$layer" -C "$target"', layer=libs.path, target=target)
+    size = bench.content["libs"]
+    bench.add("tar", size / (perf_counter() - start) / 1e6)
+    shutil.rmtree(target)
+    ratarmount = shutil.which("ratarmount")  # pip install ratarmount, in an environment of its own
+    if ratarmount is None:
+        for key in ("ratar_index", "ratar"):
+            bench.figures[key].note = "not installed"
+        return
+    for key in ("ratar_index", "ratar"):
+        target.mkdir(exist_ok=True)
+        command = '"$program" -P 2 --index-file "$index" "$layer" "$target" >/dev/null 2>&1'
+        index = bench.folder / "index"
+        start = perf_counter()
+        try:
+            _shell(command, program=ratarmount, index=index, layer=libs.path, target=target)
+        except ReadingError:
+            bench.figures[key].note = "failed: it cannot mount here"
+            continue
+        mounted = perf_counter() - start
+        try:
+            if key == "ratar_index":
+                bench.add(key, size / mounted / 1e6)
+            else:
+                bench.add(key, size / _read_all(target) / 1e6)
+        finally:
+            _shell('fusermount3 -u "$target" || umount "$target"', target=target)
+
+
+def _read_all(place: Path) -> float:
+    """Reads every file below a folder and forgets it; the seconds."""
+    start = perf_counter()
+    _shell('find "$place" -type f -print0 | xargs -0 cat >/dev/null', place=place)
+    return perf_counter() - start
+
+
+def _list_small(place: Path, names: Path) -> int:
+    """Writes down 20,000 small files, relative to the folder, as `find` lists them; their number."""
+    command = 'cd "$place" && find . -type f -size -"$size"c -print0'
+    found = _shell(command, place=place, size=_SMALL).split("\0")[:_SMALL_FILES]
+    names.write_bytes(b"\0".join(os.fsencode(name) for name in found if name))
+    return len(found)
+
+
+def _read_listed(place: Path, names: Path) -> float:
+    start = perf_counter()
+    _shell('cd "$place" && xargs -0 -a "$names" cat >/dev/null', place=place, names=names)
+    return perf_counter() - start
+
+
+def _list_large(place: Path, names: Path) -> None:
+    """Writes down the largest files, a gigabyte of them."""
+    command = 'find "$place" -type f -printf "%s %p\\0" | sort -z -n -r'
+    found = _shell(command, place=place).split("\0")
+    total, chosen = 0, []
+    for line in filter(None, found):
+        size, _, name = line.partition(" ")
+        chosen.append(name)
+        total += int(size)
+        if total >= _LARGE_BYTES:
+            break
+    names.write_bytes(b"\0".join(map(os.fsencode, chosen)))
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process has now."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise ReadingError(f"process {pid} has ended")
+
+
+def _shell(
+    command: str, *arguments: str, env: dict[str, str] | None = None, **names: object
+) -> str:
+    """Runs a pipeline of the shell, which must succeed; its stdout."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command, "bash", *arguments],
+        capture_output=True,
+        env={**(env or os.environ), **{name: str(value) for name, value in names.items()}},
+        check=False,
+    )
+    if done.returncode:
+        raise ReadingError(f"{command}: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return os.fsdecode(done.stdout)
+
+
+def _task(task: str, *arguments: str) -> float:
+    """Runs a task of tasks.py in a process of its own; the seconds that it measured."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.tasks", task, *arguments],
+        cwd=_ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ReadingError(f"{task}: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return float(json.loads(done.stdout)["seconds"])
+
+
+class _Bench:
+    def __init__(self, folder: Path, figures: dict[str, Figure], host: str) -> None:
+        self.folder = folder
+        self.figures = figures
+        self.host = host
+        self.ztocs: dict[str, Path] = {}
+        self.layers: dict[str, str] = {}
+        self.content: dict[str, int] = {}
+        self._cache, self._state = folder / "cache", folder / "state"
+        self._mounts = 0
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
+        self._env = {
+            **kept,
+            "PYTHONPATH": str(_ROOT),
+            "SOCI_ROOT": str(folder / "store"),
+            "SOCI_CACHE": str(self._cache),
+            "SOCI_STATE": str(self._state),
+        }
+
+    def add(self, key: str, value: float) -> None:
+        self.figures[key].values.append(value)
+
+    def publish(self, name: str, layers: Sequence[Layer]) -> None:
+        """Puts an image into the registry, indexed. What its first layer is called is kept."""
+        image = self.folder / name
+        make_image(image, [str(layer.path) for layer in layers])
+        place = f"docker://{self.host}/{name}:soci"
+        convert = ("image", "convert", "--quiet", "--soci", "--soci-min-layer-size=0")
+        self.run(*convert, f"oci:{image}:latest", place)
+        shown = json.loads(self.run("image", "inspect", "--format", "json", place))
+        layer = shown["manifests"][0]["layers"][0]
+        self.layers[name] = layer["digest"]
+        self.ztocs[name] = self.folder / f"{name}.ztoc"
+        url = f"http://{self.host}/v2/{name}/blobs/{layer['ztoc']['digest']}"
+        with urlopen(url) as answer:
+            self.ztocs[name].write_bytes(answer.read())
+        files = decode_ztoc(self.ztocs[name].read_bytes()).files
+        self.content[name] = sum(entry.uncompressed_size for entry in files if entry.has_data)
+        shutil.rmtree(image)
+
+    def run(self, *arguments: str) -> str:
+        """Runs `soci`, which must succeed; its stdout."""
+        done = subprocess.run([*_SOCI, *arguments], capture_output=True, env=self._env, check=False)
+        if done.returncode:
+            text = done.stderr.decode(errors="replace").strip()
+            raise ReadingError(f"soci {' '.join(arguments[:3])}: {text[-300:]}")
+        return done.stdout.decode(errors="replace")
+
+    def shell(self, command: str, **names: object) -> str:
+        """Runs a pipeline whose "$@" is `soci`."""
+        return _shell(command, *_SOCI, env=self._env, **names)
+
+    def forget(self) -> None:
+        """Empties the cache."""
+        shutil.rmtree(self._cache, ignore_errors=True)
+        os.sync()
+        sleep(_PAUSE)
+
+    @contextmanager
+    def mounted(self, image: str) -> Iterator[Path]:
+        """A mount without background fetching; it has ended when the `with` has."""
+        self._mounts += 1
+        place = self.folder / f"mount-{self._mounts}"
+        place.mkdir()
+        self.run("mount", "--quiet", "--no-background-fetch", image, str(place))
+        try:
+            yield place
+        finally:
+            self.run("umount", str(place))
+            deadline = monotonic() + _END_SECONDS
+            while self._servers() and monotonic() < deadline:
+                sleep(0.01)
+            place.rmdir()
+
+    def server(self) -> int:
+        """The process that serves the one mount."""
+        (pid,) = self._servers()
+        return pid
+
+    def unmount_all(self) -> None:
+        """Ends what an error left."""
+        with suppress(ReadingError):
+            self.run("umount", "--all", "--force")
+
+    def _servers(self) -> list[int]:
+        found = []
+        for path in self._state.glob("mounts/*/mount.json"):
+            with suppress(OSError, ValueError):
+                found.append(int(json.loads(path.read_text())["pid"]))
+        return found
+
+
+def print_reading(figures: dict[str, Figure], layers: Sequence[Layer], libs: Layer) -> None:
+    """The table of what was measured."""
+    entries = sum(layer.entries for layer in layers)
+    size = sum(layer.compressed_size for layer in layers)
+    print()
+    print(
+        f"Reading: {libs.files:,} files of {libs.uncompressed_size / 1e6:,.0f} MB in "
+        f"{libs.compressed_size / 1e6:,.0f} MB; an image of {len(layers)} layers, "
+        f"{size / 1e6:,.0f} MB, {entries:,} entries"
+    )
+    print(f"{'':<24}{'median':>9} {'min-max':>17} {'unit':<5} what")
+    for one in figures.values():
+        if not one.values:
+            print(f"  {one.name:<22}{one.note or 'not measured'}")
+            continue
+        spread = f"{_number(min(one.values))}-{_number(max(one.values))}"
+        print(f"  {one.name:<22}{_number(one.middle):>9} {spread:>17} {one.unit:<5} {one.does}")
+    print("MB/s: of content")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def missing_for_reading() -> list[str]:
+    """What is needed to mount and to serve, and is not there."""
+    fuse = [] if os.access("/dev/fuse", os.R_OK | os.W_OK) else ["/dev/fuse"]
+    registry = [] if shutil.which("docker-registry") else ["docker-registry"]
+    return [*registry, *fuse]
