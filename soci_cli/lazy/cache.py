@@ -107,6 +107,14 @@ class Entry:
         except OSError:
             return b""
 
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """As `read`, into a buffer; how many bytes."""
+        self.is_used = True
+        try:
+            return os.preadv(self._fd, [buffer], _HEADER.size + offset)
+        except OSError:
+            return 0
+
     def checksum(self) -> int | None:
         """The CRC-32 of the data; None where the file is cut off or cannot be read."""
         buffer = memoryview(bytearray(min(self.size, _CHECKED_AT_ONCE) or 1))
@@ -152,6 +160,12 @@ class HeldEntry:
     def read(self, offset: int, length: int) -> bytes:
         """The bytes [offset, offset + length)."""
         return self._data[offset : offset + length]
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """As `read`, into a buffer; how many bytes."""
+        data = memoryview(self._data)[offset : offset + buffer.nbytes]
+        buffer[: data.nbytes] = data
+        return data.nbytes
 
     def tend(self) -> bool:
         """True."""

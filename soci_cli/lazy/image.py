@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Protocol, runtime_checkable
 
 from soci_cli.closing import Closing
@@ -244,13 +245,33 @@ class LazyImage(Closing):
 
     def children(self, directory: File) -> list[File]:
         """What is in a folder, sorted by the bytes of the names. NotFoundError when it is none."""
-        if directory.folder is None:
+        found = self.listing(directory)
+        found.sort(key=itemgetter(0))
+        return [file for _, file in found]
+
+    def listing(self, directory: File) -> list[tuple[bytes, File]]:
+        """As `children`, with the names, in the order of the archives, the topmost layer first."""
+        folder = directory.folder
+        if folder is None:
             raise NotFoundError(f"{self._show(directory.path)} is no directory")
-        names: set[bytes] = set()
-        for number in directory.folder:
-            names.update(self.layers[number].files.names(directory.path))
-        found = (self.lookup(directory, name) for name in sorted(names))
-        return [file for file in found if file is not None]
+        path = folder.path
+        above = path + b"/" if path else path
+        found = []
+        done: set[bytes] = set()  # what is found, or hidden
+        for at, number in enumerate(folder):
+            files = self.layers[number].files
+            there = files.listing(path)
+            for name, entry, is_directory in there:
+                if name in done:
+                    continue
+                below = None
+                if is_directory:
+                    below = Folder(folder.stack, folder, name, above + name)
+                    below.begin(at, number, entry)
+                found.append((name, File(above + name, number, entry, below)))
+            done.update(name for name, _, _ in there)
+            done |= files.whiteouts(path)
+        return found
 
     def find(self, path: bytes, *, follow: bool = True) -> File:
         """The file at a path from the root, symlinks on the way followed inside the image.

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from soci_cli.errors import InvalidDataError
@@ -36,6 +37,7 @@ _GLANCE = 8
 _WHITEOUT = b".wh."
 _META = b".wh..wh."  # what AUFS kept beside the files; only the opaque mark means anything
 _DOT = ord(".")
+_LINK_MODE = 0o777  # of symlinks, whatever the archive says: Linux knows no other
 _MAX_LINKS = 40
 _MAX_TYPE = 16
 _MAX_PATH = 4096  # as Linux's PATH_MAX; nobody could name a longer one
@@ -95,8 +97,7 @@ class Attributes(NamedTuple):
 IMPLIED_ATTRIBUTES = Attributes("dir", 0o755, 0, 0, 0, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
+class _Table(NamedTuple):
     """What is in a folder at the end. `earlier` are replaced entries by name, in order."""
 
     names: dict[bytes, int]
@@ -114,6 +115,7 @@ class LayerFiles:
 
     def __init__(self, data: bytes, ztoc: Ztoc | None = None) -> None:
         """Reads no names yet. Raises InvalidDataError for a zTOC that is not valid."""
+        self._data = data
         self._files = (ztoc or decode_ztoc(data)).files
         self._max_cost = _MAX_FOLDERS + 4 * len(data)
         self._mutex = threading.RLock()
@@ -153,6 +155,20 @@ class LayerFiles:
         target = self._follow(entry)
         return None if target is None else (target, False)
 
+    def listing(self, folder: bytes) -> list[tuple[bytes, int, bool]]:
+        """As `look` for all names in a folder, in the order of the archive: each with what that says."""
+        found = []
+        type_of = self._files.type_of
+        for name, entry in sorted(self.names(folder).items(), key=itemgetter(1)):
+            kind = DIRECTORY if entry == IMPLIED else type_of(entry)
+            if kind != _HARDLINK:
+                found.append((name, entry, kind == DIRECTORY))
+                continue
+            target = self._follow(entry)
+            if target is not None:
+                found.append((name, target, False))
+        return found
+
     @property
     def root(self) -> int:
         """The entry of the root, or IMPLIED."""
@@ -187,20 +203,22 @@ class LayerFiles:
             return IMPLIED_ATTRIBUTES
         files = self._files
         found = files.fields(entry)
-        kind = files.string(found.type)
+        _, type_, _, _, linkname, mode, uid, gid, _, _, mod_time, major, minor, _ = found
+        kind = files.string(type_)
+        size = 0
         if kind == _REGULAR:
             _, size = files.extent(found)
-        else:
-            size = files.string_size(found.linkname) if kind == SYMLINK else 0
+        elif kind == SYMLINK:
+            size, mode = files.string_size(linkname), _LINK_MODE
         return Attributes(
             _TYPES.get(kind) or kind.decode("ascii", "replace"),
-            found.mode & 0o7777,
-            found.uid,
-            found.gid,
+            mode & 0o7777,
+            uid,
+            gid,
             size,
-            _nanoseconds(files.string(found.mod_time)),
-            found.devmajor and min(max(found.devmajor, 0), _MAX_MAJOR),
-            found.devminor and min(max(found.devminor, 0), _MAX_MINOR),
+            _nanoseconds(files.string(mod_time)),
+            major and min(max(major, 0), _MAX_MAJOR),
+            minor and min(max(minor, 0), _MAX_MINOR),
         )
 
     def xattrs(self, entry: int) -> tuple[tuple[bytes, bytes], ...]:
@@ -209,6 +227,24 @@ class LayerFiles:
             return ()
         records = self._files.xattrs(self._files.fields(entry).xattrs)
         return tuple(one for one in _xattrs(records) if not one[0].startswith(_OVERLAY))
+
+    def may_need_xattrs(self) -> bool:
+        """Whether an entry may have extended attributes, or a folder be opaque; quick where none is."""
+        # Every name is somewhere in the zTOC in one piece.
+        data = self._data
+        if XATTR_PREFIX in data or OPAQUE_WHITEOUT in data:
+            return True
+        return _WHITEOUT in data and self._replaces_folders()
+
+    def _replaces_folders(self) -> bool:
+        """Whether a folder is beside a whiteout of its name, and so hides what is below."""
+        hiding = (clean_path(name) for name in self._files.names() if _WHITEOUT in name)
+        for path in {name.rpartition(b"/")[0] for name in hiding}:
+            for name in self.whiteouts(path):
+                found = self.look(path, name, path + b"/" + name if path else name)
+                if found is not None and found[1]:
+                    return True
+        return False
 
     def linkname(self, entry: int) -> bytes:
         """What a symlink leads to."""
@@ -228,7 +264,7 @@ class LayerFiles:
         offset, size = files.extent(found) if kind == _REGULAR else (0, 0)
         return Node(
             _TYPES.get(kind) or kind.decode("ascii", "replace"),
-            found.mode & 0o7777,
+            _LINK_MODE if kind == SYMLINK else found.mode & 0o7777,
             found.uid,
             found.gid,
             files.string(found.uname),
@@ -375,6 +411,11 @@ class LayerFiles:
                 target = self._follow(entry)
                 if target is not None:
                     links[target] = links.get(target, 0) + 1
+        for target in links:
+            # Its own name may be that of something else by now.
+            parent, _, base = (_placed(self.name(target)) or b"").rpartition(b"/")
+            if self.names(parent).get(base) != target:
+                links[target] -= 1
         return links
 
 
@@ -561,6 +602,7 @@ def _xattrs(records: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes]
     )
 
 
+@lru_cache(maxsize=4096)
 def _nanoseconds(text: bytes) -> int:
     """Nanoseconds since 1970 from RFC 3339 in UTC, as zTOCs have it; 0 for anything else."""
     seconds, _, fraction = text.removesuffix(b"Z").partition(b".")

@@ -77,10 +77,10 @@ class Archive(Protocol):
     def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
         """The bytes [offset, offset + length), waited for. What is fetched is charged to `file`."""
 
-    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
-        """As `read`, without waiting for the network or for other threads; None when that is needed.
+    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
+        """Fills a buffer from `offset` on, without waiting for anybody; False when that is needed.
 
-        `name` gives the file that is charged for what this makes worth fetching ahead.
+        Then `read` has the bytes. `name` gives the file that is charged for what is fetched ahead now.
         """
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
@@ -143,21 +143,20 @@ class LayerSpans(Closing):
             for number, begin, count in self._parts(numbers, offset, length)
         )
 
-    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
+    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         """See `Archive.ready`."""
-        numbers = self._needed(offset, length)
+        numbers = self._needed(offset, buffer.nbytes)
         if not numbers:
-            return b""
+            return True
         self._follow(numbers, name)
-        parts = []
-        for number, begin, count in self._parts(numbers, offset, length):
+        done = 0
+        for number, begin, count in self._parts(numbers, offset, buffer.nbytes):
             span = self._find(number)
-            data = span.read(begin, count) if span is not None else b""
-            if len(data) != count:
-                return None
-            parts.append(data)
-        self._fetching.stats.hits += len(parts)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            if span is None or span.read_into(begin, buffer[done : done + count]) != count:
+                return False
+            done += count
+        self._fetching.stats.hits += len(numbers)
+        return done == buffer.nbytes
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         """See `Archive.pieces`."""

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import IO, Any, cast
 
 import zstandard
@@ -94,15 +95,16 @@ class WholeLayer(Closing):
             data = self._exactly(offset, length)
         return data
 
-    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
+    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         """See `Archive.ready`."""
-        for span in self._needed(offset, length):
+        for span in self._needed(offset, buffer.nbytes):
             if span not in self._checked:
                 if not self._is_right(span):
-                    return None  # making the file once more takes long
+                    return False  # making the file once more takes long
                 self._checked.add(span)
-        data = self._read_at(offset, max(0, length))
-        return data if len(data) >= length else None
+        with suppress(OSError):
+            return os.preadv(self._fd, [buffer], offset) == buffer.nbytes
+        return False
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         """See `Archive.pieces`."""

@@ -379,6 +379,17 @@ def test_a_mount_in_use(home: Home, layout: Path) -> None:
             user.kill()
 
 
+def test_a_mount_in_a_mount(home: Home, layout: Path) -> None:
+    inner = home.target / "usr"
+    home("mount", f"oci:{layout}", home.target).good()
+    home("mount", f"oci:{layout}", inner).good()
+    home("umount", home.target).bad(1, f"something mounted in it, {inner}")
+    home("umount", inner).good()
+    home("mount", f"oci:{layout}", inner).good()
+    assert home("umount", "-f", home.target).good().err == ""
+    until(lambda: home.left == [])
+
+
 def test_told_to_end(home: Home, layout: Path) -> None:
     """SIGTERM, as when the machine shuts down, even while it is in use."""
     home("mount", f"oci:{layout}", home.target).good()

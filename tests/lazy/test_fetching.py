@@ -25,7 +25,7 @@ from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.cache import OpenEntries
 from soci_cli.lazy.fetching import Priority
 from tests.commands.tools import PROJECT
-from tests.lazy.tools import NoArchive, Place, eventually, fetching_at, spans_of
+from tests.lazy.tools import NoArchive, Place, eventually, fetching_at, ready, spans_of
 
 SPAN = 1 << 20
 COUNT = 16
@@ -60,7 +60,7 @@ def read(spans: LayerSpans, number: int, seed: int = 0, file: bytes = b"") -> No
 
 def is_ready(spans: LayerSpans, number: int, file: bytes = b"") -> bool:
     at = number * SPAN + 1000
-    data = spans.ready(at, 5000, lambda: file)
+    data = ready(spans, at, 5000, lambda: file)
     assert data is None or data == layer()[at : at + 5000]
     return data is not None
 
@@ -427,7 +427,7 @@ def test_many_readers_while_entries_go(tmp_path: Path, pool: ThreadPoolExecutor)
             for _ in range(30):
                 at = source.randrange(COUNT * SPAN - 1)
                 length = min(source.randrange(1, 2 * SPAN), COUNT * SPAN - at)
-                data = spans.ready(at, length)
+                data = ready(spans, at, length)
                 assert (data or spans.read(at, length)) == layer()[at : at + length]
 
         for one in [pool.submit(work, seed) for seed in range(6)]:

@@ -150,7 +150,7 @@ def test_what_is_asked_for_most_often() -> None:
     entries = [
         entry("d", "dir", mode=0o1777, uid=3, gid=4),
         entry("f", mode=0o104755, size=0, mod_time=b"1969-12-31T23:59:59.25Z"),
-        entry("l", "symlink", linkname=b"target"),
+        entry("l", "symlink", linkname=b"target", mode=0o4755),
         entry("c", "char", devmajor=1 << 40, devminor=-1),
         entry("p", "fifo"),
         entry("o", "odd\xff", mod_time=b"nonsense"),
@@ -161,7 +161,7 @@ def test_what_is_asked_for_most_often() -> None:
         assert found[:6] == (node.type, node.mode, node.uid, node.gid, node.size, node.mtime_ns)
         assert (files.name(number), files.linkname(number)) == (one.name, node.linkname)
         assert 0 <= found.devmajor < 1 << 12 and 0 <= found.devminor < 1 << 20
-    assert files.attributes(2).size == 6
+    assert (files.attributes(2).size, files.attributes(2).mode) == (6, 0o777)
     assert files.attributes(IMPLIED)[:2] == ("dir", 0o755)
     assert (files.name(IMPLIED), files.xattrs(IMPLIED)) == (b"", ())
 
@@ -170,6 +170,37 @@ def test_xattrs_that_would_steer_overlayfs_are_left_out() -> None:
     names = [b"trusted.overlay.opaque", b"user.overlay.whiteout", b"user.a", b"trusted.overlays"]
     files = files_of(entry("x", xattrs=tuple((b"SCHILY.xattr." + one, b"y") for one in names)))
     assert files.xattrs(0) == ((b"user.a", b"y"), (b"trusted.overlays", b"y"))
+
+
+@pytest.mark.parametrize(
+    ("names", "needed"),
+    [
+        ([], False),
+        (["a/", "a/x", "b/.wh.a", ".wh.c", ".wh..wh.plnk/x"], False),
+        (["a/", "a/.wh..wh..opq"], True),
+        (["a/", ".wh.a"], True),
+        (["./.wh.a", "a/x"], True),
+        (["a/.wh.b", "/a//b/c/x"], True),
+        (["a/", ".wh.a", "a"], False),
+    ],
+)
+def test_layers_that_need_xattrs(names: list[str], needed: bool) -> None:
+    """Those that have some, and those that hide a folder below one of their own."""
+    made = [entry(name, "dir" if name.endswith("/") else "reg") for name in names]
+    assert files_of(*made).may_need_xattrs() == needed
+    owned = entry("owned", xattrs=((b"SCHILY.xattr.user.a", b""),))
+    assert files_of(*made, owned).may_need_xattrs()
+
+
+def test_folders_in_the_order_of_the_archives() -> None:
+    """The topmost layer comes first; what it hides comes not at all."""
+    lower = [entry(name) for name in ("z", "gone", "both", "d/x", "a")]
+    image = image_of(lower, [entry("both"), entry("d", "dir"), entry(".wh.gone"), entry("b")])
+    found = image.listing(image.root)
+    assert [name for name, _ in found] == [b"both", b"d", b"b", b"z", b"a"]
+    assert all(image.lookup(image.root, name) == file for name, file in found)
+    with pytest.raises(NotFoundError):
+        image.listing(image.find(b"a"))
 
 
 def test_a_link_to_a_name_with_a_nul_is_refused() -> None:
@@ -195,7 +226,8 @@ def test_hard_links_to_what_a_folder_had_before() -> None:
     assert listing(image) == ["1", "2", "3", "4", "5", "d/", "d/x"]
     modes = [image.node(image.find(b"%d" % number)).mode for number in range(1, 6)]
     assert modes == [0o601, 0o602, 0o602, 0o602, 0o605]
-    assert image.link_count(image.find(b"2")) == 4
+    assert image.link_count(image.find(b"1")) == 1  # its own name is that of another by now
+    assert image.link_count(image.find(b"2")) == 3
     assert image.link_count(image.find(b"d/x")) == 2
     image = image_of(files[:6])
     assert listing(image) == ["1", "2", "d"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,6 +280,24 @@ def test_asking(tmp_path: Path) -> None:
         ask(folder, "stats")
     with pytest.raises(NoAnswerError):
         ask(tmp_path / "absent", "stats")
+
+
+def test_a_server_that_ends_answers_before(tmp_path: Path) -> None:
+    asked, going_on = threading.Event(), threading.Event()
+
+    def answer() -> object:
+        asked.set()
+        return going_on.wait(10)
+
+    server = ControlServer(tmp_path, {"abort": answer})
+    with ThreadPoolExecutor() as pool:
+        answered = pool.submit(ask, tmp_path, "abort")
+        assert asked.wait(10)
+        closing = pool.submit(server.close)
+        assert not closing.done()
+        going_on.set()
+        closing.result(10)
+        assert answered.result(10) is True
 
 
 def test_a_server_that_hangs(tmp_path: Path) -> None:

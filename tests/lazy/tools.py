@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from soci_cli.lazy import (
+    Archive,
     Cache,
     Fetching,
     LayerFiles,
@@ -52,7 +53,7 @@ class NoArchive:
     def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
         raise AssertionError("this layer is not read")
 
-    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
+    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         raise AssertionError("this layer is not read")
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
@@ -60,6 +61,12 @@ class NoArchive:
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Any:
         raise AssertionError("this layer is not read")
+
+
+def ready(archive: Archive, offset: int, length: int, name: Name = no_name) -> bytes | None:
+    """What `Archive.ready` gives at once; None where it gives nothing."""
+    data = bytearray(length)
+    return bytes(data) if archive.ready(offset, memoryview(data), name) else None
 
 
 def image_of(*layers: Sequence[FileMetadata]) -> LazyImage:

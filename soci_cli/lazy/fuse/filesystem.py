@@ -11,7 +11,6 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -37,6 +36,7 @@ _TYPES = {
     "fifo": stat.S_IFIFO,
 }
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
+_NO_DEVICE = (0, 0)
 _ROOT_ATTR = wire.attr(ROOT, stat.S_IFDIR | 0o755, 0, 1, (0, 0))
 _WHITEOUT_ATTR = wire.attr(_WHITEOUT, stat.S_IFCHR, 0, 1, (0, 0))
 _FOLDER_SIZE = 4096
@@ -162,19 +162,16 @@ class _Files:
         return self._files[number], node & _ENTRY_MASK
 
     def _attr(self, node: int, layer: int, entry: int, links: int) -> bytes:
+        # An image without layers has no files, but a root.
         found = self._files[layer].attributes(entry) if entry != IMPLIED else IMPLIED_ATTRIBUTES
-        kind = _TYPES.get(found.type)
+        type_, mode, uid, gid, size, mtime_ns, major, minor = found
+        kind = _TYPES.get(type_)
         if kind is None:
             raise FileNotFoundError(errno.ENOENT, "no file of a type that can be shown")
-        return wire.attr(
-            node,
-            kind | found.mode,
-            found.size if kind != stat.S_IFDIR else _FOLDER_SIZE,
-            links,
-            self._owners(found.uid, found.gid),
-            found.mtime_ns,
-            (found.devmajor, found.devminor) if kind in _DEVICES else (0, 0),
-        )
+        if kind == stat.S_IFDIR:
+            size = _FOLDER_SIZE
+        device = (major, minor) if kind in _DEVICES else _NO_DEVICE
+        return wire.attr(node, kind | mode, size, links, self._owners(uid, gid), mtime_ns, device)
 
     def _file_attr(self, node: int) -> bytes:
         files, entry = self._entry(node)
@@ -234,12 +231,36 @@ class LayersTree(_Files):
         folder = self._folder(node)
         if self._is_hidden(folder):
             return []
-        files = self._files[folder.layer]
-        there = files.names(folder.path)
-        names = [name for name, _ in sorted(there.items(), key=itemgetter(1))]
-        names += [name for name in sorted(files.whiteouts(folder.path)) if name not in there]
-        found = ((name, self._child(folder, name)) for name in names)
-        return [(name, child) for name, child in found if child and len(name) <= wire.MAX_NAME]
+        files, layer = self._files[folder.layer], folder.layer
+        first = _file_node(layer, 0)
+        above = folder.path + b"/" if folder.path else b""
+        found = [
+            (name, first | entry if entry != IMPLIED else self._directory(layer, above + name))
+            for name, entry, _ in files.listing(folder.path)
+            if len(name) <= wire.MAX_NAME
+        ]
+        hidden = files.whiteouts(folder.path)
+        if hidden:
+            names = sorted(hidden.difference(files.names(folder.path)))
+            found += [(name, _WHITEOUT) for name in names if self._is_below(folder, name)]
+        return found
+
+    def _is_below(self, folder: _Folder, name: bytes) -> bool:
+        """Whether a layer below has a name in a folder.
+
+        Where overlayfs has nothing to merge with a folder, it lists the whiteouts in it, too: names that
+        nobody can look up, at which `find` and `cp` fail.
+        """
+        layer, path, _ = folder
+        files, at = self._files[layer], path
+        while not files.is_opaque(at):
+            if not at:
+                below = self._files[:layer]
+                return len(name) <= wire.MAX_NAME and any(name in one.names(path) for one in below)
+            at, _, base = at.rpartition(b"/")
+            if base in files.whiteouts(at):
+                break
+        return False
 
     def parent(self, node: int) -> int:
         """See `Tree.parent`."""
@@ -387,10 +408,9 @@ class MergedTree(_Files):
 
     def children(self, node: int) -> Sequence[tuple[bytes, int]]:
         """See `Tree.children`."""
-        found = self.image.children(self._folder(node)[0])
-        found.sort(key=lambda file: (file.layer, file.entry))
+        found = self.image.listing(self._folder(node)[0])
         return [
-            (file.name, self._node(node, file)) for file in found if len(file.name) <= wire.MAX_NAME
+            (name, self._node(node, file)) for name, file in found if len(name) <= wire.MAX_NAME
         ]
 
     def parent(self, node: int) -> int:

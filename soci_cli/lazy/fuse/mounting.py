@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from soci_cli.closing import Closing
-from soci_cli.errors import BusyError, MountError
+from soci_cli.errors import BusyError, MountError, SociError
 from soci_cli.lazy.fuse.filesystem import (
     TRUSTED_MARK,
     USER_MARK,
@@ -208,6 +208,7 @@ class _Mounting:
             raise
         finally:
             _libc().umount2(os.fsencode(self._layers), _DETACH | _NOFOLLOW)
+        self._spare_xattrs(session)
         return MountedImage("overlay", self._target, session)
 
     def _merged(self, owners: Owners) -> MountedImage:
@@ -215,6 +216,7 @@ class _Mounting:
         fd = self._mount_fuse(self._target, flags, "allow_other,default_permissions")
         session = self._serve(fd, MergedTree(self._image, owners))
         _raise_read_ahead(self._target)
+        self._spare_xattrs(session)
         return MountedImage("fuse", self._target, session)
 
     def _mount_fuse(self, target: Path, flags: int, options: str) -> int:
@@ -237,6 +239,7 @@ class _Mounting:
             options += ["allow_other", "default_permissions"]
         fd = self._fusermount(self._target, options)
         session = self._serve(fd, MergedTree(self._image))
+        self._spare_xattrs(session)
         return MountedImage("fuse", self._target, session)
 
     def by_fuse_overlayfs(self) -> MountedImage:
@@ -280,6 +283,19 @@ class _Mounting:
         session = Session(fd, tree, self._log, self._on_read)
         threading.Thread(target=session.run, name="soci-fuse", daemon=True).start()
         return session
+
+    def _spare_xattrs(self, session: Session) -> None:
+        """Ends the questions for extended attributes where there are none: overlayfs has one per file.
+
+        Not before overlayfs is mounted, which looks at that time what the file systems below it can do.
+        """
+
+        def look() -> None:
+            with suppress(SociError):  # which shows where it matters
+                if not any(layer.files.may_need_xattrs() for layer in self._image.layers):
+                    session.end_xattrs()
+
+        threading.Thread(target=look, name="soci-xattrs", daemon=True).start()
 
     def _lower(self) -> str:
         """The folders of the layers for overlayfs, the topmost first.

@@ -34,6 +34,7 @@ _COPIED = 4096  # up to here, joining is quicker than writing in parts
 _READERS = 32
 _IDLE = 10.0
 _WATCH_PAUSE = 0.5
+_DOTS = 2  # names in every folder: itself and the one above
 _MAX_LISTINGS = 64
 _MAX_LISTED = 50_000
 _FATAL = 1 << 8  # SIGKILL, which the kernel makes of every signal that ends a process
@@ -66,6 +67,7 @@ class Session:
         self._log = log
         self._on_read = on_read
         self._last_read = 0
+        self._buffer = memoryview(bytearray(wire.MAX_READ))
         self._listings: OrderedDict[int, list[tuple[bytes, int]]] = OrderedDict()
         self._listed = 0
         self._waiting: dict[int, _Waiting] = {}
@@ -130,6 +132,10 @@ class Session:
         for unique in list(self._waiting):
             self._finish(unique, -errno.EIO, b"")
 
+    def end_xattrs(self) -> None:
+        """Tells the kernel, when it asks next, not to ask for extended attributes again: there are none."""
+        self._handlers[wire.GETXATTR] = self._unknown
+
     # Requests.
 
     def _serve(self, request: memoryview) -> None:
@@ -165,11 +171,11 @@ class Session:
             self._log(f"{self._tree.image.name}: request {opcode} failed: {_last_line(error)}")
             self._answer(unique, -errno.EIO, b"")
 
-    def _answer(self, unique: int, error: int, data: bytes) -> None:
+    def _answer(self, unique: int, error: int, data: bytes | memoryview) -> None:
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), error, unique)
         try:
             if len(data) < _COPIED:
-                os.write(self._fd, header + data)
+                os.write(self._fd, b"".join((header, data)))
             else:
                 os.writev(self._fd, (header, data))
         except OSError as problem:
@@ -200,6 +206,9 @@ class Session:
     def _nothing(self, node: int, body: memoryview) -> bytes:
         return b""
 
+    def _unknown(self, node: int, body: memoryview) -> bytes:
+        raise OSError(errno.ENOSYS, "nothing to ask for")
+
     def _refuse(self, node: int, body: memoryview) -> bytes:
         raise OSError(errno.EROFS, "nothing can be written")
 
@@ -219,7 +228,10 @@ class Session:
         return wire.attr_out(self._tree.attr(node))
 
     def _readlink(self, node: int, body: memoryview) -> bytes:
-        return self._tree.link(node)
+        target = self._tree.link(node)
+        if len(target) > wire.MAX_LINK:
+            raise OSError(errno.ENAMETOOLONG, "the link is too long")
+        return target
 
     def _statfs(self, node: int, body: memoryview) -> bytes:
         return wire.statfs_out(sum(layer.descriptor.size for layer in self._tree.image.layers))
@@ -238,35 +250,37 @@ class Session:
     # Folders.
 
     def _readdir(self, node: int, body: memoryview) -> bytes:
-        return self._list(node, body, self._plain)
+        return self._list(node, body, self._plain, 0)
 
     def _readdirplus(self, node: int, body: memoryview) -> bytes:
-        return self._list(node, body, self._plus)
+        return self._list(node, body, self._plus, wire.PLUS_SIZE)
 
-    def _list(self, node: int, body: memoryview, pack: Callable[[int, bytes, int], bytes]) -> bytes:
+    def _list(
+        self, node: int, body: memoryview, pack: Callable[[int, bytes, int], bytes], more: int
+    ) -> bytes:
         """What of a folder fits into an answer. The offset is how many names were given before."""
         _, offset, size, _ = wire.READ_IN.unpack_from(body)
         listing = self._listing(node, offset)
         parts = []
         for number in range(offset, len(listing)):
             name, child = listing[number]
+            needed = more + wire.dirent_size(name)
+            if needed > size:
+                break
             try:
-                part = pack(number + 1, name, child)
+                parts.append(pack(number + 1, name, child))
             except FileNotFoundError:  # it has a type that cannot be shown
                 continue
-            size -= len(part)
-            if size < 0:
-                break
-            parts.append(part)
+            size -= needed
         return b"".join(parts)
 
     def _plain(self, offset: int, name: bytes, node: int) -> bytes:
         return wire.dirent(node, offset, wire.mode_of(self._tree.attr(node)), name)
 
     def _plus(self, offset: int, name: bytes, node: int) -> bytes:
-        attr = self._tree.attr(node)
-        known = node if name not in (b".", b"..") else 0  # of these the kernel wants no node
-        return wire.entry_out(known, attr) + wire.dirent(node, offset, wire.mode_of(attr), name)
+        if offset <= _DOTS:
+            return wire.dots_plus(node, offset, name)
+        return wire.dirent_plus(node, offset, self._tree.attr(node), name)
 
     def _listing(self, node: int, offset: int) -> Sequence[tuple[bytes, int]]:
         """What is in a folder; kept for a while, because a long folder takes many requests."""
@@ -293,12 +307,13 @@ class Session:
             self._on_read(content.layer, content.entry)
         length = max(0, min(size, content.size - offset))
         start = content.offset + offset
+        data = self._buffer[:length] if length <= wire.MAX_READ else memoryview(bytearray(length))
         try:
-            data = content.archive.ready(start, length, content.name) if length else b""
+            is_ready = content.archive.ready(start, data, content.name)
         except SociError as error:
             self._log(self._failure(content, str(error)))
             raise OSError(errno.EIO, "unreadable") from None
-        if data is not None:
+        if is_ready:
             self._answer(unique, 0, data)
             return
         waiting = _Waiting(unique, content, start, length, thread)

@@ -6,7 +6,6 @@ Only what a file system needs that nobody writes to. All numbers are in the byte
 from __future__ import annotations
 
 import stat
-import sys
 from struct import Struct
 
 MAJOR = 7
@@ -90,6 +89,9 @@ FOREVER = 1_000_000_000
 MAX_NAME = 255
 """Bytes of a name, as Linux's NAME_MAX."""
 
+MAX_LINK = 4095
+"""Bytes of where a symbolic link leads, as Linux's PATH_MAX without the NUL."""
+
 READ_BUFFER = 64 << 10
 """Bytes to receive a request in; the kernel wants room for the largest that it may send, 8 KiB here."""
 
@@ -107,6 +109,9 @@ _MODE = 60  # where the mode is in it
 _ATTR_OUT = Struct("=QII")
 _ENTRY_OUT = Struct("=QQQQII")
 _DIRENT = Struct("=QQII")
+_DIRENT_PLUS = Struct("=QQQQII88sQQII")
+_PADDING = tuple(map(bytes, range(8)))
+_UINT32 = Struct("=I")
 _STATFS_OUT = Struct("=QQQQQIIII6I")
 OPEN_OUT = Struct("=QII")  # handle, flags, padding
 XATTR_OUT = Struct("=II")  # size, padding
@@ -117,7 +122,9 @@ _NANO = 1_000_000_000
 _MAX_SIZE = (1 << 63) - 1
 _MAX_WRITE = 4096
 _MAX_READAHEAD = 64 << 20
-_MAX_PAGES = 256  # 1 MiB in a request, the most that kernels allow unless told otherwise
+_MAX_PAGES = 256  # the most that kernels allow unless told otherwise
+MAX_READ = _MAX_PAGES * 4096
+"""Bytes that a READ asks for at most, where pages have 4 KiB."""
 _MAX_BACKGROUND = 1024  # readahead under way: 12 by default, so a hung registry would soon hold all
 _CONGESTED = 768
 
@@ -175,12 +182,16 @@ def attr(
 
 def mode_of(packed: bytes) -> int:
     """The mode in a struct fuse_attr."""
-    return int.from_bytes(packed[_MODE : _MODE + 4], sys.byteorder)
+    mode: int = _UINT32.unpack_from(packed, _MODE)[0]
+    return mode
 
 
 _ATTR_HEAD = _ATTR_OUT.pack(FOREVER, 0, 0)
 NO_ENTRY = _ENTRY_OUT.pack(0, 0, FOREVER, FOREVER, 0, 0) + bytes(_ATTR.size)
 """The answer to LOOKUP for a name that is not there: the kernel remembers that too."""
+_NO_NODE = bytes(_ENTRY_OUT.size + _ATTR.size)
+PLUS_SIZE = len(_NO_NODE)
+"""How much larger `dirent_plus` is than `dirent`."""
 
 
 def attr_out(packed: bytes) -> bytes:
@@ -195,8 +206,29 @@ def entry_out(node: int, packed: bytes) -> bytes:
 
 def dirent(node: int, offset: int, kind: int, name: bytes) -> bytes:
     """One name for READDIR; `offset` is where the next one begins, `kind` the file's type of st_mode."""
-    padding = bytes(-len(name) % 8)
+    padding = _PADDING[-len(name) & 7]
     return _DIRENT.pack(node, offset, len(name), stat.S_IFMT(kind) >> 12) + name + padding
+
+
+def dirent_plus(node: int, offset: int, packed: bytes, name: bytes) -> bytes:
+    """One name for READDIRPLUS, with a packed fuse_attr: as `entry_out` and `dirent` after each other."""
+    length = len(name)
+    (mode,) = _UINT32.unpack_from(packed, _MODE)
+    return (
+        _DIRENT_PLUS.pack(node, 0, FOREVER, FOREVER, 0, 0, packed, node, offset, length, mode >> 12)
+        + name
+        + _PADDING[-length & 7]
+    )
+
+
+def dots_plus(node: int, offset: int, name: bytes) -> bytes:
+    """As `dirent_plus` for a folder of which the kernel wants no attributes: itself, or the one above."""
+    return _NO_NODE + dirent(node, offset, stat.S_IFDIR, name)
+
+
+def dirent_size(name: bytes) -> int:
+    """The size of `dirent`."""
+    return _DIRENT.size + (len(name) + 7 & ~7)
 
 
 def statfs_out(size: int) -> bytes:

@@ -24,6 +24,7 @@ _NAME = "socket"
 _MAX_COMMAND = 64
 _MAX_ANSWER = 16 << 20
 _WAITING = 8
+_FAREWELL = 2.0
 
 
 class NoAnswerError(StorageError):
@@ -44,13 +45,15 @@ class ControlServer(Closing):
         except OSError as error:
             self._socket.close()
             raise StorageError(f"{folder / _NAME}: {error.strerror or error}") from error
-        threading.Thread(target=self._serve, name="soci-control", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="soci-control", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Takes no more questions."""
+        """Takes no more questions; who waits for an answer gets it, unless that takes long."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        self._thread.join(_FAREWELL)
 
     def _serve(self) -> None:
         while True:

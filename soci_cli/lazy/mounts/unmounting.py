@@ -24,17 +24,17 @@ def end_mount(folder: MountFolder, record: MountRecord, *, force: bool = False) 
     is, MountError and StorageError.
     """
     # The server, as long as it sees the mount, can end it at once, and those who wait for it with it.
-    if force and folder.is_served() and _ask(folder, "abort") and folder.wait(_PATIENCE):
+    was_served = folder.is_served()
+    if force and was_served and _ask(folder, "abort") and folder.wait(_PATIENCE):
         clear(folder)
         return True
     is_mounted = _is_mounted(record)
     if is_mounted:
         _unmount(record.target, force)
-    is_served = folder.is_served()
-    if is_served:
+    if folder.is_served():
         _end_server(folder, record, told=is_mounted, force=force)
     clear(folder)
-    return is_mounted or is_served
+    return is_mounted or was_served
 
 
 def clear(folder: MountFolder) -> None:
@@ -65,6 +65,12 @@ def _unmount(target: str, force: bool) -> None:
     try:
         unmount(Path(target), force=force)
     except BusyError as error:
+        inside = [point.path for point in mount_points() if point.path.startswith(f"{target}/")]
+        if inside:
+            raise BusyError(
+                f"{target} has something mounted in it, {inside[-1]}; unmount that first, or unmount with "
+                "--force"
+            ) from error
         users = [f"{name} ({pid})" for pid, name in users_of(target)]
         more = ", ..." if len(users) > _MOST_USERS else ""
         who = ", ".join(users[:_MOST_USERS]) + more or "a process that cannot be seen from here"

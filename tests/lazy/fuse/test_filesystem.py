@@ -69,6 +69,22 @@ def test_layers_below_an_opaque_root() -> None:
     assert names(tree, b"2") == [b"a", b"gone"]
 
 
+def test_whiteouts_of_nothing() -> None:
+    """overlayfs would list them in folders that it has nothing to merge with."""
+    upper = [
+        *(file(f".wh.{name}", 0, 0) for name in ("gone", "nothing")),
+        *(file(f"a/{name}", 0, 0) for name in (".wh..wh..opq", ".wh.z", "new")),
+        *(file(f"b/c/{name}", 0, 0) for name in (".wh.x", "new")),
+    ]
+    tree = LayersTree(image_with([*LOWER, file("b/c/x", 0, 1)], upper))
+    assert names(tree, b"1") == [b"a", b"b", b"gone"]
+    assert names(tree, b"1/a") == [b"new"]
+    assert names(tree, b"1/b/c") == [b"new", b"x"]
+    tree = LayersTree(image_with(upper))
+    assert names(tree, b"0") == [b"a", b"b"]
+    assert names(tree, b"0/b/c") == [b"new"]
+
+
 def test_merged() -> None:
     """The files as they are in a container, folders with one node each."""
     tree = MergedTree(image_with(LOWER, UPPER))

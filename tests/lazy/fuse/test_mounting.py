@@ -188,6 +188,45 @@ def test_whole_image(converted: Path, tmp_path: Path) -> None:  # noqa: F811
             assert not log
 
 
+def _xattr_errno(path: Path) -> int:
+    return errno_of(lambda: os.getxattr(path, "user.none"))
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_without_xattrs(tmp_path: Path, writable: bool) -> None:
+    """When there are none, the kernel soon no longer asks, and all else is as before."""
+    lower = [entry("d/e", "dir"), file("d/e/f", 0, 10), file("d/a", 512, 5000), file("gone", 0, 1)]
+    image = image_with(lower, [file("d/e/g", 8, 8), file(".wh.gone", 0, 0)])
+    with mounted(image, tmp_path, MountOptions(writable=writable)) as (_, target, log):
+        deadline = time.monotonic() + PATIENCE
+        while _xattr_errno(target / "d/a") == errno.ENODATA and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert _xattr_errno(target / "d/a") == errno.EOPNOTSUPP
+        check(image, target)
+        assert not any(os.listxattr(path) for path in target.rglob("*"))
+        if writable:
+            os.setxattr(target / "d/a", "trusted.new", b"1")
+            assert os.getxattr(target / "d/a", "trusted.new") == b"1"
+            assert (target / "d/a").read_bytes() == content(512, 5000)
+            shutil.copytree(target / "d", target / "copy")
+            shutil.rmtree(target / "d/e")
+            (target / "d/e").mkdir()
+            assert names(target / "d/e") == []
+            assert names(target / "copy/e") == ["f", "g"]
+    assert not log
+
+
+@pytest.mark.parametrize("upper", [["d/.wh..wh..opq"], [".wh.d", "d/new"]])
+def test_folders_that_need_xattrs(tmp_path: Path, upper: list[str]) -> None:
+    """A folder that hides what is below goes on doing so."""
+    made = [file(name, 0, 0) for name in upper]
+    many = [file(f"{n}/x", 0, 1) for n in range(100)]
+    with mounted(image_with([*many, file("d/old", 0, 1)], made), tmp_path) as (_, target, _):
+        for number in range(100):
+            assert _xattr_errno(target / f"{number}/x") == errno.ENODATA
+        assert names(target / "d") == ([] if len(upper) == 1 else ["new"])
+
+
 def test_writing(odd: LazyImage, tmp_path: Path) -> None:
     """With a folder for it, everything can be changed, and nothing of that reaches the image."""
     with mounted(odd, tmp_path, MountOptions(writable=True)) as (_, target, _):
@@ -356,8 +395,9 @@ def test_programs_and_chroot(tmp_path: Path) -> None:
     program = Path(need("ldconfig")).read_bytes()  # statically linked everywhere
 
     class Program(Bytes):
-        def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
-            return program[offset : offset + length]
+        def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
+            buffer[:] = program[offset : offset + buffer.nbytes]
+            return True
 
     layer = layer_of(file("bin/tool", 0, len(program), mode=0o755), archive=Program())
     with mounted(image_with(layer), tmp_path) as (_, target, _):

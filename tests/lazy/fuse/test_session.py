@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -179,6 +180,40 @@ def test_xattrs() -> None:
         listed = b"user.a\0user.b\0"
         assert kernel.ask(wire.LISTXATTR, node, wire.XATTR_IN.pack(64, 0)) == (0, listed)
         assert kernel.ask(wire.LISTXATTR, node, wire.XATTR_IN.pack(3, 0))[0] == errno.ERANGE
+
+
+def test_no_xattrs(kernel: Kernel) -> None:
+    """The kernel is told not to ask again; a list is still given."""
+    node = kernel.find(b"dir/near")
+    body = wire.XATTR_IN.pack(0, 0) + b"user.a\0"
+    assert kernel.ask(wire.GETXATTR, node, body)[0] == errno.ENODATA
+    kernel.session.end_xattrs()
+    assert kernel.ask(wire.GETXATTR, node, body)[0] == errno.ENOSYS
+    assert kernel.ask(wire.LISTXATTR, node, wire.XATTR_IN.pack(64, 0)) == (0, b"")
+
+
+def test_folders_with_attributes(kernel: Kernel) -> None:
+    """As LOOKUP gives them; of the folder itself and the one above there are none."""
+    node = kernel.find(b"dir")
+    error, data = kernel.ask(wire.READDIRPLUS, node, wire.READ_IN.pack(0, 0, 4096, 0) + bytes(16))
+    assert not error
+    for name, at in ((b".", node), (b"..", 1)):
+        assert data[:128] == bytes(128)
+        assert struct.unpack_from("=Q8xII", data, 128) == (at, len(name), stat.S_IFDIR >> 12)
+        data = data[160:]
+    looked = kernel.ask(wire.LOOKUP, node, b"near\0")[1]
+    assert data[:128] == looked
+    assert data[128:136] == looked[:8]
+    assert struct.unpack_from("=II", data, 144) == (4, stat.S_IFREG >> 12)
+
+
+def test_strange_types_take_no_room() -> None:
+    """What cannot be shown does not end a folder early."""
+    strange = [entry(f"strange{n}", "socket") for n in range(100)]
+    with kernel_of(MergedTree(image_with([*strange, file("last", 0, 1)]))) as other:
+        body = wire.READ_IN.pack(0, 2, 200, 0) + bytes(16)
+        error, data = other.ask(wire.READDIRPLUS, 1, body)
+        assert (error, names_of(data, 128)) == (0, [(b"last", 103)])
 
 
 def test_reading(kernel: Kernel) -> None:

@@ -46,10 +46,11 @@ class Bytes(NoArchive):
         self.go = threading.Event()
         self.fetched: list[tuple[int, int, bytes]] = []
 
-    def ready(self, offset: int, length: int, name: Name = no_name) -> bytes | None:
+    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         if offset in self.far or offset in self.broken:
-            return None
-        return content(offset, length)
+            return False
+        buffer[:] = content(offset, buffer.nbytes)
+        return True
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         yield memoryview(content(offset, length))
