@@ -107,7 +107,7 @@ def odd() -> LazyImage:
         entry("pipe", "fifo"),
         entry("socket", "socket"),
         entry("link", "symlink", linkname=b"a/f", mode=0o777),
-        entry("dangling", "symlink", linkname=b"x/" * 2000, mode=0o777),
+        entry("dangling", "symlink", linkname=b"x/" * 2000 + b"x", mode=0o777),
         file(b"\xff\xfe name \n", 0, 10),
         file("n" * 255, 0, 10),
         file("empty", 0, 0),
