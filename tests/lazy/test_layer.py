@@ -16,7 +16,7 @@ from hypothesis import given, settings
 
 from soci_cli.errors import InvalidDataError, NotFoundError
 from soci_cli.lazy import File, LayerFiles, LazyImage, LazyLayer, Node
-from soci_cli.lazy.layer import IMPLIED
+from soci_cli.lazy.layer import IMPLIED, _contains
 from soci_cli.ztoc import FileMetadata
 from tests.lazy.tools import LAYER, NoArchive, entry, files_of, image_of
 from tests.ztoc.tools import tar_ztoc
@@ -555,3 +555,11 @@ STRANGE = tar_ztoc(
         entry("e/.wh..wh..opq"),
     ]
 )
+
+
+@pytest.mark.parametrize("at", [0, 1, (1 << 20) - 4, (1 << 20) - 1, 1 << 20, (2 << 20) - 3])
+def test_searching_in_steps(at: int) -> None:
+    data = bytearray(2 << 20)
+    data[at : at + 5] = b".wh.x"
+    assert _contains(bytes(data), b".wh.")
+    assert not _contains(bytes(data), b".wh.y")

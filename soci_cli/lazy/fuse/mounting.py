@@ -54,6 +54,7 @@ _FUSE_OVERLAYFS = "fuse-overlayfs"
 _PATIENCE = 10.0
 _PAUSE = 0.02
 _FAREWELL = 1.0
+_LATER = 0.1
 _LAYERS = "l"  # short, for the options of overlayfs must fit into 4 KiB
 _UPPER = "upper"
 _WORK = "work"
@@ -287,10 +288,13 @@ class _Mounting:
     def _spare_xattrs(self, session: Session) -> None:
         """Ends the questions for extended attributes where there are none: overlayfs has one per file.
 
-        Not before overlayfs is mounted, which looks at that time what the file systems below it can do.
+        Not before overlayfs is mounted, which looks at that time what the file systems below it can do; and
+        a little later, because whoever mounts waits for more important things.
         """
 
         def look() -> None:
+            if session.wait(_LATER):
+                return
             with suppress(SociError):  # which shows where it matters
                 if not any(layer.files.may_need_xattrs() for layer in self._image.layers):
                     session.end_xattrs()
