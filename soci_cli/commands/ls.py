@@ -15,15 +15,8 @@ from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import image_flags, reading
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.lazy import File, LazyImage, Node
+from soci_cli.lazy.layer import FORMATS
 
-_TYPES = {
-    "reg": stat.S_IFREG,
-    "dir": stat.S_IFDIR,
-    "symlink": stat.S_IFLNK,
-    "char": stat.S_IFCHR,
-    "block": stat.S_IFBLK,
-    "fifo": stat.S_IFIFO,
-}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -130,7 +123,7 @@ def _row(image: LazyImage, file: File) -> tuple[str, ...]:
 
 
 def _mode(node: Node) -> str:
-    kind = _TYPES.get(node.type)
+    kind = FORMATS.get(node.type)
     text = stat.filemode((kind or 0) | node.mode)
     return text if kind else f"?{text[1:]}"
 

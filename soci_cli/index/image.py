@@ -77,6 +77,25 @@ def read_all(entries: Sequence[Descriptor], descriptor: Descriptor) -> bool:
     return True
 
 
+def needed_for(wanted: Sequence[Platform]) -> Callable[[Sequence[Descriptor], Descriptor], bool]:
+    """For `read_image`: the manifests of these platforms; by default the only one, or this machine's."""
+
+    def needed(entries: Sequence[Descriptor], descriptor: Descriptor) -> bool:
+        if descriptor.platform is None:
+            return True
+        if platforms.is_unknown(descriptor.platform):
+            return False
+        there = platforms.dedupe(
+            entry.platform
+            for entry in entries
+            if entry.platform and not platforms.is_unknown(entry.platform)
+        )
+        chosen = wanted or (there if len(there) == 1 else [platforms.host_platform()])
+        return any(platforms.matches(platform, descriptor.platform) for platform in chosen)
+
+    return needed
+
+
 def read_image(
     source: Source, needed: Callable[[Sequence[Descriptor], Descriptor], bool] = read_all
 ) -> Image:

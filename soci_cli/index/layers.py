@@ -13,7 +13,7 @@ from soci_cli.errors import (
     NotFoundError,
     UnsupportedLayerError,
 )
-from soci_cli.oci import Descriptor, digest_of, encoded_of, media_types
+from soci_cli.oci import Descriptor, VerifyingReader, digest_of, encoded_of, media_types
 from soci_cli.progress import Task
 from soci_cli.targets import Mounting, Source, Target, copy_blob, may_link, read_blob
 from soci_cli.ztoc import (
@@ -216,3 +216,21 @@ class LayerIndexer:
 def short(digest: str) -> str:
     """A digest as progress and messages show it: the first twelve digits."""
     return encoded_of(digest)[:12]
+
+
+class CountingReader:
+    """Reads on and reports progress by that."""
+
+    def __init__(self, stream: VerifyingReader, task: Task) -> None:
+        self._stream = stream
+        self._task = task
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._task.advance(len(piece))
+        return piece
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = self._stream.readinto(buffer)
+        self._task.advance(count)
+        return count

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soci_cli.errors import NotFoundError, UsageError
 from soci_cli.index.build import manifest_of
 from soci_cli.index.discover import Finder, FoundIndex, IndexSources, find_index
-from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
+from soci_cli.index.image import (
+    Image,
+    ImageManifest,
+    choose_platforms,
+    needed_for,
+    read_all,
+    read_image,
+)
 from soci_cli.index.layers import short
 from soci_cli.index.model import ztocs_by_layer
-from soci_cli.oci import Descriptor, Platform, platforms
+from soci_cli.oci import Descriptor, Platform
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import StoreTarget, copy_blob, copy_graph, read_blob
@@ -72,7 +79,7 @@ def pull(
     in the image, and what reading and writing raise; the name is given when everything is there.
     """
     observer = observer or SilentObserver()
-    image = read_image(place, _needed(options))
+    image = read_image(place, read_all if options.all_platforms else needed_for(options.platforms))
     chosen = choose_platforms(image, options.platforms, options.all_platforms, place.name)
     if options.index and options.index.digest and len(chosen) > 1:
         raise UsageError("a SOCI index belongs to one platform; choose one with --platform")
@@ -195,22 +202,3 @@ class _Pull:
         finally:
             task.finish(outcome)
         return outcome
-
-
-def _needed(options: PullOptions) -> Callable[[Sequence[Descriptor], Descriptor], bool]:
-    """Which manifests of an index must be read to pull: those of the wanted platforms."""
-
-    def needed(entries: Sequence[Descriptor], descriptor: Descriptor) -> bool:
-        if options.all_platforms or descriptor.platform is None:
-            return True
-        if platforms.is_unknown(descriptor.platform):
-            return False
-        there = platforms.dedupe(
-            entry.platform
-            for entry in entries
-            if entry.platform and not platforms.is_unknown(entry.platform)
-        )
-        wanted = options.platforms or (there if len(there) == 1 else (platforms.host_platform(),))
-        return any(platforms.matches(platform, descriptor.platform) for platform in wanted)
-
-    return needed

@@ -15,6 +15,7 @@ import zstandard
 from zlib_ng import zlib_ng
 
 from soci_cli.errors import IntegrityError, InvalidDataError, StorageError
+from soci_cli.index.layers import CountingReader
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.oci.media_types import (
     DOCKER_LAYER,
@@ -49,7 +50,9 @@ def recompress_layer(
             checked = VerifyingReader(stream, layer.digest, layer.size, what)
             decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
             with decompressor.stream_reader(
-                cast(IO[bytes], _Counting(checked, task)), read_size=_CHUNK, read_across_frames=True
+                cast(IO[bytes], CountingReader(checked, task)),
+                read_size=_CHUNK,
+                read_across_frames=True,
             ) as plain:
                 done = False
                 while not done:
@@ -91,16 +94,3 @@ def gzip_media_type(media_type: str) -> str:
     if media_type.startswith(OCI_LAYER_NONDISTRIBUTABLE):
         return OCI_LAYER_NONDISTRIBUTABLE_GZIP
     return OCI_LAYER_GZIP
-
-
-class _Counting:
-    """Reports progress by what is read."""
-
-    def __init__(self, stream: VerifyingReader, task: Task) -> None:
-        self._stream = stream
-        self._task = task
-
-    def read(self, size: int = -1) -> bytes:
-        piece = self._stream.read(size)
-        self._task.advance(len(piece))
-        return piece

@@ -9,7 +9,7 @@ is looked for from the topmost layer down, and a layer is opened when somebody l
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -19,7 +19,7 @@ from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError, NotFoundError, UsageError
 from soci_cli.index.build import manifest_of
 from soci_cli.index.discover import FoundIndex, IndexSources, find_index
-from soci_cli.index.image import Image, choose_platforms, read_image
+from soci_cli.index.image import Image, choose_platforms, needed_for, read_image
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.cache import blob_key
@@ -33,7 +33,6 @@ from soci_cli.oci import (
     Platform,
     media_types,
     parse_config_diff_ids,
-    platforms,
 )
 from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.parallel import Stop, run_all
@@ -130,26 +129,29 @@ class LazyLayer(Closing):
     def __init__(
         self, descriptor: Descriptor, files: LayerFiles, archive: Archive, indexed: bool
     ) -> None:
-        self.descriptor = descriptor
-        self.indexed = indexed
-        self._opened: tuple[LayerFiles, Archive] | None = (files, archive)
-        self._opener: Opener | None = None
-        self._mutex = threading.Lock()
-        self._stop = Stop()
-        self._closed = False
+        self._begin(descriptor, indexed, (files, archive), None)
 
     @classmethod
     def later(cls, descriptor: Descriptor, opener: Opener, indexed: bool) -> LazyLayer:
         """A layer that is opened when it is needed."""
         layer = cls.__new__(cls)
-        layer.descriptor = descriptor
-        layer.indexed = indexed
-        layer._opened = None
-        layer._opener = opener
-        layer._mutex = threading.Lock()
-        layer._stop = Stop()
-        layer._closed = False
+        layer._begin(descriptor, indexed, None, opener)
         return layer
+
+    def _begin(
+        self,
+        descriptor: Descriptor,
+        indexed: bool,
+        opened: tuple[LayerFiles, Archive] | None,
+        opener: Opener | None,
+    ) -> None:
+        self.descriptor = descriptor
+        self.indexed = indexed
+        self._opened = opened
+        self._opener = opener
+        self._mutex = threading.Lock()
+        self._stop = Stop()
+        self._closed = False
 
     @property
     def files(self) -> LayerFiles:
@@ -554,7 +556,7 @@ def open_image(
     NotFoundError, UsageError, InvalidDataError and IntegrityError, and what reading the place raises.
     """
     options, observer = options or OpenOptions(), observer or SilentObserver()
-    image = read_image(source, _needed(options.platforms))
+    image = read_image(source, needed_for(options.platforms))
     chosen = choose_platforms(image, options.platforms, False, source.name)
     if len(chosen) != 1:
         raise UsageError("the files of one platform can be read; choose one with --platform")
@@ -654,25 +656,6 @@ class _Opener:
             data = read_blob(self._source, blob, limit)
             self._fetching.cache.put(key, data)
         return data
-
-
-def _needed(wanted: Sequence[Platform]) -> Callable[[Sequence[Descriptor], Descriptor], bool]:
-    """Which manifests of an index must be read: those of the wanted platform."""
-
-    def needed(entries: Sequence[Descriptor], descriptor: Descriptor) -> bool:
-        if descriptor.platform is None:
-            return True
-        if platforms.is_unknown(descriptor.platform):
-            return False
-        there = platforms.dedupe(
-            entry.platform
-            for entry in entries
-            if entry.platform and not platforms.is_unknown(entry.platform)
-        )
-        chosen = wanted or (there if len(there) == 1 else [platforms.host_platform()])
-        return any(platforms.matches(platform, descriptor.platform) for platform in chosen)
-
-    return needed
 
 
 @runtime_checkable

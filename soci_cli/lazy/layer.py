@@ -10,6 +10,7 @@ with `..` or NUL, files below something that is no folder) is not there.
 
 from __future__ import annotations
 
+import stat
 import threading
 from array import array
 from bisect import bisect_left
@@ -52,7 +53,17 @@ _NO_NAMES: Mapping[bytes, int] = {}
 _NO_WHITEOUTS: frozenset[bytes] = frozenset()
 _NONE_EARLIER: Mapping[bytes, list[int]] = {}
 _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
-_TYPES = {kind.encode(): kind for kind in ("reg", "dir", "symlink", "char", "block", "fifo")}
+FORMATS: Mapping[str, int] = {
+    "reg": stat.S_IFREG,
+    "dir": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+    "char": stat.S_IFCHR,
+    "block": stat.S_IFBLK,
+    "fifo": stat.S_IFIFO,
+}
+"""The types of `Node` as `st_mode` has them."""
+
+_TYPES = {kind.encode(): kind for kind in FORMATS}
 
 
 @dataclass(frozen=True, slots=True)

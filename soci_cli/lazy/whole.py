@@ -25,7 +25,7 @@ from soci_cli.errors import (
     StorageError,
     UnsupportedLayerError,
 )
-from soci_cli.index.layers import compression_of, short
+from soci_cli.index.layers import CountingReader, compression_of, short
 from soci_cli.lazy.cache import Cache, Claim, archive_key
 from soci_cli.lazy.spans import Name, no_name
 from soci_cli.oci import Descriptor, VerifyingReader
@@ -260,7 +260,7 @@ class WholeLayer(Closing):
     def _unpack_once(self, compression: str, claim: Claim, task: Task) -> bytes:
         with self._source.fetch(self._layer) as stream:
             checked = VerifyingReader(stream, self._layer.digest, self._layer.size, self._what)
-            counted = _Counting(checked, StoppableTask(task, self._stop))
+            counted = CountingReader(checked, StoppableTask(task, self._stop))
             # Of a zstd stream that was made too short the decompressor says nothing. For the others the
             # layer's own digest is enough, and diff IDs that are wrong do occur.
             diff_id = self._diff_id if compression == "zstd" else None
@@ -301,7 +301,7 @@ class _TooLargeError(InvalidDataError):
 class _Plain:
     """The uncompressed bytes of a layer as a stream, at most `limit` of them."""
 
-    def __init__(self, stream: _Counting, compression: str, limit: int, what: str) -> None:
+    def __init__(self, stream: CountingReader, compression: str, limit: int, what: str) -> None:
         self._left = limit
         self._limit = limit
         self._what = what
@@ -322,24 +322,6 @@ class _Plain:
                 f"{self._what} has no zTOC and unpacks to more than the {self._limit} bytes that the "
                 "cache may hold; convert the image, or set SOCI_CACHE_SIZE"
             )
-        return count
-
-
-class _Counting:
-    """Reports progress by what is read."""
-
-    def __init__(self, stream: VerifyingReader, task: Task) -> None:
-        self._stream = stream
-        self._task = task
-
-    def read(self, size: int = -1) -> bytes:
-        piece = self._stream.read(size)
-        self._task.advance(len(piece))
-        return piece
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        count = self._stream.readinto(buffer)
-        self._task.advance(count)
         return count
 
 

@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +35,7 @@ from tests.bench.registries import (
     missing_tools,
     print_registries,
 )
+from tests.bench.running import BenchError, run_task
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,10 +54,6 @@ QUICK = (
 )
 QUICK_LIBS = Shape("quick-libs", files=700, size=250_000_000)
 PARTS = ("building", "registries", "reading")
-
-
-class BenchError(Exception):
-    """A measurement that did not work out."""
 
 
 @dataclass
@@ -126,21 +122,6 @@ class Floor(Target):
     @property
     def met(self) -> bool:
         return self.ratio >= self.limit
-
-
-def run_task(task: str, *arguments: str) -> dict[str, Any]:
-    """Runs a task of tasks.py in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.tasks", task, *arguments],
-        cwd=_ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
-        shown = done.stderr.decode(errors="replace").strip()
-        raise BenchError(f"{task} ended with {done.returncode}\n{shown}".strip())
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def make_missing(shapes: Sequence[Shape], sources: Sequence[Path], work: Path) -> list[Layer]:

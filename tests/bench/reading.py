@@ -23,6 +23,7 @@ from urllib.request import urlopen
 
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from tests.bench.layers import Layer
+from tests.bench.running import run_task
 from tests.bench.tasks import make_image
 from tests.servers.docker_registry import DockerRegistry
 from tests.servers.shaping_proxy import ShapingProxy
@@ -347,16 +348,8 @@ def _shell(
 
 
 def _task(task: str, *arguments: str) -> float:
-    """Runs a task of tasks.py in a process of its own; the seconds that it measured."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.tasks", task, *arguments],
-        cwd=_ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ReadingError(f"{task}: {done.stderr.decode(errors='replace').strip()[-300:]}")
-    return float(json.loads(done.stdout)["seconds"])
+    """Runs a task of tasks.py; the seconds that it measured."""
+    return float(run_task(task, *arguments)["seconds"])
 
 
 class _Bench:

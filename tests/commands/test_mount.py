@@ -21,9 +21,9 @@ import pytest
 from soci_cli import inspect, open_source, parse_place
 from soci_cli.lazy.mount_points import mount_at
 from soci_cli.server import RegistryServer
-from tests.commands.test_reading import BIG, lower_layer
+from tests.commands.test_reading import BIG, indexed_layout
 from tests.commands.tools import PROJECT, SOCI, Done, environment, process
-from tests.index.images import LayoutMaker, gz, make_image, noise, run_convert, sha256, tar_of
+from tests.index.images import make_image, noise, run_convert
 from tests.servers.actions import Hang, Reply
 from tests.servers.fault_proxy import Fault, FaultProxy
 
@@ -32,14 +32,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(scope="session")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An indexed image of two layers."""
-    folder = tmp_path_factory.mktemp("mounting")
-    maker = LayoutMaker(folder / "image")
-    tars = [lower_layer(), tar_of({"usr/upper": noise(1, 70_000), ".wh.absent": b""})]
-    layers = [maker.blob(gz(tar)) for tar in tars]
-    maker.tag(maker.manifest(layers, maker.config([sha256(tar) for tar in tars])))
-    run_convert(maker.root, folder / "soci")
-    return folder / "soci"
+    return indexed_layout(tmp_path_factory.mktemp("mounting"))
 
 
 class Home:

@@ -55,16 +55,19 @@ def lower_layer() -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def indexed_layout(folder: Path) -> Path:
     """An indexed image of two layers."""
-    folder = tmp_path_factory.mktemp("reading")
     maker = LayoutMaker(folder / "image")
     tars = [lower_layer(), tar_of({"usr/upper": noise(1, 70_000), ".wh.absent": b""})]
     layers = [maker.blob(gz(tar)) for tar in tars]
     maker.tag(maker.manifest(layers, maker.config([sha256(tar) for tar in tars])))
     run_convert(maker.root, folder / "soci")
     return folder / "soci"
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return indexed_layout(tmp_path_factory.mktemp("reading"))
 
 
 @pytest.fixture(autouse=True)

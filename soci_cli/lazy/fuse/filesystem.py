@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.image import File, LazyImage
-from soci_cli.lazy.layer import DIRECTORY, IMPLIED, IMPLIED_ATTRIBUTES, SYMLINK, LayerFiles
+from soci_cli.lazy.layer import DIRECTORY, FORMATS, IMPLIED, IMPLIED_ATTRIBUTES, SYMLINK, LayerFiles
 from soci_cli.lazy.spans import Archive
 from soci_cli.ztoc.reader import clean_path
 
@@ -27,14 +27,6 @@ _WHITEOUT = 3
 _FIRST_FOLDER = 4
 _LAYER_SHIFT = 40
 _ENTRY_MASK = (1 << _LAYER_SHIFT) - 1
-_TYPES = {
-    "reg": stat.S_IFREG,
-    "dir": stat.S_IFDIR,
-    "symlink": stat.S_IFLNK,
-    "char": stat.S_IFCHR,
-    "block": stat.S_IFBLK,
-    "fifo": stat.S_IFIFO,
-}
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 _NO_DEVICE = (0, 0)
 _ROOT_ATTR = wire.attr(ROOT, stat.S_IFDIR | 0o755, 0, 1, (0, 0))
@@ -165,7 +157,7 @@ class _Files:
         # An image without layers has no files, but a root.
         found = self._files[layer].attributes(entry) if entry != IMPLIED else IMPLIED_ATTRIBUTES
         type_, mode, uid, gid, size, mtime_ns, major, minor = found
-        kind = _TYPES.get(type_)
+        kind = FORMATS.get(type_)
         if kind is None:
             raise FileNotFoundError(errno.ENOENT, "no file of a type that can be shown")
         if kind == stat.S_IFDIR:
