@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ("tests.servers.fixtures",)
+pytest_plugins = ("tests.support.servers.fixtures",)
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def command(app: App, addr: str, folder: Path | None) -> None:
     DIR is created when it is missing; without DIR the images are gone at the end. There is no TLS
     and no authentication: this is for trials and demos.
     """
-    from soci_cli.server import RegistryServer
+    from soci_cli.trial_registry import RegistryServer
 
     host, port = _parse_address(addr)
     if not _is_loopback(host):

@@ -25,8 +25,8 @@ from soci_cli.ztoc import Ztoc, decode_ztoc
 from tests.bench.layers import Layer
 from tests.bench.running import run_task
 from tests.bench.tasks import make_image
-from tests.servers.docker_registry import DockerRegistry
-from tests.servers.shaping_proxy import ShapingProxy
+from tests.support.servers.docker_registry import DockerRegistry
+from tests.support.servers.shaping_proxy import ShapingProxy
 
 _SOCI = [sys.executable, "-m", "soci_cli"]
 _ROOT = Path(__file__).resolve().parents[2]

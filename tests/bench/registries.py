@@ -21,8 +21,8 @@ from soci_cli.targets import copy_graph, open_source, open_target, parse_place
 from soci_cli.targets.places import connect
 from tests.bench.layers import Layer
 from tests.bench.tasks import make_image
-from tests.servers.containerd import ContainerdServer
-from tests.servers.docker_registry import DockerRegistry
+from tests.support.servers.containerd import ContainerdServer
+from tests.support.servers.docker_registry import DockerRegistry
 
 _SOCI = [sys.executable, "-m", "soci_cli"]
 _SKOPEO = ["skopeo", "--insecure-policy", "copy", "--quiet"]

@@ -22,8 +22,8 @@ from soci_cli.errors import SociError, UsageError
 from soci_cli.targets.registry.options import Credentials, RegistryOptions
 from tests.commands.tools import SOCI, Done, Soci, environment, process
 from tests.integration.conftest import need
-from tests.servers.ca import Ca, make_ca
-from tests.servers.docker_registry import DockerRegistry
+from tests.support.servers.ca import Ca, make_ca
+from tests.support.servers.docker_registry import DockerRegistry
 
 USERS = {"alice": "correct horse: battery"}
 PASSWORD = USERS["alice"]

@@ -20,12 +20,12 @@ import pytest
 
 from soci_cli import inspect, open_source, parse_place
 from soci_cli.lazy.mount_points import mount_at
-from soci_cli.server import RegistryServer
+from soci_cli.trial_registry import RegistryServer
 from tests.commands.test_reading import BIG, indexed_layout
 from tests.commands.tools import PROJECT, SOCI, Done, environment, process
 from tests.index.images import make_image, noise, run_convert
-from tests.servers.actions import Hang, Reply
-from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.actions import Hang, Reply
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 
 PATIENCE = 60.0
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from soci_cli.server import RegistryServer
+from soci_cli.trial_registry import RegistryServer
 from tests.commands.tools import PROJECT, SOCI, Soci, environment, on_terminal, process
 from tests.index.images import LayoutMaker, gz, noise, run_convert, sha256, tar_of
-from tests.servers.actions import Hang
-from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.actions import Hang
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.ztoc.tools import mixed_data
 
 BIG = mixed_data(3_000_000)

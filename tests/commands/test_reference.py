@@ -19,8 +19,8 @@ from soci_cli.targets.places import connect
 from tests.commands.tools import SOCI, Done, Soci, environment, process
 from tests.index.images import Json, LayoutMaker, gz, layer_tar, noise, sha256, tar_of
 from tests.integration.conftest import need
-from tests.servers.containerd import ContainerdServer
-from tests.servers.docker_registry import DockerRegistry
+from tests.support.servers.containerd import ContainerdServer
+from tests.support.servers.docker_registry import DockerRegistry
 
 NAMESPACE = "k8s.io"
 INDEX_V1 = "application/vnd.amazon.soci.index.v1+json"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from soci_cli.server import RegistryServer
 from soci_cli.targets import Layout
+from soci_cli.trial_registry import RegistryServer
 from tests.commands.tools import Soci, on_terminal, process
 from tests.index.images import (
     Json,
@@ -26,7 +26,7 @@ from tests.index.images import (
     sha256,
     soci_entries,
 )
-from tests.servers.docker_registry import DockerRegistry
+from tests.support.servers.docker_registry import DockerRegistry
 
 CONVERT = ("image", "convert", "--soci", "--soci-min-layer-size", "0")
 PUSH = ("push", "--soci-min-layer-size", "0")

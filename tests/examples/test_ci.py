@@ -16,8 +16,8 @@ from soci_cli.targets.registry.place import Registries
 from tests.commands.tools import PROJECT
 from tests.examples.images import EXAMPLES, push_layout
 from tests.index.images import make_image, sha256
-from tests.servers import DockerRegistry
-from tests.servers.fixtures import PASSWORD, USER
+from tests.support.servers import DockerRegistry
+from tests.support.servers.fixtures import PASSWORD, USER
 
 CI = EXAMPLES / "ci"
 SCRIPT = CI / "convert.sh"

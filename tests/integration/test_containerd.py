@@ -11,7 +11,7 @@ import pytest
 from tests.commands.tools import SOCI, environment, process
 from tests.index.images import make_image, run_convert
 from tests.integration.tools import CONVERT
-from tests.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import ContainerdServer
 
 
 def start(server: ContainerdServer, *arguments: str, home: Path) -> subprocess.Popen[str]:

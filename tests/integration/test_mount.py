@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from soci_cli.lazy.mounts.control import ask
-from soci_cli.server import RegistryServer
+from soci_cli.trial_registry import RegistryServer
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from tests.index.images import (
     GOLDEN,
@@ -59,8 +59,8 @@ from tests.integration.mounts import (
     wait_for,
 )
 from tests.integration.tools import run
-from tests.servers import DockerRegistry, Fault, FaultProxy, TokenServer
-from tests.servers.actions import (
+from tests.support.servers import DockerRegistry, Fault, FaultProxy, TokenServer
+from tests.support.servers.actions import (
     CutAnswer,
     FlipByte,
     Hang,
@@ -72,7 +72,7 @@ from tests.servers.actions import (
     error_reply,
     pass_on,
 )
-from tests.servers.exchange import Body, Exchange
+from tests.support.servers.exchange import Body, Exchange
 
 SPAN = 1 << 16
 CONVERT = ("image", "convert", "-q", "--soci", "--platform", "linux/amd64", "--force")

@@ -28,11 +28,11 @@ from soci_cli.index.model import ztocs_by_layer
 from soci_cli.lazy import Cache, File, LazyImage, OpenOptions
 from soci_cli.oci import parse_reference
 from soci_cli.oci.media_types import OCI_LAYER, OCI_LAYER_ZSTD
-from soci_cli.server import RegistryServer
 from soci_cli.targets.registry.download import BlobStream
 from soci_cli.targets.registry.options import RegistryOptions
 from soci_cli.targets.registry.place import Registries
 from soci_cli.targets.registry.retry import RetryPolicy
+from soci_cli.trial_registry import RegistryServer
 from tests.index.images import (
     LayoutMaker,
     gz,
@@ -47,7 +47,7 @@ from tests.integration.conftest import need
 from tests.integration.tools import CONVERT
 from tests.integration.tools import run as tool
 from tests.lazy.tools import opened
-from tests.servers.actions import (
+from tests.support.servers.actions import (
     CutAnswer,
     FlipByte,
     IgnoreRange,
@@ -55,7 +55,7 @@ from tests.servers.actions import (
     ShortenAnswer,
     error_reply,
 )
-from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.ztoc.tools import mixed_data, pax
 
 BIG = mixed_data(400_000)

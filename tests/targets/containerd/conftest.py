@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from soci_cli.targets.containerd.client import Containerd
-from tests.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import ContainerdServer
 
 _NUMBERS = itertools.count()
 

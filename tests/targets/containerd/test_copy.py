@@ -16,8 +16,8 @@ from soci_cli.targets.containerd.place import ContainerdSource
 from soci_cli.targets.registry import RegistryOptions
 from soci_cli.targets.registry.place import Registries
 from tests.index.images import check_complete, gz, layer_tar, make_image, make_zstd_image, options
-from tests.servers.containerd import ContainerdServer
-from tests.servers.docker_registry import DockerRegistry
+from tests.support.servers.containerd import ContainerdServer
+from tests.support.servers.docker_registry import DockerRegistry
 from tests.targets.containerd.tools import (
     FULL,
     Sent,

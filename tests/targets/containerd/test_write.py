@@ -18,7 +18,7 @@ from soci_cli.targets import WritableLayout, copy_blob
 from soci_cli.targets.containerd import streams
 from soci_cli.targets.containerd.api import content_pb2
 from soci_cli.targets.containerd.client import Containerd, Lease
-from tests.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import ContainerdServer
 from tests.targets.containerd.tools import (
     Sent,
     fails,

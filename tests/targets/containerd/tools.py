@@ -19,7 +19,7 @@ from soci_cli.targets.containerd.api import content_pb2
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import ContainerdSource, ContainerdTarget
 from soci_cli.targets.containerd.streams import _Writing
-from tests.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import ContainerdServer
 from tests.targets.images import push_image
 
 PROJECT = Path(__file__).parent.parent.parent.parent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from soci_cli.server import RegistryServer
+from soci_cli.trial_registry import RegistryServer
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry.auth import Challenge, RegistryAuth, parse_challenge
 from soci_cli.targets.registry.client import Client, check_login
 from soci_cli.targets.registry.options import Credentials
-from tests.servers.actions import Reply, error_reply, html_reply
-from tests.servers.docker_registry import DockerRegistry
-from tests.servers.exchange import Exchange
-from tests.servers.fault_proxy import Fault, FaultProxy
-from tests.servers.fixtures import PASSWORD, USER
-from tests.servers.token_server import TokenServer
+from tests.support.servers.actions import Reply, error_reply, html_reply
+from tests.support.servers.docker_registry import DockerRegistry
+from tests.support.servers.exchange import Exchange
+from tests.support.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.fixtures import PASSWORD, USER
+from tests.support.servers.token_server import TokenServer
 from tests.targets.images import describe, noise, push_image
 from tests.targets.registry.tools import (
     LOGIN,

@@ -27,7 +27,7 @@ from soci_cli.targets.registry.hosts import (
     system_tls,
 )
 from soci_cli.targets.registry.options import RegistryOptions
-from tests.servers.ca import Ca, KeyPair, make_ca
+from tests.support.servers.ca import Ca, KeyPair, make_ca
 
 NO_FOLDERS = RegistryOptions(hosts_dirs=())
 

@@ -16,15 +16,15 @@ from soci_cli.errors import NotFoundError, SociError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.manifest import parse_manifest
 from soci_cli.oci.media_types import OCI_MANIFEST
-from soci_cli.server import RegistryServer
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.download import _CONTENT_RANGE
 from soci_cli.targets.registry.messages import reason_of, redacted
 from soci_cli.targets.registry.retry import retry_after
 from soci_cli.targets.registry.upload import _RANGE
+from soci_cli.trial_registry import RegistryServer
 from tests.commands.tools import Soci
-from tests.servers.actions import (
+from tests.support.servers.actions import (
     Action,
     CutAnswer,
     DropHeaders,
@@ -43,9 +43,9 @@ from tests.servers.actions import (
     error_reply,
     html_reply,
 )
-from tests.servers.docker_registry import DockerRegistry
-from tests.servers.exchange import Exchange
-from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.docker_registry import DockerRegistry
+from tests.support.servers.exchange import Exchange
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.targets.registry.tools import (
     check_message,
     copy,

@@ -18,7 +18,7 @@ from soci_cli.targets.copy import read_blob
 from soci_cli.targets.layout import Layout
 from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.place import RegistrySource
-from tests.servers.actions import (
+from tests.support.servers.actions import (
     Action,
     CutAnswer,
     DropHeaders,
@@ -36,9 +36,9 @@ from tests.servers.actions import (
     error_reply,
     html_reply,
 )
-from tests.servers.docker_registry import DockerRegistry
-from tests.servers.exchange import Exchange
-from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.docker_registry import DockerRegistry
+from tests.support.servers.exchange import Exchange
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.targets.images import describe, index_json, noise
 from tests.targets.registry.tools import (
     QUICK,

@@ -22,13 +22,13 @@ from soci_cli.errors import (
 )
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.media_types import OCI_LAYER, OCI_MANIFEST
-from soci_cli.server import RegistryServer
 from soci_cli.targets.copy import copy_blob, copy_graph, read_blob
 from soci_cli.targets.layout import Layout, WritableLayout
 from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.place import RegistryTarget
 from soci_cli.targets.registry.upload import BlobUpload, Repository
-from tests.servers.actions import (
+from soci_cli.trial_registry import RegistryServer
+from tests.support.servers.actions import (
     Action,
     ForgetUpload,
     Hang,
@@ -41,9 +41,9 @@ from tests.servers.actions import (
     error_reply,
     html_reply,
 )
-from tests.servers.docker_registry import DockerRegistry
-from tests.servers.exchange import Exchange
-from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.docker_registry import DockerRegistry
+from tests.support.servers.exchange import Exchange
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.targets.images import describe, noise, push_image
 from tests.targets.registry.tools import (
     copy,

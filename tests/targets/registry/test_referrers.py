@@ -13,16 +13,16 @@ import pytest
 from soci_cli.errors import InvalidDataError, RegistryError, SociError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from soci_cli.server import RegistryServer
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.protocol import Target
 from soci_cli.targets.registry import referrers
 from soci_cli.targets.registry.place import RegistryTarget
 from soci_cli.targets.registry.referrers import fallback_tag
-from tests.servers.actions import DropHeaders, Reply, error_reply, html_reply
-from tests.servers.docker_registry import DockerRegistry
-from tests.servers.exchange import Exchange
-from tests.servers.fault_proxy import Fault, FaultProxy
+from soci_cli.trial_registry import RegistryServer
+from tests.support.servers.actions import DropHeaders, Reply, error_reply, html_reply
+from tests.support.servers.docker_registry import DockerRegistry
+from tests.support.servers.exchange import Exchange
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.targets.images import describe, push_json
 from tests.targets.registry.tools import fails, push, source_at, target_at
 

@@ -13,8 +13,8 @@ from soci_cli.errors import ConfigError, IntegrityError, NotFoundError, Registry
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry import RegistryOptions
-from tests.servers import ForwardProxy
-from tests.servers.actions import (
+from tests.support.servers import ForwardProxy
+from tests.support.servers.actions import (
     CutAnswer,
     FlipByte,
     FloodAnswer,
@@ -29,11 +29,11 @@ from tests.servers.actions import (
     error_reply,
     html_reply,
 )
-from tests.servers.ca import Ca
-from tests.servers.docker_registry import DockerRegistry
-from tests.servers.fault_proxy import Fault, FaultProxy
-from tests.servers.fixtures import USERS
-from tests.servers.token_server import TokenServer
+from tests.support.servers.ca import Ca
+from tests.support.servers.docker_registry import DockerRegistry
+from tests.support.servers.fault_proxy import Fault, FaultProxy
+from tests.support.servers.fixtures import USERS
+from tests.support.servers.token_server import TokenServer
 from tests.targets.images import describe, noise, push_image
 from tests.targets.registry.tools import (
     LOGIN,
@@ -86,7 +86,7 @@ def test_tls_to_a_plain_server(docker_registry: DockerRegistry, ca: Ca) -> None:
 
 
 def test_wrong_names_and_authorities(docker_registry: DockerRegistry, tmp_path: Path) -> None:
-    from tests.servers.ca import make_ca
+    from tests.support.servers.ca import make_ca
 
     ca, other = make_ca(tmp_path / "one"), make_ca(tmp_path / "other")
     with FaultProxy(docker_registry.host, tls=ca.issue("registry.test")) as proxy:
@@ -147,7 +147,7 @@ def test_registry_that_does_not_know_its_scheme(docker_registry: DockerRegistry,
     with FaultProxy(docker_registry.host, tls=ca.issue("127.0.0.1")) as proxy:
 
         def forget(exchange: object) -> None:
-            from tests.servers.exchange import Exchange
+            from tests.support.servers.exchange import Exchange
 
             assert isinstance(exchange, Exchange)
             answer = exchange.ask()

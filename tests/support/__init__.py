@@ -1,0 +1,1 @@
+"""What tests share: servers, tools, and the makers of layers and images."""
