@@ -1,17 +1,102 @@
 """The one error family.
 
-Every error that a user can cause, or that bad input can cause, is a `SociError`. Its text is one line
-that says what happened, to which image, layer or file, and what to do. The command line prints that
-line and exits with `exit_code`; everything else is a defect and shows as a traceback with --debug.
+Every error that a user can cause, or that bad input can cause, is a `SociError`: what happened and what to
+do as `message`, and where as fields. Its text, which the command line prints, is one line of both; the
+exit status is `exit_code`. Everything else is a defect, which shows as a traceback with --debug. Code that
+must tell errors apart goes by class and fields, never by the text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+_Error = TypeVar("_Error", bound="SociError")
+
 
 class SociError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose.
+
+    `place` is the place as users write it, `image` a reference, `layer` a digest, `span` the number of a
+    span, from 0, and `file` a path, in the image or on the disk, fit to be shown. Empty or None: unknown.
+    """
 
     exit_code = 1
+    place: str = ""
+    image: str = ""
+    layer: str = ""
+    span: int | None = None
+    file: str = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        place: str = "",
+        image: str = "",
+        layer: str = "",
+        span: int | None = None,
+        file: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self._fill(place, image, layer, span, file)
+
+    def at(
+        self: _Error,
+        *,
+        place: str = "",
+        image: str = "",
+        layer: str = "",
+        span: int | None = None,
+        file: str = "",
+    ) -> _Error:
+        """This error once more, of the same class, with fields that it lacked.
+
+        What is known keeps its value: the code next to the cause knows best. A copy, because threads that
+        wait for the same thing are given the same error.
+        """
+        copy = type(self).__new__(type(self))
+        copy.args = self.args
+        copy.__dict__.update(self.__dict__)
+        copy._fill(place, image, layer, span, file)
+        return copy
+
+    def _fill(self, place: str, image: str, layer: str, span: int | None, file: str) -> None:
+        self.place = self.place or place
+        self.image = self.image or image
+        self.layer = self.layer or layer
+        self.span = span if self.span is None else self.span
+        self.file = self.file or file
+
+    def __str__(self) -> str:
+        """The line: where, as far as the message does not say it itself, and what happened."""
+        names = (self.image if self.image not in self.place else "", self.place)
+        where = [name for name in names if name and name not in self.message]
+        if self.layer and self.layer not in self.message:
+            where.append(f"layer {self.layer}")
+        if self.span is not None:
+            where.append(f"span {self.span}")
+        if self.file:
+            where.append(self.file)
+        return f"{', '.join(where)}: {self.message}" if where else self.message
+
+
+@contextmanager
+def errors_at(
+    *,
+    place: str = "",
+    image: str = "",
+    layer: str = "",
+    span: int | None = None,
+    file: str = "",
+) -> Iterator[None]:
+    """Every SociError that leaves the block has these fields; see `SociError.at`."""
+    try:
+        yield
+    except SociError as error:
+        raise error.at(place=place, image=image, layer=layer, span=span, file=file) from error
 
 
 class UsageError(SociError):
@@ -47,15 +132,29 @@ class StorageError(SociError):
 class RegistryError(SociError):
     """A registry refused, answered nonsense, or could not be reached.
 
-    `status` is HTTP's, if any, and `retry_after` the seconds that it asked to wait.
+    `status` is HTTP's, if any, `retry_after` the seconds that it asked to wait, and `codes` are those of
+    the distribution specification that it gave, such as `BLOB_UNKNOWN`.
     """
 
     def __init__(
-        self, message: str, status: int | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        status: int | None = None,
+        retry_after: float | None = None,
+        codes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.codes = codes
+
+
+class UnreachableError(RegistryError):
+    """A registry gave no answer: nothing listens there, it is silent, or the connection broke."""
+
+
+class NotInRegistryError(NotFoundError, RegistryError):
+    """A registry answered 404."""
 
 
 class LostUploadError(RegistryError):
