@@ -20,7 +20,8 @@ import tomli
 
 from soci_cli.errors import ConfigError, UsageError
 from soci_cli.oci import platforms
-from soci_cli.oci.values import describe, quote
+from soci_cli.oci.values import describe
+from soci_cli.text import quote
 
 SYSTEM_FILE = Path("/etc/soci-snapshotter-grpc/config.toml")
 

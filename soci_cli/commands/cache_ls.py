@@ -9,8 +9,9 @@ import click
 from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.durations import ago
 from soci_cli.commands.image_reading import open_cache
-from soci_cli.commands.output import clean, columns, human_size
+from soci_cli.commands.output import columns, human_size
 from soci_cli.lazy.cache import LayerEntries
+from soci_cli.text import printable
 
 _TITLES = ["DIGEST", "KIND", "ENTRIES", "SIZE", "LAST USED"]
 
@@ -41,7 +42,7 @@ def command(app: App, format_: str) -> None:
         app.output.json(facts)
     elif app.quiet:
         for digest in dict.fromkeys(one.digest for one in entries):
-            app.output.result(clean(digest))
+            app.output.result(printable(digest))
     else:
         rows = [_TITLES, *(_row(one) for one in entries)]
         for line in columns(rows):
@@ -63,7 +64,7 @@ def _facts(one: LayerEntries) -> dict[str, object]:
 
 def _row(one: LayerEntries) -> list[str]:
     size = human_size(one.size)
-    return [clean(one.digest), one.kind, str(one.entries), size, ago(_used(one))]
+    return [printable(one.digest), one.kind, str(one.entries), size, ago(_used(one))]
 
 
 def _used(one: LayerEntries) -> datetime:

@@ -6,7 +6,7 @@ import re
 from datetime import datetime, timezone
 
 from soci_cli.errors import UsageError
-from soci_cli.oci.values import quote
+from soci_cli.text import quote
 
 # time.ParseDuration of Go
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}

@@ -7,9 +7,10 @@ import dataclasses
 import click
 
 from soci_cli.commands.app import App, common_flags, format_flag, pass_app
-from soci_cli.commands.output import clean, count, human_size
+from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.index.inspect import ImageFacts, LayerFacts, PlatformFacts, inspect
+from soci_cli.text import printable
 
 
 @click.command()
@@ -45,14 +46,14 @@ def _draw(place: str, facts: ImageFacts) -> None:
     from rich.text import Text
     from rich.tree import Tree
 
-    title = Text(clean(place), style="bold")
+    title = Text(printable(place), style="bold")
     title.append(f"  {facts.digest}  {human_size(facts.size)}", style="not bold")
     title.append(f"  SOCI {facts.soci}" if facts.soci else "  no SOCI index", style="not bold")
     tree = Tree(title)
     for manifest in facts.manifests:
-        branch = tree.add(Text(clean(_manifest_line(manifest))))
+        branch = tree.add(Text(printable(_manifest_line(manifest))))
         for layer in manifest.layers:
-            branch.add(Text(clean(_layer_line(layer)), style="green" if layer.ztoc else ""))
+            branch.add(Text(printable(_layer_line(layer)), style="green" if layer.ztoc else ""))
     # A line may be longer than the terminal: better wrapped by it than cut here.
     Console(width=10_000, highlight=False).print(tree, soft_wrap=True)
 

@@ -9,11 +9,12 @@ import click
 from soci_cli.commands.app import App, common_flags, containerd_flags, format_flag, pass_app
 from soci_cli.commands.durations import ago
 from soci_cli.commands.listing import artifact_json, manifests_of, open_image
-from soci_cli.commands.output import clean, columns
+from soci_cli.commands.output import columns
 from soci_cli.errors import SociError
 from soci_cli.index.artifacts import INDEX, version_of
 from soci_cli.oci import platforms
 from soci_cli.targets import StoredArtifact
+from soci_cli.text import printable
 
 _TITLES = ["DIGEST", "SIZE", "IMAGE REF", "PLATFORM", "MEDIA TYPE", "MANIFEST VERSION", "CREATED"]
 
@@ -67,9 +68,9 @@ def _row(one: StoredArtifact, name: str) -> list[str]:
     return [
         one.digest,
         str(one.size),
-        clean(name),
-        clean(one.platform),
-        clean(one.media_type),
+        printable(name),
+        printable(one.platform),
+        printable(one.media_type),
         version_of(one),
         ago(one.created),
     ]

@@ -16,6 +16,7 @@ from soci_cli.commands.image_reading import image_flags, reading
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.lazy import File, LazyImage, Node
 from soci_cli.lazy.layer import FORMATS
+from soci_cli.text import printable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -59,15 +60,15 @@ def command(
             return
         out = sys.stdout
         if not start.is_directory:
-            out.writelines(_block(opened, [start], [shown(wanted)], long))
+            out.writelines(_block(opened, [start], [printable(wanted)], long))
             return
-        title = shown(wanted)
+        title = printable(wanted)
         for number, (folder, files) in enumerate(_folders(opened, start, recursive)):
             if recursive:
                 below = folder.path[len(start.path) :].lstrip(b"/")
-                name = f"{title.rstrip('/')}/{shown(below)}" if below else title
+                name = f"{title.rstrip('/')}/{printable(below)}" if below else title
                 out.write(f"{chr(10) if number else ''}{name}:\n")
-            out.writelines(_block(opened, files, [shown(file.name) for file in files], long))
+            out.writelines(_block(opened, files, [printable(file.name) for file in files], long))
 
 
 def _folders(
@@ -114,11 +115,11 @@ def _row(image: LazyImage, file: File) -> tuple[str, ...]:
     return (
         _mode(node),
         str(image.link_count(file)),
-        shown(node.uname) or str(node.uid),
-        shown(node.gname) or str(node.gid),
+        printable(node.uname) or str(node.uid),
+        printable(node.gname) or str(node.gid),
         str(size),
         iso_time(node.mtime_ns),
-        f" -> {shown(node.linkname)}" if node.type == "symlink" else "",
+        f" -> {printable(node.linkname)}" if node.type == "symlink" else "",
     )
 
 
@@ -161,18 +162,6 @@ def iso_time(nanoseconds: int) -> str:
     year, rest = text.split("-", 1)
     decimals = f".{fraction:09d}".rstrip("0") if fraction else ""
     return f"{year:0>4}-{rest}{decimals}Z"
-
-
-def shown(name: bytes) -> str:
-    """A name as text that is safe on a terminal; a script that must know it takes --format json."""
-    text = _text(name)
-    return (
-        text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
-    )
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
 
 
 def _text(data: bytes) -> str:

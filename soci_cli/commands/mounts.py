@@ -9,8 +9,9 @@ import click
 
 from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.durations import ago
-from soci_cli.commands.output import clean, columns
+from soci_cli.commands.output import columns
 from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
+from soci_cli.text import printable
 
 _TITLES = ["IMAGE", "FOLDER", "PLATFORM", "LAYERS", "STATE", "MODE", "MOUNTED"]
 
@@ -37,9 +38,9 @@ def command(app: App, format_: str) -> None:
         else:
             rows.append(
                 [
-                    clean(record.image),
-                    clean(record.target),
-                    clean(record.platform) or "-",
+                    printable(record.image),
+                    printable(record.target),
+                    printable(record.platform) or "-",
                     f"{record.indexed} of {record.layers} lazy",
                     _state(folder, record),
                     "rw" if record.writable else "ro",

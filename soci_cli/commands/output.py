@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from soci_cli.progress import Observer, SilentObserver, Task
+from soci_cli.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,7 +36,7 @@ class Output:
     def note(self, text: str) -> None:
         """A remark that the user should see."""
         if not self.quiet:
-            print(clean(text), file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     def detail(self, text: str) -> None:
         """A remark for somebody who sits at a terminal."""
@@ -44,7 +45,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Something looks wrong but does not stop the command."""
-        print(f"soci: warning: {clean(text)}", file=sys.stderr)
+        print(f"soci: warning: {printable(text)}", file=sys.stderr)
 
     @contextmanager
     def progress(self) -> Iterator[Observer]:
@@ -99,7 +100,9 @@ class _Bars:
         return _Bar(self._progress, self._progress.add_task(name, total=total, outcome=""))
 
     def note(self, message: str) -> None:
-        self._progress.console.print(clean(message), markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(
+            printable(message), markup=False, highlight=False, soft_wrap=True
+        )
 
 
 class _Bar:
@@ -117,11 +120,6 @@ class _Bar:
             self._task, outcome=outcome, completed=total if done else None, refresh=True
         )
         self._progress.stop_task(self._task)
-
-
-def clean(text: str) -> str:
-    """Text on one line and without control characters, which names from images may hold."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def human_size(size: int) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
-from soci_cli.commands.output import clean
 from soci_cli.index.artifacts import PREFETCH
 from soci_cli.index.prefetch import decode_prefetch, span_count
 from soci_cli.oci import canonical, parse_digest
+from soci_cli.text import printable
 
 
 @click.command()
@@ -25,7 +25,7 @@ def command(app: App, json_: bool, digest: str) -> None:
     artifact = decode_prefetch(data, digest)
     say = app.output.result
     say(f"Digest:        {digest}")
-    say(f"Version:       {clean(artifact.version)}")
+    say(f"Version:       {printable(artifact.version)}")
     say(f"Span Ranges:   {len(artifact.spans)}")
     say(f"Layer Digest:  {one.original_digest}")
     say(f"Size:          {one.size} bytes")

@@ -11,12 +11,13 @@ import click
 
 from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import absolute_place
-from soci_cli.commands.output import clean, columns, count, human_size
+from soci_cli.commands.output import columns, count, human_size
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
 from soci_cli.lazy.mount_points import resolve
 from soci_cli.lazy.mounts.control import ask
 from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
+from soci_cli.text import printable
 
 _SOURCES = ("demand", "prefetch", "background", "cache")
 _MOST_FILES = 10
@@ -97,7 +98,7 @@ def _checked(answer: Any, record: MountRecord) -> Mapping[str, Any]:
         for file in answer["files"]:
             file["layer"] + file["file"], file["spans"] + file["fetched"]
         answer["hits"] + answer["misses"] + answer["errors"] + answer["hit_rate"]
-        clean("".join(answer["log_recent"]))
+        printable("".join(answer["log_recent"]))
     except (LookupError, TypeError, AttributeError):
         raise NotFoundError(
             f"the server of {record.target} is of another version of soci and says something else"
@@ -117,7 +118,7 @@ def _lines(record: MountRecord, answer: Mapping[str, Any], folder: MountFolder) 
         rows.append([name, str(one["spans"]), fetched, human_size(one["uncompressed"])])
     uses = answer["hits"] + answer["misses"]
     lines = [
-        f"{clean(record.image)} at {clean(record.target)}",
+        f"{printable(record.image)} at {printable(record.target)}",
         f"{human_size(here)} of {human_size(size)} are here, {part}",
         *columns(rows),
         f"hit rate {answer['hit_rate']:.1%} of {count(uses, 'use')} of spans",
@@ -125,10 +126,10 @@ def _lines(record: MountRecord, answer: Mapping[str, Any], folder: MountFolder) 
     if answer["files"]:
         files = [["FILE", "SPANS", "FETCHED"]]
         for file in answer["files"][:_MOST_FILES]:
-            name = clean(file["file"]) or "(several)"
+            name = printable(file["file"]) or "(several)"
             files.append([name, str(file["spans"]), human_size(file["fetched"])])
         lines += ["files that caused the most:", *columns(files)]
     if answer["errors"] or answer["log_recent"]:
         lines.append(f"{count(answer['errors'], 'error')}; the last lines of {folder.log}:")
-        lines += [clean(line) for line in answer["log_recent"]]
+        lines += [printable(line) for line in answer["log_recent"]]
     return lines

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from soci_cli.commands.app import App
-from soci_cli.commands.output import clean
 from soci_cli.errors import SociError
+from soci_cli.text import printable
 
 
 class ReaderIsGone(Exception):
@@ -64,4 +64,4 @@ def report(app: App, message: str) -> None:
     """Says on stderr what went wrong."""
     if app.debug:
         traceback.print_exc()
-    print(f"soci: {clean(message)}", file=sys.stderr)
+    print(f"soci: {printable(message)}", file=sys.stderr)

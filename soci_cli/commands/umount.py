@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from soci_cli.commands.app import App, common_flags, pass_app
-from soci_cli.commands.output import clean
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
 from soci_cli.lazy.mount_points import mount_at, resolve
 from soci_cli.lazy.mounts.state import Mounts, state_root
+from soci_cli.text import printable
 
 # The folder of a mount whose server crashed cannot be read.
 _FOLDER = click.Path(path_type=Path, readable=False)
@@ -66,7 +66,7 @@ def _unmount(app: App, mounts: Mounts, target: Path, force: bool) -> None:
     if found is not None:
         if not end_mount(*found, force=force):
             app.output.note(
-                f"{clean(str(target))} was not mounted; the state of its mount is removed"
+                f"{printable(str(target))} was not mounted; the state of its mount is removed"
             )
         return
     point = mount_at(str(target))

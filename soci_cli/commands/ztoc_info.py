@@ -11,9 +11,9 @@ from soci_cli.commands.files import read_ztoc
 from soci_cli.commands.listing import is_digest
 from soci_cli.commands.output import columns, human_size
 from soci_cli.index.artifacts import ZTOC
+from soci_cli.text import brief, printable
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
-from soci_cli.ztoc.reader import show_name
 
 
 @click.command()
@@ -47,7 +47,7 @@ def command(app: App, files: bool, format_: str | None, file: str) -> None:
     for row in columns(
         [
             ["version", ztoc.version.decode("ascii", "replace")],
-            ["build tool", show_name(ztoc.build_tool_identifier)],
+            ["build tool", brief(ztoc.build_tool_identifier)],
             ["size", human_size(ztoc.size)],
             ["layer", f"{human_size(ztoc.compressed_archive_size)} compressed"],
             ["archive", f"{human_size(ztoc.uncompressed_archive_size)} uncompressed"],
@@ -77,7 +77,7 @@ def describe(ztoc: Ztoc) -> dict[str, Any]:
         multi += start != end
         files.append(
             {
-                "filename": show_name(entry.name),
+                "filename": printable(entry.name),
                 "offset": entry.uncompressed_offset,
                 "size": entry.uncompressed_size,
                 "type": entry.type.decode("ascii", "replace"),

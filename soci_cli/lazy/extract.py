@@ -22,7 +22,7 @@ from soci_cli.errors import NotFoundError, StorageError
 from soci_cli.lazy.image import File, LazyImage
 from soci_cli.lazy.layer import Node
 from soci_cli.progress import Observer, Task
-from soci_cli.ztoc.reader import show_name
+from soci_cli.text import brief
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -76,7 +76,7 @@ def extract(
         return
     folder, name = _target(start, destination, contents)
     plan = _plan(image, start, name)
-    task = observer.start(show_name(start.name or b"/"), plan.size)
+    task = observer.start(brief(start.name or b"/"), plan.size)
     outcome = "failed"
     try:
         with _Destination(folder) as target:
@@ -94,7 +94,7 @@ def write_tar(
 ) -> None:
     """Writes a file, or a folder with all that is in it, to `out` as a tar archive."""
     plan = _plan(image, start, b"." if contents or not start.path else start.name)
-    task = observer.start(show_name(start.name or b"/"), plan.size)
+    task = observer.start(brief(start.name or b"/"), plan.size)
     outcome = "failed"
     try:
         with tarfile.open(
@@ -177,9 +177,7 @@ def _contents(image: LazyImage, plan: _Plan) -> Iterator[tuple[_Item, Iterator[m
 def _write(image: LazyImage, plan: _Plan, target: _Destination, task: Task) -> list[str]:
     """Makes everything; the paths of what could not be made without being root."""
     made = [item for item in plan.folders if item.path and target.make_folder(item.path)]
-    left_out = [
-        show_name(b"/" + item.file.path) for item in plan.others if not target.make_other(item)
-    ]
+    left_out = [brief(b"/" + item.file.path) for item in plan.others if not target.make_other(item)]
     for item, pieces in _contents(image, plan):
         target.make_file(item, pieces, task)
     for item, first in plan.links:
@@ -221,7 +219,7 @@ class _Destination(Closing):
         """A folder below, opened without following any link. StorageError when something is in the way."""
         parts = path.split(b"/") if path else []
         if len(parts) > _MAX_DEPTH:
-            raise StorageError(f"{show_name(path)} is nested too deep to be copied")
+            raise StorageError(f"{brief(path)} is nested too deep to be copied")
         same = 0
         for part, (name, _) in zip(parts, self._open, strict=False):
             if part != name:
@@ -349,7 +347,7 @@ def _disk_errors(path: bytes) -> Iterator[None]:
             reason = "something that is no directory is in the way"
         elif error.errno == errno.EISDIR:
             reason = "a directory is in the way"
-        raise StorageError(f"{show_name(path)} cannot be written: {reason}") from error
+        raise StorageError(f"{brief(path)} cannot be written: {reason}") from error
 
 
 def _tar_info(item: _Item) -> tarfile.TarInfo:

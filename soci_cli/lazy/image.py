@@ -38,9 +38,9 @@ from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.parallel import Stop, run_all
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import BlobReader, FileBlobs, Source, StoreTarget, read_blob
+from soci_cli.text import brief
 from soci_cli.ztoc import decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
-from soci_cli.ztoc.reader import show_name
 
 _MAX_LINKS = 40  # as Linux's ELOOP
 _MAX_PATH = 4096  # as Linux's PATH_MAX
@@ -380,7 +380,7 @@ class LazyImage(Closing):
         return target.split(b"/")[::-1]
 
     def _show(self, path: bytes) -> str:
-        return show_name(path if path.startswith(b"/") else b"/" + path)
+        return brief(path if path.startswith(b"/") else b"/" + path)
 
 
 _KINDS = {

@@ -23,9 +23,10 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from soci_cli.errors import InvalidDataError
+from soci_cli.text import brief
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from soci_cli.ztoc.model import OPAQUE_WHITEOUT, XATTR_PREFIX
-from soci_cli.ztoc.reader import clean_path, show_name
+from soci_cli.ztoc.reader import clean_path
 
 IMPLIED = -1
 """In place of an entry: a folder that the archive has files in but never names."""
@@ -273,7 +274,7 @@ class LayerFiles:
         kind = files.string(found.type)
         linkname = files.string(found.linkname)
         if b"\0" in linkname:
-            name = show_name(files.string(found.name))
+            name = brief(files.string(found.name))
             raise InvalidDataError(f"{name} is a link to a name with a NUL in it")
         offset, size = files.extent(found) if kind == _REGULAR else (0, 0)
         return Node(

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from soci_cli.errors import IntegrityError, InvalidDataError
-from soci_cli.oci.values import quote
+from soci_cli.text import quote
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash

@@ -18,11 +18,11 @@ from soci_cli.oci.values import (
     as_object,
     describe,
     items_field,
-    quote,
     text_field,
     text_map_field,
     texts_field,
 )
+from soci_cli.text import quote
 
 MAX_ENTRIES = 10_000
 """The most layers of a manifest, manifests of an index, or diff IDs of a config."""

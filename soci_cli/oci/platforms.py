@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from soci_cli.errors import UsageError
 from soci_cli.oci.descriptor import Platform
-from soci_cli.oci.values import quote
+from soci_cli.text import quote
 
 _KNOWN_OS = (
     "aix android darwin dragonfly freebsd hurd illumos ios js linux nacl netbsd openbsd plan9 "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.oci.digest import parse_digest
-from soci_cli.oci.values import quote
+from soci_cli.text import quote
 
 DOCKER_HUB = "docker.io"
 DEFAULT_TAG = "latest"

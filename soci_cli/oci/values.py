@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from soci_cli.errors import InvalidDataError
-
-_SHOWN = 80
-
-
-def quote(text: str) -> str:
-    """Untrusted text for an error line: in quotes, control characters escaped, at most 80 long."""
-    return repr(text) if len(text) <= _SHOWN else repr(text[: _SHOWN - 3] + "...")
+from soci_cli.text import quote
 
 
 def describe(value: object) -> str:

@@ -19,8 +19,9 @@ from soci_cli.errors import InvalidDataError, StorageError
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import parse_digest
-from soci_cli.targets._disk import disk_errors, shown
+from soci_cli.targets._disk import disk_errors
 from soci_cli.targets._folder import LayoutFolder
+from soci_cli.text import brief
 
 DATABASE_NAME = "soci.db"
 LOCAL_CONTENT = "soci"
@@ -209,7 +210,7 @@ class StoreDatabase:
             return self._attempt(work)
         except _NotOurs as error:
             raise StorageError(
-                f"{shown(str(self._path))} is no usable database; remove that file"
+                f"{brief(str(self._path))} is no usable database; remove that file"
             ) from error
 
     def _attempt(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -224,7 +225,7 @@ class StoreDatabase:
             if type(error) is sqlite3.DatabaseError:
                 raise _NotOurs(str(error)) from error
             raise StorageError(
-                f"cannot use {shown(str(self._path))}: {error}; try again when no other soci "
+                f"cannot use {brief(str(self._path))}: {error}; try again when no other soci "
                 "command runs, and check the free space"
             ) from error
 

@@ -13,6 +13,7 @@ from soci_cli.errors import IntegrityError, InvalidDataError, StorageError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of, new_hash
 from soci_cli.targets.protocol import BytesLike
+from soci_cli.text import brief
 
 
 def storage_error(action: str, path: Path | str, error: OSError) -> StorageError:
@@ -22,7 +23,7 @@ def storage_error(action: str, path: Path | str, error: OSError) -> StorageError
         advice = "; free some space or choose another disk"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         advice = "; check its owner and permissions"
-    return StorageError(f"cannot {action} {shown(str(path))}: {error.strerror or error}{advice}")
+    return StorageError(f"cannot {action} {brief(str(path))}: {error.strerror or error}{advice}")
 
 
 @contextmanager
@@ -32,12 +33,6 @@ def disk_errors(action: str, path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(action, path, error) from error
-
-
-def shown(text: str, limit: int = 300) -> str:
-    """Text from outside made fit for a one-line message: no control characters, not too long."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(letter if letter.isprintable() else "?" for letter in cut)
 
 
 def fsync_folder(path: Path) -> None:

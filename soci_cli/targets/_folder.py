@@ -22,7 +22,6 @@ from soci_cli.oci.digest import algorithm_of, encoded_of
 from soci_cli.targets._disk import (
     disk_errors,
     fsync_folder,
-    shown,
     storage_error,
     unlink_quietly,
 )
@@ -35,6 +34,7 @@ from soci_cli.targets._index_json import (
     empty_index,
     parse_index_json,
 )
+from soci_cli.text import brief
 
 INGEST_PREFIX = ".ingest-"
 LEFTOVER_AGE = 24 * 60 * 60
@@ -121,20 +121,20 @@ class LayoutFolder:
             return
         except NotADirectoryError as error:
             raise StorageError(
-                f"{shown(str(self.root))} cannot be a folder: there is a file in the way"
+                f"{brief(str(self.root))} cannot be a folder: there is a file in the way"
             ) from error
         except OSError as error:
             raise storage_error("read", self.root, error) from error
         ours = {name for name in names if name == "blobs" or name.startswith(INGEST_PREFIX)}
         if "oci-layout" not in names and names - ours:
             raise StorageError(
-                f"{shown(str(self.root))} is neither empty nor an OCI layout; choose another folder"
+                f"{brief(str(self.root))} is neither empty nor an OCI layout; choose another folder"
             )
 
     def read_index(self) -> IndexJson:
         """index.json of a layout that must exist. NotFoundError, InvalidDataError."""
         if not self.root.is_dir():
-            raise NotFoundError(f"{self.name}: there is no folder {shown(str(self.root))}")
+            raise NotFoundError(f"{self.name}: there is no folder {brief(str(self.root))}")
         marker = self._read_file("oci-layout", MARKER_LIMIT)
         if marker is None:
             raise InvalidDataError(f"{self.name} is no OCI image layout: it has no file oci-layout")
@@ -228,7 +228,7 @@ class LayoutFolder:
                 raise _not_regular(path)
             if status.st_size > limit:
                 raise InvalidDataError(
-                    f"{shown(str(path))} has {status.st_size} bytes; at most {limit} are accepted"
+                    f"{brief(str(path))} has {status.st_size} bytes; at most {limit} are accepted"
                 )
             return file.read(limit)
 
@@ -263,5 +263,5 @@ def _same_file(fd: int, path: Path) -> bool:
 
 def _not_regular(path: Path) -> InvalidDataError:
     return InvalidDataError(
-        f"{shown(str(path))} is no regular file; links inside a layout are not followed"
+        f"{brief(str(path))} is no regular file; links inside a layout are not followed"
     )

@@ -17,7 +17,7 @@ from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import digest_of
 from soci_cli.oci.manifest import Index, encode
 from soci_cli.oci.media_types import OCI_INDEX, is_manifest
-from soci_cli.targets._disk import shown
+from soci_cli.text import brief
 
 REF_NAME = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
@@ -47,7 +47,7 @@ def check_marker(data: bytes, place: str) -> None:
     if not isinstance(version, str) or not version.startswith("1."):
         raise InvalidDataError(
             f"{place} is no OCI image layout of version 1: its file oci-layout says "
-            f"{shown(repr(version), 40)}"
+            f"{brief(repr(version), 40)}"
         )
 
 
@@ -110,7 +110,7 @@ def resolve_entry(index: IndexJson, tag: str | None, place: str) -> Descriptor:
         )
     if positions:
         raise NotFoundError(
-            f"{place} holds several images with the tag {shown(tag)}; choose one by its full name "
+            f"{place} holds several images with the tag {brief(tag)}; choose one by its full name "
             f"or as @DIGEST; there are {entry_names(index)}"
         )
     raise NotFoundError(f"{place} holds no such image; there are {entry_names(index)}")
@@ -129,7 +129,7 @@ def without_names(descriptor: Descriptor) -> Descriptor:
 def entry_names(index: IndexJson) -> str:
     """The tags of a layout for a message, at most ten of them; untagged entries by digest."""
     names = [
-        shown(entry.annotations.get(REF_NAME) or f"@{entry.digest}", 100)
+        brief(entry.annotations.get(REF_NAME) or f"@{entry.digest}", 100)
         for entry in index.entries[:_NAMES_SHOWN]
     ]
     more = len(index.entries) - len(names)
@@ -236,7 +236,7 @@ def _replaced(index: IndexJson, tag: str | None, place: str) -> list[int]:
     meant = [index.entries[position] for position in positions]
     if tag is not None and len({(e.digest, e.annotations.get(CONTAINERD_NAME)) for e in meant}) > 1:
         raise UsageError(
-            f"{place} holds several images with the tag {shown(tag)}, so choose one by its full "
+            f"{place} holds several images with the tag {brief(tag)}, so choose one by its full "
             f"name; there are {entry_names(index)}"
         )
     return positions

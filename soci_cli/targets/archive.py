@@ -37,7 +37,6 @@ from soci_cli.targets._disk import (
     check_range,
     disk_errors,
     fsync_folder,
-    shown,
     storage_error,
     unlink_quietly,
 )
@@ -59,6 +58,7 @@ from soci_cli.targets._index_json import (
 )
 from soci_cli.targets.copy import referring_entries
 from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
+from soci_cli.text import brief
 
 MEMBER_LIMIT = 200_000
 _HEADER_LIMIT = 64 * 1024
@@ -197,7 +197,7 @@ class ArchiveTarget(Closing):
         self._open_writers: set[_ArchiveWriter] = set()
         check_tag_for_writing(tag, self._name)
         if path.exists() and not path.is_file():
-            raise StorageError(f"{shown(str(path))} is no regular file; an OCI archive is one")
+            raise StorageError(f"{brief(str(path))} is no regular file; an OCI archive is one")
 
     @property
     def name(self) -> str:
@@ -401,12 +401,12 @@ def _open_regular(path: Path, name: str) -> int:
         # A FIFO would block the open for ever without O_NONBLOCK.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise NotFoundError(f"{name}: there is no file {shown(str(path))}") from error
+        raise NotFoundError(f"{name}: there is no file {brief(str(path))}") from error
     except OSError as error:
         raise storage_error("read", path, error) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise InvalidDataError(f"{name}: {shown(str(path))} is no regular file")
+        raise InvalidDataError(f"{name}: {brief(str(path))} is no regular file")
     return fd
 
 
@@ -446,7 +446,7 @@ def _scan(fd: int, name: str) -> dict[str, _Region]:
         EOFError,
         RecursionError,
     ) as error:
-        raise InvalidDataError(f"{name} is no valid tar file: {shown(str(error))}") from error
+        raise InvalidDataError(f"{name} is no valid tar file: {brief(str(error))}") from error
     except OSError as error:
         raise storage_error("read", name, error) from error
     raise InvalidDataError(f"{name} has more than {MEMBER_LIMIT} members")
@@ -472,7 +472,7 @@ def _no_index(path: Path, name: str, is_docker: bool) -> InvalidDataError:
     if is_docker:
         return InvalidDataError(
             f"{name} is a Docker archive; convert it first: "
-            f"skopeo copy docker-archive:{shown(str(path))} oci-archive:OUT"
+            f"skopeo copy docker-archive:{brief(str(path))} oci-archive:OUT"
         )
     return InvalidDataError(f"{name} is no OCI archive: it has no member index.json")
 

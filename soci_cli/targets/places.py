@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Literal
 from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.oci.digest import parse_digest
 from soci_cli.oci.references import Reference, parse_reference
-from soci_cli.targets._disk import shown
 from soci_cli.targets.archive import Archive, ArchiveTarget
 from soci_cli.targets.layout import Layout, WritableLayout
 from soci_cli.targets.protocol import Source, Target
 from soci_cli.targets.store import Store
+from soci_cli.text import brief
 
 if TYPE_CHECKING:
     from soci_cli.targets.containerd.client import Containerd
@@ -72,7 +72,7 @@ def parse_place(text: str, names: Literal["store", "containerd"] = "store") -> P
     if text.startswith(CONTAINERD):
         return Place("containerd", None, None, parse_reference(text.removeprefix(CONTAINERD)), text)
     if _OTHER_TRANSPORTS.match(text):
-        raise UsageError(f"{shown(text)} is no place that soci knows; {_HELP}")
+        raise UsageError(f"{brief(text)} is no place that soci knows; {_HELP}")
     if not text:
         raise UsageError(f"a place is missing; {_HELP}")
     return Place(names, None, None, parse_reference(text), text)
@@ -189,9 +189,9 @@ def _on_disk(kind: Literal["oci", "oci-archive"], rest: str, text: str) -> Place
         path, colon, name = rest.partition(":")
         tag = name if colon else None
         if tag is not None and not _TAG.fullmatch(tag):
-            raise UsageError(f"{shown(text)}: {shown(repr(tag), 100)} is no tag; {_HELP}")
+            raise UsageError(f"{brief(text)}: {brief(repr(tag), 100)} is no tag; {_HELP}")
     if not path or "\0" in path:
-        raise UsageError(f"{shown(text)} has no path; {_HELP}")
+        raise UsageError(f"{brief(text)} has no path; {_HELP}")
     return Place(kind, Path(path), tag, None, text)
 
 
@@ -199,10 +199,10 @@ def _digest(digest: str, text: str) -> str:
     try:
         return parse_digest(digest)
     except InvalidDataError as error:
-        raise UsageError(f"{shown(text)}: {error}") from error
+        raise UsageError(f"{brief(text)}: {error}") from error
 
 
 def _path(place: Place) -> Path:
     if place.path is None:
-        raise UsageError(f"{shown(place.text)} has no path; {_HELP}")
+        raise UsageError(f"{brief(place.text)} has no path; {_HELP}")
     return place.path

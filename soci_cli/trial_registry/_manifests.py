@@ -10,7 +10,8 @@ from soci_cli.oci.canonical import DEFAULT_LIMIT, loads
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.manifest import Index, Manifest, parse_index, parse_manifest
 from soci_cli.oci.media_types import OCI_INDEX, OCI_MANIFEST, is_index, is_manifest
-from soci_cli.oci.values import as_object, quote, text_field
+from soci_cli.oci.values import as_object, text_field
+from soci_cli.text import quote
 
 MANIFEST_LIMIT = DEFAULT_LIMIT
 """The most bytes of a manifest (distribution spec, "Pushing Manifests")."""

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError
+from soci_cli.text import brief
 from soci_cli.ztoc.codec import Ztoc
 from soci_cli.ztoc.inflate import GZIP, RAW, Z_NO_FLUSH, Buffer, Inflater
 from soci_cli.ztoc.model import FileMetadata
@@ -58,7 +59,7 @@ class LayerReader:
     def read_file(self, entry: FileMetadata) -> Iterator[bytes]:
         """The content of a regular file, in pieces."""
         if not entry.has_data:
-            raise InvalidDataError(f"{show_name(entry.name)} is not a regular file")
+            raise InvalidDataError(f"{brief(entry.name)} is not a regular file")
         return self.read_range(entry.uncompressed_offset, entry.uncompressed_size)
 
     def _fetch(self, span: int) -> bytes:
@@ -172,7 +173,7 @@ class FileTree:
             if entry.type in _LINKS:
                 links += 1
                 if links > _MAX_LINKS:
-                    raise NotFoundError(f"{show_name(path)} leads through too many links")
+                    raise NotFoundError(f"{brief(path)} leads through too many links")
                 from_root = entry.type == b"hardlink" or entry.linkname.startswith(b"/")
                 done = [] if from_root else done[:-1]
                 parts += self._parts(entry.linkname, path)
@@ -187,17 +188,15 @@ class FileTree:
     def _parts(self, target: bytes, path: bytes) -> list[bytes]:
         """The parts of a path or of a link's target, last to first."""
         if len(target) > _MAX_PATH:
-            raise NotFoundError(f"{show_name(path)} leads through a path that is too long")
+            raise NotFoundError(f"{brief(path)} leads through a path that is too long")
         return target.split(b"/")[::-1]
 
 
 def _missing(path: bytes, reached: list[bytes]) -> NotFoundError:
     there = b"/".join(reached)
     if not there or there == clean_path(path):
-        return NotFoundError(f"the layer has no file {show_name(path)}")
-    return NotFoundError(
-        f"{show_name(path)} leads to {show_name(there)}, which the layer does not have"
-    )
+        return NotFoundError(f"the layer has no file {brief(path)}")
+    return NotFoundError(f"{brief(path)} leads to {brief(there)}, which the layer does not have")
 
 
 def clean_path(name: bytes) -> bytes:
@@ -211,9 +210,3 @@ def clean_path(name: bytes) -> bytes:
         elif part not in (b"", b"."):
             parts.append(part)
     return b"/".join(parts)
-
-
-def show_name(name: bytes) -> str:
-    """A name from an archive as text that is safe on a terminal."""
-    text = name[:200].decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -39,6 +39,7 @@ from soci_cli.lazy.fuse.filesystem import (
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.image import LazyImage
 from soci_cli.lazy.mount_points import mount_at, mount_points, resolve
+from soci_cli.text import brief
 
 SUBTYPE = "soci"
 """What `mount` shows after "fuse.", and before the image's name where overlayfs joins the layers."""
@@ -181,7 +182,7 @@ class _Mounting:
         self._log = log
         self._on_read = on_read
         self._layers = scratch / _LAYERS
-        self._source = "".join(c if c.isprintable() else "?" for c in image.name)[:_MAX_SOURCE]
+        self._source = brief(image.name, _MAX_SOURCE)
 
     def as_root(self) -> MountedImage:
         """By the kernel's FUSE and overlayfs, or by FUSE alone where overlayfs cannot do it."""

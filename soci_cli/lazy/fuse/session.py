@@ -18,7 +18,7 @@ from pathlib import Path
 from soci_cli.errors import SociError
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import Content, Tree
-from soci_cli.ztoc.reader import show_name
+from soci_cli.text import brief
 
 _WANTED = (
     wire.ASYNC_READ
@@ -350,7 +350,7 @@ class Session:
     def _failure(self, content: Content, problem: str) -> str:
         """The line about a read that failed."""
         layer = self._tree.image.layers[content.layer]
-        name = show_name(b"/" + content.name())
+        name = brief(b"/" + content.name())
         digest, image = layer.descriptor.digest, self._tree.image.name
         what = name if digest in problem else f"{name} in layer {digest}"
         if image not in problem:

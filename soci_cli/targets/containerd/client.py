@@ -30,7 +30,6 @@ from soci_cli.errors import (
 )
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import parse_digest
-from soci_cli.targets._disk import shown
 from soci_cli.targets.containerd.api import (
     content_pb2,
     content_pb2_grpc,
@@ -42,6 +41,7 @@ from soci_cli.targets.containerd.api import (
     namespaces_pb2_grpc,
     version_pb2_grpc,
 )
+from soci_cli.text import brief
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 DEFAULT_NAMESPACE = "default"
@@ -91,11 +91,11 @@ class Containerd(Closing):
         path = address.removeprefix("unix://")
         if not path.startswith("/"):
             raise UsageError(
-                f"not an address of containerd: {shown(address)}; give a socket's path"
+                f"not an address of containerd: {brief(address)}; give a socket's path"
             )
         if len(namespace) > _NAMESPACE_LENGTH or not _NAMESPACE.fullmatch(namespace):
             raise UsageError(
-                f"not a namespace of containerd: {shown(repr(namespace))}; expected letters and "
+                f"not a namespace of containerd: {brief(repr(namespace))}; expected letters and "
                 "digits, with single dots, dashes and underscores between"
             )
         self.address = path
@@ -145,7 +145,7 @@ class Containerd(Closing):
 
     def error(self, what: str, error: grpc.RpcError) -> SociError:
         """Our error for one of gRPC."""
-        code, details = code_of(error), shown(_details(error))
+        code, details = code_of(error), brief(_details(error))
         where = f"containerd ({self.address}, namespace {self.namespace})"
         if code == grpc.StatusCode.NOT_FOUND:
             return NotFoundError(f"{where}: {what}: {details}")
@@ -190,7 +190,7 @@ class Containerd(Closing):
 
     def image(self, name: str) -> ContainerdImage:
         """The image with exactly this name. NotFoundError."""
-        with self.errors(f"image {shown(name)}"):
+        with self.errors(f"image {brief(name)}"):
             answer = self._images.Get(
                 images_pb2.GetImageRequest(name=name), metadata=self.metadata, timeout=self._timeout
             )
@@ -214,7 +214,7 @@ class Containerd(Closing):
             image=image, update_mask=field_mask_pb2.FieldMask(paths=["target"])
         )
         more = {"metadata": self.metadata, "timeout": self._timeout}
-        with self.errors(f"image {shown(name)}"):
+        with self.errors(f"image {brief(name)}"):
             # Others may make or remove the image in between.
             for left in reversed(range(_TRIES)):
                 try:
@@ -234,7 +234,7 @@ class Containerd(Closing):
         """Sets labels of an image; others stay. An empty value takes a label away."""
         image = images_pb2.Image(name=name, labels=labels)
         paths = [f"labels.{key}" for key in labels]
-        with self.errors(f"the labels of image {shown(name)}"):
+        with self.errors(f"the labels of image {brief(name)}"):
             self._images.Update(
                 images_pb2.UpdateImageRequest(
                     image=image, update_mask=field_mask_pb2.FieldMask(paths=paths)
@@ -245,7 +245,7 @@ class Containerd(Closing):
 
     def delete_image(self, name: str) -> None:
         """Forgets an image. NotFoundError."""
-        with self.errors(f"image {shown(name)}"):
+        with self.errors(f"image {brief(name)}"):
             self._images.Delete(
                 images_pb2.DeleteImageRequest(name=name, sync=True),
                 metadata=self.metadata,
@@ -370,7 +370,7 @@ def _image(image: images_pb2.Image) -> ContainerdImage:
     try:
         parse_digest(target.digest)
     except InvalidDataError as error:
-        raise InvalidDataError(f"image {shown(image.name)} of containerd: {error}") from error
+        raise InvalidDataError(f"image {brief(image.name)} of containerd: {error}") from error
     descriptor = Descriptor(
         target.media_type, target.digest, target.size, annotations=dict(target.annotations)
     )

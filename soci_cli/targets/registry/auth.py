@@ -19,9 +19,9 @@ from oras.auth.token import TokenAuth
 
 from soci_cli.errors import InvalidDataError, RegistryError
 from soci_cli.oci.canonical import loads
-from soci_cli.targets._disk import shown
 from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.options import Credentials
+from soci_cli.text import brief
 
 _DEFAULT_LIFE = 60.0  # seconds, when a token server does not say
 _MARGIN = 10.0
@@ -228,7 +228,7 @@ def _ecr_header(server: str, region: str) -> str | None:
     try:
         answer = boto3.client("ecr", region_name=region).get_authorization_token()
     except (BotoCoreError, ClientError) as error:
-        raise RegistryError(f"AWS gave no credentials for {server}: {shown(str(error))}") from error
+        raise RegistryError(f"AWS gave no credentials for {server}: {brief(str(error))}") from error
     return f"Basic {answer['authorizationData'][0]['authorizationToken']}"
 
 

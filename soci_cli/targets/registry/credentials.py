@@ -25,9 +25,9 @@ from pathlib import Path
 from soci_cli.errors import ConfigError, InvalidDataError, UsageError
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.references import DOCKER_HUB, parse_reference
-from soci_cli.oci.values import quote
 from soci_cli.targets._disk import disk_errors, fsync_folder, unlink_quietly
 from soci_cli.targets.registry.options import Credentials
+from soci_cli.text import quote
 
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _DOCKER_HUB_HOSTS = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io")

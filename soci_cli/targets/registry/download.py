@@ -9,11 +9,11 @@ from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, RegistryError, SociError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of, new_hash
-from soci_cli.targets._disk import shown
 from soci_cli.targets.registry.client import NETWORK_ERRORS, Answer
 from soci_cli.targets.registry.messages import failure, redacted
 from soci_cli.targets.registry.transport import raw_stream
 from soci_cli.targets.registry.upload import Repository
+from soci_cli.text import brief
 
 _NUMBER = re.compile("[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
@@ -169,7 +169,7 @@ class BlobStream(Closing):
         if whole or not right:
             raise RegistryError(
                 f"GET {redacted(answer.url)}: the registry answered with another range "
-                f"than was asked for: {shown(answer.headers.get('Content-Range', 'none'))}"
+                f"than was asked for: {brief(answer.headers.get('Content-Range', 'none'))}"
             )
 
     def _skip(self, answer: Answer) -> None:

@@ -20,8 +20,9 @@ import tomli
 
 from soci_cli.errors import ConfigError, UsageError
 from soci_cli.oci.references import DOCKER_HUB
-from soci_cli.oci.values import describe, quote
+from soci_cli.oci.values import describe
 from soci_cli.targets.registry.options import RegistryOptions
+from soci_cli.text import quote
 
 DOCKER_HUB_SERVER = "registry-1.docker.io"
 CAPABILITIES = frozenset({"pull", "resolve", "push", "referrers"})

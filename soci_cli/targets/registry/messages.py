@@ -16,9 +16,9 @@ import requests
 import urllib3
 
 from soci_cli.errors import NotFoundError, RegistryError, SociError
-from soci_cli.targets._disk import shown
 from soci_cli.targets.registry.retry import retry_after
 from soci_cli.targets.registry.transport import read_pieces
+from soci_cli.text import brief
 
 _BODY_LIMIT = 64 * 1024
 _BODY_SECONDS = 5.0
@@ -35,7 +35,7 @@ def redacted(url: str) -> str:
     except ValueError:
         return "a URL that cannot be read"
     query = "?…" if parts.query else ""
-    return shown(urlunsplit((parts.scheme, host, parts.path, "", "")) + query)
+    return brief(urlunsplit((parts.scheme, host, parts.path, "", "")) + query)
 
 
 def refusal(method: str, url: str, response: requests.Response, hint: str = "") -> SociError:
@@ -44,7 +44,7 @@ def refusal(method: str, url: str, response: requests.Response, hint: str = "") 
     NotFoundError for 404, RegistryError for the rest.
     """
     status = response.status_code
-    said = shown(_without_secrets(_registry_message(response), response.request), 2 * _SHOWN)
+    said = brief(_without_secrets(_registry_message(response), response.request), 2 * _SHOWN)
     text = f"{method} {redacted(url)}: {status} {responses.get(status, '')}".rstrip()
     text += (f": {said}" if said else "") + (f"; {hint}" if hint else "")
     if status == 404:
@@ -92,7 +92,7 @@ def reason_of(error: BaseException) -> str:
         if isinstance(one, TimeoutError) or not isinstance(one, OSError):
             continue
         if isinstance(one.strerror, str) and one.strerror:
-            return shown(one.strerror.lower(), _SHOWN)
+            return brief(one.strerror.lower(), _SHOWN)
     for one in found:
         if isinstance(
             one,
@@ -109,7 +109,7 @@ def reason_of(error: BaseException) -> str:
     for one in found:
         if isinstance(one, (*_BAD_URLS, UnicodeError)):
             return "this URL cannot be used"
-    return shown(_IN_URL.sub("…", str(found[-1])) or type(found[-1]).__name__, _SHOWN)
+    return brief(_IN_URL.sub("…", str(found[-1])) or type(found[-1]).__name__, _SHOWN)
 
 
 _BAD_URLS = (

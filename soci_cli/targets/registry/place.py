@@ -29,7 +29,7 @@ from soci_cli.oci.media_types import (
     is_manifest,
 )
 from soci_cli.oci.references import Reference
-from soci_cli.targets._disk import ContentCheck, MemoryReader, check_range, shown
+from soci_cli.targets._disk import ContentCheck, MemoryReader, check_range
 from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME
 from soci_cli.targets.protocol import (
     BlobReader,
@@ -45,6 +45,7 @@ from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.referrers import LIMIT, add_to_fallback, list_referrers
 from soci_cli.targets.registry.registries import Registries as Registries
 from soci_cli.targets.registry.upload import BlobUpload, Repository, upload_location
+from soci_cli.text import brief
 
 _ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
 _SCHEMA1 = (DOCKER_MANIFEST_SCHEMA1, DOCKER_MANIFEST_SCHEMA1_SIGNED)
@@ -184,7 +185,7 @@ class RegistrySource(Closing):
         comparable = media_type not in _SCHEMA1 and told.startswith(algorithm_of(digest))
         if comparable and told != digest:
             raise IntegrityError(
-                f"{what} does not have the digest that the registry gives it: {shown(told)}"
+                f"{what} does not have the digest that the registry gives it: {brief(told)}"
             )
         return Descriptor(media_type, digest, len(data))
 
@@ -338,7 +339,7 @@ class RegistryTarget(RegistrySource):
         told = answer.headers.get("Docker-Content-Digest")
         if told and told.startswith(algorithm_of(descriptor.digest)) and told != descriptor.digest:
             raise RegistryError(
-                f"PUT {redacted(answer.url)}: the registry stored {shown(told)} instead of "
+                f"PUT {redacted(answer.url)}: the registry stored {brief(told)} instead of "
                 f"{descriptor.digest}"
             )
         self._keep(descriptor.digest, descriptor.media_type, data)
