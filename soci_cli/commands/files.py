@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from soci_cli.errors import InvalidDataError, NotFoundError, StorageError
+from soci_cli.new_file import replacing
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
@@ -145,26 +145,10 @@ def write_aside(path: Path, pieces: Iterable[bytes]) -> None:
 
     What is no regular file, such as /dev/null or a named pipe, is written to as it is.
     """
-    aside = ""
     try:
-        if path.exists() and not path.is_file():
-            with path.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-            return
-        fd, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(fd, "wb") as file:
+        odd = path.exists() and not path.is_file()
+        with path.open("wb") if odd else replacing(path) as file:
             for piece in pieces:
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(file.fileno(), 0o666 & ~umask)
-        Path(aside).replace(path)
-        aside = ""
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        if aside:
-            Path(aside).unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from soci_cli.closing import Closing
@@ -33,25 +33,6 @@ def disk_errors(action: str, path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(action, path, error) from error
-
-
-def fsync_folder(path: Path) -> None:
-    """Make renames inside a folder durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network and FUSE file systems cannot sync a folder; the rename itself was done.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    finally:
-        os.close(fd)
-
-
-def unlink_quietly(path: Path) -> None:
-    """Remove a temporary file; it does not matter when that cannot be done."""
-    with suppress(OSError):
-        path.unlink()
 
 
 def check_range(descriptor: Descriptor, offset: int, length: int | None) -> int:

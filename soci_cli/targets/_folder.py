@@ -18,12 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from soci_cli.errors import InvalidDataError, NotFoundError, StorageError
+from soci_cli.new_file import fsync_folder, replacing, unlink_quietly
 from soci_cli.oci.digest import algorithm_of, encoded_of
 from soci_cli.targets._disk import (
     disk_errors,
-    fsync_folder,
     storage_error,
-    unlink_quietly,
 )
 from soci_cli.targets._index_json import (
     INDEX_LIMIT,
@@ -176,21 +175,11 @@ class LayoutFolder:
         if len(data) > INDEX_LIMIT:
             raise StorageError(f"{self.name} holds too many images: index.json would be too large")
         path = self.root / "index.json"
-        fd, aside = self.new_file()
-        try:
-            with disk_errors("write", path):
-                try:
-                    write_all(fd, data)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                for algorithm in ("sha256", "sha512"):
-                    if (self.root / "blobs" / algorithm).is_dir():
-                        fsync_folder(self.root / "blobs" / algorithm)
-                aside.replace(path)
-                fsync_folder(self.root)
-        finally:
-            unlink_quietly(aside)
+        with disk_errors("write", path), replacing(path, 0o644, INGEST_PREFIX) as file:
+            file.write(data)
+            for algorithm in ("sha256", "sha512"):
+                if (self.root / "blobs" / algorithm).is_dir():
+                    fsync_folder(self.root / "blobs" / algorithm)
 
     def new_file(self) -> tuple[int, Path]:
         """A new empty file for writing, under a temporary name."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import secrets
 import stat
 import tarfile
 import threading
@@ -28,6 +27,7 @@ from soci_cli.errors import (
     SociError,
     StorageError,
 )
+from soci_cli.new_file import NewFile, unlink_quietly
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import algorithm_of, digest_of, encoded_of
 from soci_cli.targets._disk import (
@@ -36,9 +36,7 @@ from soci_cli.targets._disk import (
     RegionReader,
     check_range,
     disk_errors,
-    fsync_folder,
     storage_error,
-    unlink_quietly,
 )
 from soci_cli.targets._folder import LEFTOVER_AGE
 from soci_cli.targets._index_json import (
@@ -188,8 +186,7 @@ class ArchiveTarget(Closing):
         self._names = {REF_NAME: tag} if tag else _names_in(path) or dict(names or {})
         self._tagged: Descriptor | None = None
         self._mutex = threading.Lock()
-        self._fd = -1
-        self._aside = path.parent / f".{path.name}.tmp-{secrets.token_hex(8)}"
+        self._file: NewFile | None = None
         self._end = 0
         self._folders: set[str] = set()
         self._blobs: dict[str, _Region] = {}
@@ -283,7 +280,7 @@ class ArchiveTarget(Closing):
             raise NotFoundError(
                 f"{self._name} cannot be tagged: it has no blob {descriptor.digest}"
             )
-        with self._mutex, self._writing():
+        with self._mutex, self._writing() as file:
             unfinished = {writer.digest for writer in self._open_writers} | set(self._aborted)
             if unfinished:
                 raise StorageError(
@@ -296,9 +293,7 @@ class ArchiveTarget(Closing):
             # Two zero blocks end a tar file; tar pads the whole to records of 20 blocks.
             record = _BLOCK * 20
             os.truncate(self._fd, -(-(self._end + 2 * _BLOCK) // record) * record)
-            os.fsync(self._fd)
-            self._aside.replace(self._path)
-            fsync_folder(self._path.parent)
+            file.commit()
             self._tagged = without_names(descriptor)
 
     def close(self) -> None:
@@ -307,24 +302,24 @@ class ArchiveTarget(Closing):
             writers = list(self._open_writers)
         for writer in writers:
             writer.abort()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._tagged is None:
-            unlink_quietly(self._aside)
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def _fd(self) -> int:
+        return -1 if self._file is None else self._file.fd
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[NewFile]:
         """The new file is open and still without its final name; OSErrors become StorageError."""
         if self._tagged is not None:
             raise StorageError(f"{self._name} is finished; open it again to write another image")
         with disk_errors("write", self._path):
-            if self._fd < 0:
+            if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 _clean_leftovers(self._path)
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._fd = os.open(self._aside, flags, 0o644)
-            yield
+                self._file = NewFile(self._path, 0o644, f".{self._path.name}.tmp-")
+            yield self._file
 
     def _reserve(self, header: bytes, size: int) -> _Region:
         """Write a header at the end and keep the room for its data. Raises OSError."""

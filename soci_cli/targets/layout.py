@@ -17,6 +17,7 @@ from types import TracebackType
 
 from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, NotFoundError
+from soci_cli.new_file import unlink_quietly
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import digest_of, encoded_of
 from soci_cli.targets._disk import (
@@ -26,7 +27,6 @@ from soci_cli.targets._disk import (
     check_range,
     disk_errors,
     storage_error,
-    unlink_quietly,
 )
 from soci_cli.targets._folder import LayoutFolder, write_all
 from soci_cli.targets._index_json import (

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from urllib.parse import quote, urlencode
 
 from soci_cli.errors import InvalidDataError, StorageError
+from soci_cli.new_file import unlink_quietly
 from soci_cli.oci.canonical import dumps
 from soci_cli.oci.digest import algorithm_of, new_hash, parse_digest
 from soci_cli.oci.media_types import OCI_INDEX
-from soci_cli.targets._disk import disk_errors, unlink_quietly
+from soci_cli.targets._disk import disk_errors
 from soci_cli.targets._folder import LayoutFolder, write_all
 from soci_cli.trial_registry._http import (
     FileRegion,

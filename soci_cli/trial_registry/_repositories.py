@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from soci_cli.errors import InvalidDataError
+from soci_cli.new_file import unlink_quietly
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of, new_hash
-from soci_cli.targets._disk import disk_errors, unlink_quietly
+from soci_cli.targets._disk import disk_errors
 from soci_cli.targets._folder import LayoutFolder
 from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME, IndexJson, encode_document
 from soci_cli.trial_registry._http import Refused

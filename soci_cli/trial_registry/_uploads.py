@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from soci_cli.new_file import unlink_quietly
 from soci_cli.oci.digest import algorithm_of
-from soci_cli.targets._disk import disk_errors, unlink_quietly
+from soci_cli.targets._disk import disk_errors
 from soci_cli.targets._folder import LayoutFolder, write_all
 from soci_cli.trial_registry._body import BadBody, Body
 from soci_cli.trial_registry._http import Refused

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from soci_cli.closing import Closing
 from soci_cli.errors import StorageError
 from soci_cli.lazy.image import LazyImage
+from soci_cli.new_file import replacing
 from soci_cli.ztoc.reader import clean_path
 
 _PERIOD = 1.0
@@ -58,15 +57,8 @@ class Recorder(Closing):
         # ASCII, so that names that are no UTF-8 come back as they were.
         text = json.dumps(list(dict.fromkeys(paths)), indent=1) + "\n"
         try:
-            fd, aside = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-            try:
-                with os.fdopen(fd, "w", encoding="ascii") as stream:
-                    stream.write(text)
-                    os.fchmod(stream.fileno(), 0o644)
-                Path(aside).replace(self._path)
-            except BaseException:
-                Path(aside).unlink()
-                raise
+            with replacing(self._path) as file:
+                file.write(text.encode("ascii"))
         except OSError as error:
             raise StorageError(
                 f"{self._path}: the list of files cannot be written: {error.strerror}"

@@ -16,16 +16,16 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from soci_cli.errors import ConfigError, InvalidDataError, UsageError
+from soci_cli.new_file import replacing
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.references import DOCKER_HUB, parse_reference
-from soci_cli.targets._disk import disk_errors, fsync_folder, unlink_quietly
+from soci_cli.targets._disk import disk_errors
 from soci_cli.targets.registry.options import Credentials
 from soci_cli.text import quote
 
@@ -205,23 +205,13 @@ def _write(config: _Config, auths: Mapping[str, object]) -> None:
     with disk_errors("write", config.path):
         path = config.path.resolve()  # of a symbolic link, its target is replaced
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=".config.json.", dir=path.parent)
-        aside = Path(name)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                if path.exists():
-                    old = path.stat()
-                    os.fchmod(fd, old.st_mode & 0o600)
-                    with suppress(PermissionError):  # root may work on behalf of somebody
-                        os.fchown(fd, old.st_uid, old.st_gid)
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-            aside.replace(path)
-        except BaseException:
-            unlink_quietly(aside)
-            raise
-        fsync_folder(path.parent)
+        with replacing(path, 0o600) as file:
+            if path.exists():
+                old = path.stat()
+                os.fchmod(file.fileno(), old.st_mode & 0o600)
+                with suppress(PermissionError):  # root may work on behalf of somebody
+                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            file.write(data)
 
 
 def _remove_entries(config: _Config, domain: str) -> bool:
