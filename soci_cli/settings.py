@@ -18,10 +18,12 @@ from pathlib import Path
 
 import tomli
 
+from soci_cli import defaults
 from soci_cli.errors import ConfigError, UsageError
 from soci_cli.oci import platforms
 from soci_cli.oci.values import describe
 from soci_cli.text import quote
+from soci_cli.user_folders import base_folder, own_folder
 
 SYSTEM_FILE = Path("/etc/soci-snapshotter-grpc/config.toml")
 
@@ -100,9 +102,9 @@ class Settings:
     """What a user can set once for all commands. Sizes are in bytes."""
 
     root: Path | None = None
-    span_size: int = 4 << 20
-    min_layer_size: int = 10 << 20
-    build_tool_identifier: str = "soci-cli"
+    span_size: int = defaults.SPAN_SIZE
+    min_layer_size: int = defaults.MIN_LAYER_SIZE
+    build_tool_identifier: str = defaults.BUILD_TOOL_IDENTIFIER
     zstd_layers: str = "skip"
     optimizations: tuple[str, ...] = ()
     max_concurrency: int | None = None
@@ -136,11 +138,10 @@ def load_settings(
             settings = with_table(settings, system or {}, str(system_file))
 
     chosen = environ.get("SOCI_CONFIG", "")
-    path = Path(chosen) if chosen else _user_folder(environ, "XDG_CONFIG_HOME", ".config")
-    if path is None:
+    base = base_folder(environ, "CONFIG")
+    if not chosen and base is None:
         return settings, warnings
-    if not chosen:
-        path = path / "config.toml"
+    path = Path(chosen) if chosen or base is None else base / "soci" / "config.toml"
     try:
         document = _read(path)
     except PermissionError as error:
@@ -185,19 +186,7 @@ def store_root(settings: Settings, environ: Mapping[str, str], flag: str | None)
         return Path(environ["SOCI_ROOT"])
     if settings.root is not None:
         return settings.root
-    folder = _user_folder(environ, "XDG_DATA_HOME", ".local/share")
-    if folder is None:
-        raise ConfigError("no place for the local store: set SOCI_ROOT, or HOME")
-    return folder
-
-
-def _user_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path | None:
-    # The XDG base directory specification: a relative path there is invalid and ignored.
-    base = Path(environ.get(variable, ""))
-    if base.is_absolute():
-        return base / "soci"
-    home = environ.get("HOME", "")
-    return Path(home) / below_home / "soci" if home else None
+    return own_folder(environ, "DATA", "SOCI_ROOT", "the local store")
 
 
 def _read(path: Path) -> dict[str, object] | None:

@@ -4,10 +4,9 @@ from soci_cli.index.build import IndexOptions, NothingToIndexError, PlatformRepo
 from soci_cli.index.convert import ConvertOptions, ConvertResult, convert
 from soci_cli.index.image import Image, ImageManifest, read_image
 from soci_cli.index.layers import LayerReport
-from soci_cli.index.model import DEFAULT_MIN_LAYER_SIZE, SociIndex, make_index
+from soci_cli.index.model import SociIndex, make_index
 
 __all__ = [
-    "DEFAULT_MIN_LAYER_SIZE",
     "ConvertOptions",
     "ConvertResult",
     "Image",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from soci_cli import defaults
 from soci_cli.errors import NotFoundError, SociError, UsageError
 from soci_cli.index.image import Image, ImageManifest, choose_platforms, image_before, read_image
 from soci_cli.index.layers import (
@@ -22,7 +23,6 @@ from soci_cli.index.layers import (
 )
 from soci_cli.index.memory import known_ztocs
 from soci_cli.index.model import (
-    DEFAULT_MIN_LAYER_SIZE,
     EMPTY_CONFIG,
     SociIndex,
     make_index,
@@ -33,7 +33,7 @@ from soci_cli.oci import Descriptor, Manifest, Platform, digest_of, platforms
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, Target, read_blob
-from soci_cli.ztoc import DEFAULT_BUILD_TOOL_IDENTIFIER, DEFAULT_SPAN_SIZE, Ztoc, decode_ztoc
+from soci_cli.ztoc import Ztoc, decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
 Job = Callable[[Stop], None]
@@ -50,9 +50,9 @@ class IndexOptions:
 
     platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
-    span_size: int = DEFAULT_SPAN_SIZE
-    min_layer_size: int = DEFAULT_MIN_LAYER_SIZE
-    build_tool_identifier: str = DEFAULT_BUILD_TOOL_IDENTIFIER
+    span_size: int = defaults.SPAN_SIZE
+    min_layer_size: int = defaults.MIN_LAYER_SIZE
+    build_tool_identifier: str = defaults.BUILD_TOOL_IDENTIFIER
     optimize_xattrs: bool = False
     prefetch_files: tuple[str, ...] = ()
     force: bool = False

@@ -26,7 +26,6 @@ REFERENCE_DIGEST = "vnd.docker.reference.digest"
 """On a descriptor of an attestation: the manifest that it attests (BuildKit)."""
 
 EMPTY_CONFIG = b"{}"
-DEFAULT_MIN_LAYER_SIZE = 10 << 20
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from pathlib import Path
 from zlib_ng import zlib_ng
 
 from soci_cli.closing import Closing
-from soci_cli.errors import ConfigError, InvalidDataError, StorageError
+from soci_cli.errors import InvalidDataError, StorageError
 from soci_cli.oci import encoded_of, parse_digest
+from soci_cli.user_folders import own_folder
 
 DEFAULT_LIMIT = 10 << 30
 """Bytes on disk, where a tenth of the disk is not less."""
@@ -48,14 +49,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def cache_root(environ: Mapping[str, str]) -> Path:
     """`$SOCI_CACHE`, else `$XDG_CACHE_HOME/soci`, else `~/.cache/soci`. ConfigError without any."""
-    if environ.get("SOCI_CACHE"):
-        return Path(environ["SOCI_CACHE"])
-    base = Path(environ.get("XDG_CACHE_HOME", ""))
-    if base.is_absolute():
-        return base / "soci"
-    if environ.get("HOME"):
-        return Path(environ["HOME"]) / ".cache" / "soci"
-    raise ConfigError("no place for the cache: set SOCI_CACHE, or HOME")
+    return own_folder(environ, "CACHE", "SOCI_CACHE", "the cache")
 
 
 def default_limit(root: Path) -> int:

@@ -6,14 +6,12 @@ registries; `docs/formats.md` describes the format.
 """
 
 from soci_cli.ztoc.builder import (
-    DEFAULT_BUILD_TOOL_IDENTIFIER,
     BuiltZtoc,
     ByteStream,
     build_ztoc,
 )
 from soci_cli.ztoc.codec import Ztoc, decode_ztoc
 from soci_cli.ztoc.model import (
-    DEFAULT_SPAN_SIZE,
     ZTOC_MEDIA_TYPE,
     Checkpoint,
     Compression,
@@ -24,8 +22,6 @@ from soci_cli.ztoc.toc import TableOfContents
 from soci_cli.ztoc.zinfo import Spans
 
 __all__ = [
-    "DEFAULT_BUILD_TOOL_IDENTIFIER",
-    "DEFAULT_SPAN_SIZE",
     "ZTOC_MEDIA_TYPE",
     "BuiltZtoc",
     "ByteStream",

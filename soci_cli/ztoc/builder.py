@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
 
+from soci_cli import defaults
 from soci_cli.errors import IntegrityError, InvalidDataError, UsageError
 from soci_cli.oci.digest import algorithm_of, new_hash
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE, encode_ztoc
@@ -34,12 +35,11 @@ from soci_cli.ztoc.inflate import (
     Buffer,
     Inflater,
 )
-from soci_cli.ztoc.model import DEFAULT_SPAN_SIZE, WINDOW_SIZE, Compression
+from soci_cli.ztoc.model import WINDOW_SIZE, Compression
 from soci_cli.ztoc.tar import TarScanner
 from soci_cli.ztoc.toc import TocWriter
 from soci_cli.ztoc.zinfo import encode_gzip, encode_tar
 
-DEFAULT_BUILD_TOOL_IDENTIFIER = "soci-cli"
 """Written into every zTOC and index. It carries no version: newer releases make the same bytes."""
 
 _INPUT_SIZE = 1 << 20
@@ -73,9 +73,9 @@ class BuiltZtoc:
 def build_ztoc(
     stream: ByteStream,
     *,
-    span_size: int = DEFAULT_SPAN_SIZE,
+    span_size: int = defaults.SPAN_SIZE,
     compression: int = Compression.GZIP,
-    build_tool_identifier: str = DEFAULT_BUILD_TOOL_IDENTIFIER,
+    build_tool_identifier: str = defaults.BUILD_TOOL_IDENTIFIER,
     expected_digest: str | None = None,
     expected_size: int | None = None,
     sink: Callable[[memoryview], object] | None = None,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 ZTOC_VERSION = b"0.9"
 ZTOC_MEDIA_TYPE = "application/octet-stream"
 
-DEFAULT_SPAN_SIZE = 4 << 20
 """Bytes of uncompressed data after which a new span may begin."""
 
 WINDOW_SIZE = 32768

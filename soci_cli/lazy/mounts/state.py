@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soci_cli.closing import Closing
-from soci_cli.errors import ConfigError, StorageError
+from soci_cli.errors import StorageError
+from soci_cli.user_folders import own_folder
 
 _RECORD = "mount.json"
 _MAX_RECORD = 1 << 16
@@ -41,14 +42,7 @@ _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
 
 def state_root(environ: Mapping[str, str]) -> Path:
     """`$SOCI_STATE`, else `$XDG_STATE_HOME/soci`, else `~/.local/state/soci`. ConfigError without any."""
-    if environ.get("SOCI_STATE"):
-        return Path(environ["SOCI_STATE"])
-    base = Path(environ.get("XDG_STATE_HOME", ""))
-    if base.is_absolute():
-        return base / "soci"
-    if environ.get("HOME"):
-        return Path(environ["HOME"]) / ".local" / "state" / "soci"
-    raise ConfigError("no place for the state of mounts: set SOCI_STATE, or HOME")
+    return own_folder(environ, "STATE", "SOCI_STATE", "the state of mounts")
 
 
 @dataclass(frozen=True)

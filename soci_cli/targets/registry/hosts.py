@@ -23,6 +23,7 @@ from soci_cli.oci.references import DOCKER_HUB
 from soci_cli.oci.values import describe
 from soci_cli.targets.registry.options import RegistryOptions
 from soci_cli.text import quote
+from soci_cli.user_folders import base_folder
 
 DOCKER_HUB_SERVER = "registry-1.docker.io"
 CAPABILITIES = frozenset({"pull", "resolve", "push", "referrers"})
@@ -238,11 +239,8 @@ def _hosts(domain: str, options: RegistryOptions, environ: Mapping[str, str]) ->
 
 def _usual_roots(environ: Mapping[str, str]) -> Iterable[Path]:
     if os.geteuid() != 0:
-        config = Path(environ.get("XDG_CONFIG_HOME", ""))
-        home = environ.get("HOME", "")
-        if not config.is_absolute() and home:
-            config = Path(home, ".config")
-        if config.is_absolute():
+        config = base_folder(environ, "CONFIG")
+        if config is not None:
             yield from (config / name for name in _USER_DIRS)
     yield from _SYSTEM_DIRS
 
