@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.text import brief
-from soci_cli.ztoc import Ztoc, decode_ztoc
+from soci_cli.ztoc import Ztoc
 from soci_cli.ztoc.model import OPAQUE_WHITEOUT, XATTR_PREFIX
 from soci_cli.ztoc.reader import clean_path
 
@@ -48,7 +48,6 @@ _FOLDER_COST = 300
 _LARGE = 256  # names of a folder whose table is not dropped: it would take long to make again
 _KEPT = 32768  # names in the tables of other folders
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # as Linux numbers devices
-_SEARCHED = 1 << 20
 _EPOCH = date(1970, 1, 1).toordinal()
 _NO_NAMES: Mapping[bytes, int] = {}
 _NO_WHITEOUTS: frozenset[bytes] = frozenset()
@@ -120,17 +119,17 @@ class _Table(NamedTuple):
 
 
 class LayerFiles:
-    """The files of a layer, whose zTOC has the bytes `data`. Several threads may use it.
+    """The files of the layer that `ztoc` is of. Several threads may use it.
 
     Paths are bytes without slashes at either end; the root is b"". An entry is a number. Everything
     raises InvalidDataError where the zTOC is not valid.
     """
 
-    def __init__(self, data: bytes, ztoc: Ztoc | None = None) -> None:
-        """Reads no names yet. Raises InvalidDataError for a zTOC that is not valid."""
-        self._data = data
-        self._files = (ztoc or decode_ztoc(data)).files
-        self._max_cost = _MAX_FOLDERS + 4 * len(data)
+    def __init__(self, ztoc: Ztoc) -> None:
+        """Reads no names yet."""
+        self.ztoc = ztoc
+        self._files = ztoc.files
+        self._max_cost = _MAX_FOLDERS + 4 * ztoc.size
         self._mutex = threading.RLock()
         self._folders: _Folders | None = None
         self._broken = ""  # why there are none
@@ -243,13 +242,10 @@ class LayerFiles:
 
     def may_need_xattrs(self) -> bool:
         """Whether an entry may have extended attributes, or a folder be opaque; quick where none is."""
-        # Every name is somewhere in the zTOC in one piece.
-        data = self._data
-        if _contains(data, XATTR_PREFIX):
+        contains = self._files.contains
+        if contains(XATTR_PREFIX):
             return True
-        if not _contains(data, _WHITEOUT):
-            return False
-        return _contains(data, OPAQUE_WHITEOUT) or self._replaces_folders()
+        return contains(_WHITEOUT) and (contains(OPAQUE_WHITEOUT) or self._replaces_folders())
 
     def _replaces_folders(self) -> bool:
         """Whether a folder is beside a whiteout of its name, and so hides what is below."""
@@ -432,14 +428,6 @@ class LayerFiles:
             if self.names(parent).get(base) != target:
                 links[target] -= 1
         return links
-
-
-def _contains(data: bytes, part: bytes) -> bool:
-    """As `in`, in steps: other threads stand still while bytes are searched."""
-    return any(
-        data.find(part, start, start + _SEARCHED + len(part)) >= 0
-        for start in range(0, len(data), _SEARCHED)
-    )
 
 
 _ALWAYS = -1  # in place of an entry: from the beginning

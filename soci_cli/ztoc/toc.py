@@ -57,6 +57,7 @@ _XATTR_COST = 4 + _XATTR_TABLE.size
 _FIELD_KINDS = _FILE_KINDS  # they are added in the order of their numbers
 _FIELD_SIZES = {REFERENCE: 4, UINT32: 4, INT64: 8}
 _MAX_SHAPES = 4096
+_SEARCHED = 1 << 20
 _ZERO = (0,)
 
 
@@ -465,6 +466,15 @@ class TableOfContents(Sequence[FileMetadata]):
                 yield buffer[start : start + length]
         except struct.error:
             raise _outside("a name") from None
+
+    def contains(self, part: bytes) -> bool:
+        """Whether these bytes are anywhere in the buffer; each string of an entry is there in one piece."""
+        # In steps: other threads stand still while bytes are searched.
+        buffer = self._buffer
+        return any(
+            buffer.find(part, start, start + _SEARCHED + len(part)) >= 0
+            for start in range(0, len(buffer), _SEARCHED)
+        )
 
     def needs_xattrs(self) -> bool:
         """Whether any entry has an extended attribute or is an opaque whiteout.

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from soci_cli.lazy import (
 )
 from soci_cli.lazy.spans import Name, no_name
 from soci_cli.oci import Descriptor
+from soci_cli.parallel import Stop
 from soci_cli.targets import BlobReader, Source, open_source, parse_place
 from soci_cli.ztoc import Compression, FileMetadata, build_ztoc, decode_ztoc
 from tests.index.images import sha256
@@ -41,7 +43,7 @@ def entry(name: str | bytes, type_: str = "reg", **fields: Any) -> FileMetadata:
 
 def files_of(*entries: FileMetadata) -> LayerFiles:
     """The files of a layer."""
-    return LayerFiles(tar_ztoc(entries))
+    return LayerFiles(decode_ztoc(tar_ztoc(entries)))
 
 
 class NoArchive:
@@ -71,9 +73,26 @@ def ready(archive: Archive, offset: int, length: int, name: Name = no_name) -> b
 
 def image_of(*layers: Sequence[FileMetadata]) -> LazyImage:
     """An image, the lowest layer first."""
-    return LazyImage(
-        "image", [LazyLayer(LAYER, files_of(*files), NoArchive(), True) for files in layers]
-    )
+    return LazyImage("image", [opened_layer(files_of(*files), NoArchive()) for files in layers])
+
+
+def opened_layer(files: LayerFiles, archive: Archive) -> LazyLayer:
+    """A layer with these files and these bytes."""
+    return LazyLayer(LAYER, _Opened(files, archive), True)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Opens what is open already. Implements `Opener`."""
+
+    files: LayerFiles
+    archive: Archive
+
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        return self.files, self.archive
+
+    def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
+        return ()
 
 
 class Place:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from soci_cli.lazy.fuse import wire
-from soci_cli.lazy.image import File, LazyImage
 from soci_cli.lazy.layer import DIRECTORY, FORMATS, IMPLIED, IMPLIED_ATTRIBUTES, SYMLINK, LayerFiles
+from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.lazy.spans import Archive
 from soci_cli.ztoc.reader import clean_path
 

@@ -37,7 +37,7 @@ from soci_cli.lazy.fuse.filesystem import (
     same_owners,
 )
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
-from soci_cli.lazy.image import LazyImage
+from soci_cli.lazy.merged import LazyImage
 from soci_cli.lazy.mount_points import mount_at, mount_points, resolve
 from soci_cli.text import brief
 

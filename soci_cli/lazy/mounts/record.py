@@ -9,7 +9,7 @@ from pathlib import Path
 
 from soci_cli.closing import Closing
 from soci_cli.errors import StorageError
-from soci_cli.lazy.image import LazyImage
+from soci_cli.lazy.merged import LazyImage
 from soci_cli.new_file import replacing
 from soci_cli.ztoc.reader import clean_path
 

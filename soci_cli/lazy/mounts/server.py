@@ -20,7 +20,7 @@ from soci_cli.errors import SociError
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, unmount
-from soci_cli.lazy.image import LazyImage, LazyLayer
+from soci_cli.lazy.merged import LazyImage, LazyLayer
 from soci_cli.lazy.mount_points import mount_at
 from soci_cli.lazy.mounts.control import ControlServer
 from soci_cli.lazy.mounts.log import Log

@@ -21,8 +21,8 @@ from soci_cli.lazy.fuse.filesystem import Tree
 from soci_cli.lazy.fuse.session import Session
 from soci_cli.lazy.mount_points import mount_at
 from soci_cli.lazy.spans import Name, no_name
-from soci_cli.ztoc import FileMetadata
-from tests.lazy.tools import LAYER, NoArchive
+from soci_cli.ztoc import FileMetadata, decode_ztoc
+from tests.lazy.tools import NoArchive, opened_layer
 from tests.ztoc.tools import tar_ztoc
 
 PATIENCE = 30.0
@@ -81,8 +81,8 @@ def file(name: str | bytes, offset: int, size: int, **fields: Any) -> FileMetada
 
 def layer_of(*entries: FileMetadata, archive: Bytes | None = None) -> LazyLayer:
     """A layer of an image."""
-    files = LayerFiles(tar_ztoc(entries, size=1 << 26, span_size=1 << 22))
-    return LazyLayer(LAYER, files, archive or Bytes(), True)
+    files = LayerFiles(decode_ztoc(tar_ztoc(entries, size=1 << 26, span_size=1 << 22)))
+    return opened_layer(files, archive or Bytes())
 
 
 class Kernel:

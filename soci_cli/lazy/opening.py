@@ -1,0 +1,203 @@
+"""Opening an image: which manifest and which SOCI index it is, and its layers when they are needed."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+from soci_cli.errors import InvalidDataError, NotFoundError, UsageError, errors_at
+from soci_cli.index.build import manifest_of
+from soci_cli.index.discover import FoundIndex, IndexSources, find_index
+from soci_cli.index.image import Image, choose_platforms, needed_for, read_image
+from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
+from soci_cli.index.prefetch import decode_prefetch
+from soci_cli.lazy.cache import blob_key
+from soci_cli.lazy.fetching import Fetching
+from soci_cli.lazy.layer import LayerFiles
+from soci_cli.lazy.merged import LazyImage, LazyLayer, Origin
+from soci_cli.lazy.spans import Archive, LayerSpans
+from soci_cli.lazy.whole import WholeLayer
+from soci_cli.oci import Descriptor, Manifest, Platform, media_types, parse_config_diff_ids
+from soci_cli.oci.media_types import OCI_MANIFEST
+from soci_cli.parallel import Stop
+from soci_cli.progress import Observer, SilentObserver
+from soci_cli.targets import BlobReader, FileBlobs, Source, StoreTarget, read_blob
+from soci_cli.ztoc import decode_ztoc
+from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
+
+_CONFIG_LIMIT = 16 << 20
+_PREFETCH_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """Which platform, by default this machine's, and where SOCI indexes are looked for."""
+
+    platforms: tuple[Platform, ...] = ()
+    index: IndexSources = field(default_factory=IndexSources)
+
+
+def open_image(
+    source: Source,
+    fetching: Fetching,
+    options: OpenOptions | None = None,
+    observer: Observer | None = None,
+) -> LazyImage:
+    """The files of an image, no layer of which is opened yet.
+
+    When a layer without a zTOC is opened, it is fetched whole, unless it is in the cache; `observer` hears
+    of that. Close the image before `fetching`, and both before `source`. This and opening raise
+    NotFoundError, UsageError, InvalidDataError and IntegrityError, and what reading the place raises.
+    """
+    options, observer = options or OpenOptions(), observer or SilentObserver()
+    image = read_image(source, needed_for(options.platforms))
+    chosen = choose_platforms(image, options.platforms, False, source.name)
+    if len(chosen) != 1:
+        raise UsageError("the files of one platform can be read; choose one with --platform")
+    entry = image.get(chosen[0], source.name)
+    sources = options.index
+    if isinstance(source, StoreTarget):
+        sources = replace(sources, v1=True)  # what is here was pulled on purpose
+    found = find_index(_Finder(source, image), entry, sources, observer)
+    opener = _Opener(source, fetching, manifest_of(entry), found, observer)
+    layers = [LazyLayer(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers]
+    return LazyImage(source.name, layers, Origin(entry.descriptor, chosen[0], found))
+
+
+class _Opener:
+    """Opens layers of an image. Several threads may use it. Implements `Opener`."""
+
+    def __init__(
+        self,
+        source: Source,
+        fetching: Fetching,
+        manifest: Manifest,
+        index: FoundIndex | None,
+        observer: Observer,
+    ) -> None:
+        self.manifest = manifest
+        self._source = source
+        self._fetching = fetching
+        self._observer = observer
+        self._ztocs = ztocs_by_layer(index.manifest) if index else {}
+        self._prefetch = prefetch_by_layer(index.manifest) if index else {}
+        self._diff_ids: dict[str, str] | None = None
+        self._mutex = threading.Lock()
+
+    def has_ztoc(self, layer: Descriptor) -> bool:
+        """Whether a layer can stay where it is."""
+        return layer.digest in self._ztocs
+
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        """See `Opener.open`."""
+        with errors_at(image=self._source.name, layer=layer.digest):
+            if not media_types.is_layer(layer.media_type):
+                raise InvalidDataError(f"it is no file system layer ({layer.media_type})")
+            blob = self._ztocs.get(layer.digest)
+            if blob is None:
+                return self._open_whole(layer, stop)
+            ztoc = decode_ztoc(self._read(blob, MAX_ZTOC_SIZE))
+            spans = LayerSpans(self._fetching, self._source, layer, ztoc, blob.digest)
+            return LayerFiles(ztoc), spans
+
+    def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
+        """See `Opener.prefetch_ranges`."""
+        found = self._prefetch.get(layer.digest)
+        if found is None:
+            return ()
+        with errors_at(image=self._source.name, layer=layer.digest):
+            ranges = decode_prefetch(self._read(found, _PREFETCH_LIMIT), found.digest).spans
+            if any(last >= count for _, last in ranges):
+                raise InvalidDataError(
+                    f"prefetch artifact {found.digest} names spans that the layer does not have: "
+                    f"it has {count}"
+                )
+        return ranges
+
+    def _open_whole(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        diff_id = self._diff_id(layer)
+        cache = self._fetching.cache
+        whole = WholeLayer(cache, self._source, layer, diff_id, self._observer, stop)
+        return LayerFiles(whole.ztoc), whole
+
+    def _diff_id(self, layer: Descriptor) -> str | None:
+        """The digest of a layer's archive; None when the config has not one for each layer."""
+        with self._mutex:
+            if self._diff_ids is None:
+                config = self.manifest.config
+                what = f"config {config.digest} in {self._source.name}"
+                data = read_blob(self._source, config, _CONFIG_LIMIT)
+                diff_ids = parse_config_diff_ids(data, what)
+                digests = [layer.digest for layer in self.manifest.layers]
+                fits = len(diff_ids) == len(digests)
+                self._diff_ids = dict(zip(digests, diff_ids, strict=True)) if fits else {}
+            return self._diff_ids.get(layer.digest)
+
+    def _read(self, blob: Descriptor, limit: int) -> bytes:
+        """The bytes of a small blob, which the cache keeps when they come from somewhere else."""
+        if isinstance(self._source, FileBlobs):
+            return read_blob(self._source, blob, limit)
+        key = blob_key(blob.digest)
+        data = self._fetching.cache.load(key)
+        if data is None or len(data) != blob.size:
+            data = read_blob(self._source, blob, limit)
+            self._fetching.cache.put(key, data)
+        return data
+
+
+@runtime_checkable
+class _Finding(Protocol):
+    def find(self, digest: str) -> Descriptor: ...
+
+
+class _Finder:
+    """Any place as one that finds manifests by their digest. Implements `Finder`."""
+
+    def __init__(self, source: Source, image: Image) -> None:
+        self._source = source
+        self._image = image
+
+    def find(self, digest: str) -> Descriptor:
+        """See `Finder.find`: what the image lists, what the place finds, or a file of that name."""
+        for entry in self._image.manifests:
+            if entry.descriptor.digest == digest:
+                return entry.descriptor
+        if isinstance(self._source, _Finding):
+            return self._source.find(digest)
+        if isinstance(self._source, FileBlobs):
+            with suppress(OSError):
+                size = self._source.blob_path(digest).lstat().st_size
+                return Descriptor(OCI_MANIFEST, digest, size)
+        raise NotFoundError(f"{self._source.name} has no SOCI index {digest}")
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def resolve(self) -> Descriptor:
+        return self._source.resolve()
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        return self._source.fetch(descriptor, offset, length)
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        return self._source.exists(descriptor)
+
+    def names(self) -> dict[str, str]:
+        return self._source.names()
+
+    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
+        return self._source.referrers(subject, artifact_type)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> _Finder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The place belongs to the caller."""
