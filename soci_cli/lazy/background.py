@@ -75,7 +75,9 @@ class BackgroundFetcher(Closing):
         self._prefetching = 0
         self._mutex = threading.Lock()
         if self._options.enabled:
-            self._start(self._fetch_all)
+            self._start(self._fetch_rest)
+        else:
+            self._finished.set()
 
     def prefetch(self, layer: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Fetches ranges of spans, both ends included, of the layer with this number, from now on.
@@ -96,7 +98,11 @@ class BackgroundFetcher(Closing):
                 self._start(self._prefetch)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until there is nothing left to fetch in the background; whether that is so."""
+        """Waits until no more is fetched in the background; whether that is so.
+
+        That is when all is here, and also when it is disabled, closed, or the cache or the registry takes
+        or gives no more: `LayerSpans.missing` says what is left.
+        """
         return self._finished.wait(timeout)
 
     def close(self) -> None:
@@ -135,6 +141,12 @@ class BackgroundFetcher(Closing):
                 if chunks in self._prefetches:
                     self._prefetches.remove(chunks)
 
+    def _fetch_rest(self) -> None:
+        try:
+            self._fetch_all()
+        finally:
+            self._finished.set()
+
     def _fetch_all(self) -> None:
         budget = self._fetching.cache.limit * 4 // 5  # more would push out what came first
         pause = self._options.fetch_period
@@ -158,7 +170,6 @@ class BackgroundFetcher(Closing):
                 if outcome is _Outcome.FAILED:
                     pause += self._options.silence_period
             if not failed:
-                self._finished.set()
                 return
 
     def _missing(self) -> Iterator[Iterator[_Chunk]]:

@@ -202,7 +202,8 @@ class OpenEntries:
             self._take_out(key)
             self._entries[key] = entry
             self._held += entry.held
-            while len(self._entries) > self._count or self._held > self._limit:
+            # One that is larger than all that may be held stays: without it each read would fetch it anew.
+            while len(self._entries) > max(1, self._count if self._held <= self._limit else 1):
                 self._take_out(next(iter(self._entries))).tend()
             self._added += 1
             if self._added % _SWEPT_EVERY == 0:

@@ -20,6 +20,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from soci_cli.closing import Closing
+from soci_cli.errors import StorageError
 from soci_cli.lazy.cache import Cache, Entry, HeldEntry, OpenEntries
 from soci_cli.lazy.stats import Stats
 from soci_cli.parallel import Stop, Stopped
@@ -297,6 +298,7 @@ class Lane(Closing):
     def want(self, numbers: Iterable[int], priority: Priority, file: bytes) -> list[Wanted]:
         """Spans are wanted; those that are waited for or under way already count once."""
         found = []
+        dropped: list[Wanted] = []
         with self._ready:
             if self._closed:
                 raise Stopped("stopped")
@@ -310,7 +312,15 @@ class Lane(Closing):
                     one.priority, one.file = priority, file
                     self._waiting[priority][number] = one
                 found.append(one)
-            self._staff()
+            try:
+                self._staff()
+            except RuntimeError as error:
+                problem = StorageError(
+                    f"nothing can be fetched: {error}; see ulimit -u and pids.max"
+                )
+                dropped = self._drop_waiting()
+        for one in dropped:
+            _fail(one, problem)
         return found
 
     def is_wanted(self, number: int) -> bool:
@@ -341,11 +351,7 @@ class Lane(Closing):
         self.stop.set()
         with self._ready:
             self._closed = True
-            dropped = [one for one in self._spans.values() if not one.running]
-            for one in dropped:
-                del self._spans[one.number]
-            for waiting in self._waiting.values():
-                waiting.clear()
+            dropped = self._drop_waiting()
             self._ready.notify_all()
         for one in dropped:
             _fail(one, Stopped("stopped"))
@@ -370,6 +376,15 @@ class Lane(Closing):
         self.end(time.monotonic() + _FAREWELL)
 
     # With the lock held.
+
+    def _drop_waiting(self) -> list[Wanted]:
+        """Takes out the spans that no request was begun for."""
+        dropped = [one for one in self._spans.values() if not one.running]
+        for one in dropped:
+            del self._spans[one.number]
+        for waiting in self._waiting.values():
+            waiting.clear()
+        return dropped
 
     def _staff(self) -> None:
         """Sees that somebody looks for work. Who finds some calls this again, so there is one for each."""

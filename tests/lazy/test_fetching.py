@@ -19,13 +19,21 @@ from pathlib import Path
 
 import pytest
 
-from soci_cli.errors import RegistryError, SociError
+from soci_cli.errors import RegistryError, SociError, StorageError
 from soci_cli.lazy import Archive, Cache, Fetching, LayerSpans
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.cache import OpenEntries
 from soci_cli.lazy.fetching import Priority
 from tests.commands.tools import PROJECT
-from tests.lazy.tools import NoArchive, Place, eventually, fetching_at, ready, spans_of
+from tests.lazy.tools import (
+    NoArchive,
+    Place,
+    eventually,
+    fetching_at,
+    no_thread,
+    ready,
+    spans_of,
+)
 
 SPAN = 1 << 20
 COUNT = 16
@@ -152,6 +160,18 @@ def test_threads_end_when_there_is_nothing_to_do(
     for number in (3, 8):
         read(spans, number)
         eventually(lambda: not any(t.name == "soci-fetch" for t in threading.enumerate()))
+
+
+def test_no_more_threads(fetching: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans, place = spans_at(fetching)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        for number in range(40):
+            with pytest.raises(StorageError, match="can't start new thread"):
+                read(spans, number % COUNT)
+    assert spans.is_quiet
+    assert not place.requests
+    read(spans, 3)
 
 
 # Errors.
@@ -288,7 +308,7 @@ def test_the_background_waits_for_silence(fetching: Fetching, pool: ThreadPoolEx
 def test_no_background(fetching: Fetching, options: BackgroundOptions) -> None:
     spans, place = spans_at(fetching)
     with BackgroundFetcher([Layer(spans)], fetching, options) as background:
-        background.wait(0.05)
+        assert background.wait(30)
     assert not place.requests
 
 
@@ -304,9 +324,8 @@ def test_the_background_does_not_push_out_what_it_fetched(tmp_path: Path) -> Non
     with fetching_at(tmp_path, limit=8 * SPAN) as fetching:
         spans, place = spans_at(fetching)
         with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
-            eventually(lambda: len(place.requests) >= 3)
-            background.wait(0.2)
-        assert place.sent <= 8 * SPAN
+            assert background.wait(30)
+        assert 3 * SPAN <= place.sent <= 8 * SPAN
 
 
 def test_prefetch(fetching: Fetching) -> None:
@@ -479,5 +498,17 @@ def test_where_the_cache_cannot_be_written(tmp_path: Path) -> None:
         assert place.sent == len(layer())
         assert spans.read(0, len(layer())) == layer()
         with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
-            background.wait(0.1)
+            assert background.wait(30)
         assert place.sent == len(layer())
+
+
+def test_what_is_larger_than_what_is_held(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with fetching_at(tmp_path / "file" / "cache") as fetching:
+        fetching.open = OpenEntries(held=SPAN - 1)
+        spans, place = spans_at(fetching)
+        for _ in range(3):
+            read(spans, 5)
+        assert len(place.requests) == 1
+        read(spans, 6)
+        assert len(fetching.open) == 1

@@ -153,6 +153,11 @@ class _Stream(io.BytesIO):
     skipped = 0
 
 
+def no_thread(thread: threading.Thread) -> None:
+    """In place of Thread.start: what Python raises at a limit of processes."""
+    raise RuntimeError("can't start new thread")
+
+
 def eventually(happened: Callable[[], bool]) -> None:
     """Waits until something is so, which it will be soon."""
     deadline = time.monotonic() + 30

@@ -321,7 +321,11 @@ class Session:
         readers = self._readers.get(content.layer)
         if readers is None:
             readers = self._readers[content.layer] = _Readers(self._fetch)
-        readers.put(waiting)
+        try:
+            readers.put(waiting)
+        except RuntimeError as error:  # the system allows no more threads
+            self._log(self._failure(content, str(error)))
+            self._finish(unique, -errno.EIO, b"")
 
     def _fetch(self, waiting: _Waiting) -> None:
         """Reads what comes from elsewhere, and answers. In a thread of the layer."""
@@ -396,14 +400,19 @@ class _Readers:
         self._closed = False
 
     def put(self, job: _Waiting) -> None:
-        """Hands on a read."""
+        """Hands on a read. RuntimeError when there is no thread for it and none can be started."""
         with self._changed:
+            if self._idle <= len(self._jobs) and self._threads < _READERS:
+                thread = threading.Thread(target=self._run, name="soci-read", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    if not self._threads:
+                        raise
+                else:
+                    self._threads += 1
             self._jobs.append(job)
-            if self._idle >= len(self._jobs) or self._threads >= _READERS:
-                self._changed.notify()
-                return
-            self._threads += 1
-        threading.Thread(target=self._run, name="soci-read", daemon=True).start()
+            self._changed.notify()
 
     def close(self) -> None:
         """Ends the threads; what hangs is left behind."""

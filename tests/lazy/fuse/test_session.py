@@ -20,7 +20,7 @@ from soci_cli.lazy import LazyImage
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import MergedTree
 from tests.lazy.fuse.tools import Bytes, Kernel, content, file, image_with, kernel_of, layer_of
-from tests.lazy.tools import entry
+from tests.lazy.tools import entry, no_thread
 
 SIZE = 10_000
 
@@ -240,6 +240,19 @@ def test_a_hung_layer_holds_up_nothing_else(kernel: Kernel, archive: Bytes) -> N
     for number, unique in enumerate(waiting):
         assert kernel.answer(unique) == (0, content((1 << 20) + 10 * number, 10))
     assert {name for _, _, name in archive.fetched} == {b"dir/far"}
+
+
+def test_no_more_threads(kernel: Kernel, archive: Bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system allows no more threads reads fail, and go on when it does again."""
+    far = kernel.find(b"dir/far")
+    archive.go.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        for number in range(40):
+            assert kernel.read(far, 10 * number, 10) == (errno.EIO, b"")
+    assert "/dir/far" in kernel.log[0]
+    assert "can't start new thread" in kernel.log[0]
+    assert kernel.read(far, 0, 10) == (0, content(1 << 20, 10))
 
 
 def test_errors(kernel: Kernel) -> None:
