@@ -19,8 +19,7 @@ from soci_cli.commands.app import (
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import NotFoundError, SociError
-from soci_cli.index.artifacts import push_artifacts
-from soci_cli.index.push import PushedIndex, PushOptions, push
+from soci_cli.index.push import PushedIndex, PushOptions, push, push_artifacts
 from soci_cli.oci import Reference, parse_reference, platforms
 from soci_cli.targets.places import CONTAINERD, DOCKER
 

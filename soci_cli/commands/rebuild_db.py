@@ -7,6 +7,7 @@ import click
 from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
 from soci_cli.errors import SociError
 from soci_cli.index.artifacts import CONTAINERD_CONTENT
+from soci_cli.index.rebuild import rebuild
 
 
 @click.command()
@@ -29,7 +30,7 @@ def command(app: App) -> None:
             raise
         app.output.note(f"only the local store was looked into: {error}")
     with app.artifacts() as artifacts:
-        result = artifacts.rebuild(client)
+        result = rebuild(artifacts, client)
     app.output.note(
         f"{result.added} artifacts found, {result.removed} gone, {result.kept} listed before"
     )

@@ -8,36 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError, NotFoundError, SociError, UsageError
 from soci_cli.index.build import PlatformReport
-from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
+from soci_cli.index.image import Image, ImageManifest
 from soci_cli.index.model import (
     INDEX_DIGEST,
     INDEX_TYPE_V1,
     INDEX_TYPE_V2,
     LAYER_DIGEST,
     PREFETCH_MEDIA_TYPE,
-    is_soci_index,
     span_size_of,
 )
-from soci_cli.index.push import PushOptions, push_index
 from soci_cli.oci import (
     Descriptor,
     Index,
     Manifest,
-    Platform,
     parse_digest,
     parse_manifest,
-    parse_reference,
     platforms,
 )
-from soci_cli.oci.media_types import OCI_INDEX, OCI_MANIFEST
-from soci_cli.progress import Observer
+from soci_cli.oci.media_types import OCI_INDEX
 from soci_cli.targets import (
     LOCAL_CONTENT,
     Source,
@@ -62,7 +57,8 @@ PREFETCH = "prefetch"
 _NAMES = {INDEX: "SOCI index", ZTOC: "zTOC", PREFETCH: "prefetch artifact"}
 _KINDS = {ZTOC_MEDIA_TYPE: ZTOC, PREFETCH_MEDIA_TYPE: PREFETCH}
 _VERSIONS = {INDEX_TYPE_V1: "v1", INDEX_TYPE_V2: "v2"}
-_MANIFEST_LIMIT = 4 << 20
+MANIFEST_LIMIT = 4 << 20
+"""Bytes that a SOCI index may have."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +73,6 @@ class BoundIndex:
     original_digest: str
     image_digest: str
     platform: str
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """What a rebuild changed in the list: how many artifacts came, went and stayed."""
-
-    added: int
-    removed: int
-    kept: int
 
 
 class Artifacts(Closing):
@@ -111,14 +98,14 @@ class Artifacts(Closing):
 
     def all(self, kind: str) -> list[StoredArtifact]:
         """The artifacts of a kind, the newest first."""
-        return [one for one in self._listed() if one.kind == kind]
+        return [one for one in self.listed() if one.kind == kind]
 
     def find(self, digest: str, kind: str) -> StoredArtifact:
         """The artifact with this digest, in the local store if it is there.
 
         NotFoundError; UsageError when it is of another kind.
         """
-        found = [one for one in self._listed() if one.digest == digest]
+        found = [one for one in self.listed() if one.digest == digest]
         found.sort(key=lambda one: one.content_store != LOCAL_CONTENT)
         for one in found:
             if one.kind == kind:
@@ -139,7 +126,8 @@ class Artifacts(Closing):
         found = [one for one in self.all(INDEX) if one.original_digest == digest]
         return [one for one in found if self.place(one).exists(one.descriptor)]
 
-    def _listed(self) -> list[StoredArtifact]:
+    def listed(self) -> list[StoredArtifact]:
+        """The artifacts of the local store and of the namespace, the newest first."""
         return [one for one in self.store.artifacts() if self._is_in_scope(one)]
 
     def _is_in_scope(self, artifact: StoredArtifact) -> bool:
@@ -150,10 +138,10 @@ class Artifacts(Closing):
     def place(self, artifact: StoredArtifact) -> Source:
         """The place that has an artifact."""
         if artifact.content_store == LOCAL_CONTENT:
-            return self._local_place()
-        return _containerd_place(self._connect())
+            return self.local_place()
+        return containerd_place(self._connect())
 
-    def read(self, artifact: StoredArtifact, limit: int = _MANIFEST_LIMIT) -> bytes:
+    def read(self, artifact: StoredArtifact, limit: int = MANIFEST_LIMIT) -> bytes:
         """The bytes of an artifact, verified. NotFoundError when it is gone."""
         return read_blob(self.place(artifact), artifact.descriptor, limit)
 
@@ -164,10 +152,10 @@ class Artifacts(Closing):
     def layer(self, artifact: StoredArtifact, size: int) -> tuple[Source, Descriptor]:
         """The layer of a zTOC, `size` bytes, and a place that has it. NotFoundError."""
         layer = Descriptor("", artifact.original_digest, size)
-        local = self._local_place()
+        local = self.local_place()
         if local.exists(layer) or self.store.locations(layer.digest):
             return local, layer
-        place = _containerd_place(self._connect())
+        place = containerd_place(self._connect())
         if place.exists(layer):
             return place, layer
         raise NotFoundError(
@@ -186,7 +174,8 @@ class Artifacts(Closing):
                     found.append((self.place(one), Image(one.descriptor, index, (entry,))))
         return found
 
-    def _local_place(self) -> StoreTarget:
+    def local_place(self) -> StoreTarget:
+        """The local store, as a place of blobs, open till `close`."""
         if self._local is None:
             self._local = self._stack.enter_context(self.store.open_unnamed())
             self._local.keep_sweeps_away()
@@ -198,7 +187,7 @@ class Artifacts(Closing):
         """List indexes and all that they name. `pinned` ones the local store keeps without an image."""
         now = datetime.now(timezone.utc)
         rows = [
-            row for index in indexes for row in self._rows(index, content_store, now, pinned=pinned)
+            row for index in indexes for row in self.rows(index, content_store, now, pinned=pinned)
         ]
         if rows:
             self.store.put_artifacts(rows)
@@ -240,80 +229,10 @@ class Artifacts(Closing):
             with suppress(NotFoundError):
                 client.delete_content(one.digest)
 
-    def rebuild(self, client: Containerd | None) -> Rebuilt:
-        """Bring the list in line with what is there; without `client` in the local store alone.
-
-        What is listed already stays as it is listed. An index v1 of the local store that no image there
-        needs is pinned.
-        """
-        local = self._local_place()
-        places: dict[str, Source] = {LOCAL_CONTENT: local}
-        if client is not None:
-            places[CONTAINERD_CONTENT] = _containerd_place(client)
-        owners = _Owners()
-        for opened in self._images(client):
-            with suppress(SociError), opened as source:
-                owners.learn(read_image(source))
-        found = {
-            _key(row): row
-            for index, content_store, created in self._scan(local, client)
-            for bound in owners.bind(*index)
-            for row in self._rows(bound, content_store, created, pinned=False)
-            if places[content_store].exists(row.descriptor)
-        }
-        old = {_key(row): row for row in self._listed() if row.content_store in places}
-        new = self._pin([row for key, row in found.items() if key not in old])
-        gone = [row for key, row in old.items() if key not in found]
-        if gone:
-            self.store.forget_artifacts(gone)
-        if new:
-            self.store.put_artifacts(new)
-        return Rebuilt(len(new), len(gone), len(old) - len(gone))
-
-    def _images(self, client: Containerd | None) -> Iterator[Source]:
-        for stored in self.store.images():
-            with suppress(SociError):
-                yield self.store.open(parse_reference(stored.name))
-        if client is not None:
-            from soci_cli.targets.containerd.place import ContainerdSource
-
-            for image in client.images():
-                yield ContainerdSource(client, image.name, image.name)
-
-    def _scan(
-        self, local: StoreTarget, client: Containerd | None
-    ) -> Iterator[tuple[tuple[Descriptor, Manifest], str, datetime]]:
-        """Every SOCI index there is, with its content store and when it came there."""
-        for digest, size, changed in self.store.blobs():
-            if index := _as_index(local, digest, size):
-                created = datetime.fromtimestamp(changed, timezone.utc)
-                yield index, LOCAL_CONTENT, created
-        if client is not None:
-            place = _containerd_place(client)
-            for info in client.list_content():
-                if index := _as_index(place, info.digest, info.size):
-                    created = info.created or datetime.now(timezone.utc)
-                    yield index, CONTAINERD_CONTENT, created
-
-    def _pin(self, rows: Sequence[StoredArtifact]) -> list[StoredArtifact]:
-        """The rows, with those pinned that the next sweep would take away."""
-        ours = [
-            row
-            for row in rows
-            if row.content_store == LOCAL_CONTENT and row.artifact_type == INDEX_TYPE_V1
-        ]
-        for row in ours:
-            # Only the digest counts there.
-            subject = Descriptor(OCI_MANIFEST, row.original_digest, 0)
-            self.store.remember_referrer(subject, row.descriptor)
-        needed: set[str] = set()
-        with suppress(SociError):  # while something is damaged, sweeps take nothing away
-            needed = self.store.needed_by_images()
-        return [replace(row, pinned=row in ours and row.digest not in needed) for row in rows]
-
-    def _rows(
+    def rows(
         self, index: BoundIndex, content_store: str, created: datetime, *, pinned: bool
     ) -> Iterator[StoredArtifact]:
+        """What the list has of an index: itself, its zTOCs and its prefetch artifacts."""
         namespace = self._namespace if content_store == CONTAINERD_CONTENT else ""
         descriptor = index.descriptor
         yield StoredArtifact(
@@ -354,83 +273,6 @@ class Artifacts(Closing):
             )
 
 
-@dataclass(frozen=True)
-class PushedArtifacts:
-    """What became of a platform: the index v1 that was pushed, or None, and `existing` ones.
-
-    `has_v2` says whether the image has an index v2 too, which is pushed with the image itself.
-    """
-
-    platform: Platform
-    index: Descriptor | None
-    existing: tuple[str, ...]
-    has_v2: bool
-
-
-def push_artifacts(
-    artifacts: Artifacts,
-    image: Source,
-    target: Target,
-    options: PushOptions,
-    observer: Observer,
-) -> list[PushedArtifacts]:
-    """Pushes the newest index v1 of each chosen platform, and no image, to the registry of `target`.
-
-    Raises NotFoundError for a platform that has none, before anything is pushed.
-    """
-    found = read_image(image)
-    chosen = choose_platforms(found, options.platforms, options.all_platforms, image.name)
-    work = []
-    for platform in chosen:
-        entry = found.get(platform, image.name)
-        listed = artifacts.of_manifest(entry.descriptor.digest)
-        v1 = [one for one in listed if one.artifact_type == INDEX_TYPE_V1]
-        has_v2 = any(one.artifact_type == INDEX_TYPE_V2 for one in listed)
-        if not v1:
-            hint = " (its index v2 is pushed with the image itself)" if has_v2 else ""
-            raise NotFoundError(
-                f"{image.name} has no SOCI index v1 for {platforms.format_platform(platform)} to "
-                f"push{hint}; make one with `soci create`"
-            )
-        work.append((platform, entry, v1[0], has_v2))
-    pushed = []
-    for platform, entry, one, has_v2 in work:
-        existing: tuple[str, ...] = ()
-        if options.existing_index != "allow":
-            known = target.referrers(entry.descriptor, INDEX_TYPE_V1)
-            existing = tuple(descriptor.digest for descriptor in known)
-        if existing and options.existing_index == "skip":
-            pushed.append(PushedArtifacts(platform, None, existing, has_v2))
-            continue
-        push_index(artifacts.place(one), target, one.descriptor, observer, options.uploads)
-        pushed.append(PushedArtifacts(platform, one.descriptor, existing, has_v2))
-    return pushed
-
-
-class _Owners:
-    """What images say of the SOCI indexes that may belong to them."""
-
-    def __init__(self) -> None:
-        self._images: dict[str, tuple[str, str]] = {}  # image and platform by manifest
-        self._carried: dict[str, list[BoundIndex]] = {}  # by index
-
-    def learn(self, image: Image) -> None:
-        for entry in image.manifests:
-            if entry.is_image:
-                known = image.root.digest, _platform_name(entry)
-                self._images.setdefault(entry.descriptor.digest, known)
-        for bound in carried_indexes(image):
-            self._carried.setdefault(bound.descriptor.digest, []).append(bound)
-
-    def bind(self, descriptor: Descriptor, manifest: Manifest) -> list[BoundIndex]:
-        if manifest.subject is None:
-            nobody = BoundIndex(descriptor, manifest, "", "", "")
-            return self._carried.get(descriptor.digest, [nobody])
-        original = manifest.subject.digest
-        image, platform = self._images.get(original, (original, ""))
-        return [BoundIndex(descriptor, manifest, original, image, platform)]
-
-
 def version_of(artifact: StoredArtifact) -> str:
     """ "v1" or "v2"; empty for what is no index."""
     return _VERSIONS.get(artifact.artifact_type, "")
@@ -451,7 +293,7 @@ def carried_indexes(image: Image) -> list[BoundIndex]:
                     index.manifest,
                     digest,
                     image.root.digest,
-                    _platform_name(entry),
+                    platform_name(entry),
                 )
             )
     return found
@@ -479,36 +321,13 @@ def _layer_of(blob: Descriptor) -> str:
     return ""
 
 
-def _platform_name(entry: ImageManifest) -> str:
+def platform_name(entry: ImageManifest) -> str:
+    """An entry's platform as text; empty where it has none."""
     return platforms.format_platform(entry.platform) if entry.platform else ""
 
 
-def _as_index(place: Source, digest: str, size: int) -> tuple[Descriptor, Manifest] | None:
-    """The blob as a SOCI index, if it is one."""
-    if not 2 < size <= _MANIFEST_LIMIT:
-        return None
-    descriptor = Descriptor(OCI_MANIFEST, digest, size)
-    with suppress(SociError):
-        # Most blobs are none, and one byte tells.
-        with place.fetch(descriptor, 0, 1) as stream:
-            if stream.read() != b"{":
-                return None
-        manifest = parse_manifest(read_blob(place, descriptor), f"blob {digest}")
-        if is_soci_index(manifest):
-            return replace(descriptor, artifact_type=manifest.config.media_type), manifest
-    return None
-
-
-def _containerd_place(client: Containerd) -> Source:
+def containerd_place(client: Containerd) -> Source:
+    """The namespace that `client` is for, as a place of blobs."""
     from soci_cli.targets.containerd.place import ContainerdSource
 
     return ContainerdSource(client, "", f"containerd's namespace {client.namespace}")
-
-
-def _key(artifact: StoredArtifact) -> tuple[str, str, str, str]:
-    return (
-        artifact.digest,
-        artifact.original_digest,
-        artifact.content_store,
-        artifact.namespace,
-    )

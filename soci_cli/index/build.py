@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from soci_cli import defaults
-from soci_cli.errors import NotFoundError, SociError, UsageError
-from soci_cli.index.image import Image, ImageManifest, choose_platforms, image_before, read_image
+from soci_cli.errors import SociError, UsageError
+from soci_cli.index.image import Image, choose, image_before, manifest_of, read_image
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
@@ -29,7 +29,7 @@ from soci_cli.index.model import (
     ztoc_descriptor,
 )
 from soci_cli.index.prefetch import plan_prefetch
-from soci_cli.oci import Descriptor, Manifest, Platform, digest_of, platforms
+from soci_cli.oci import Descriptor, Platform, digest_of
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, Target, read_blob
@@ -189,8 +189,7 @@ def index_image(
     options = options or IndexOptions()
     observer = observer or SilentObserver()
     image = read_image(source)
-    chosen = choose_platforms(image, options.platforms, options.all_platforms, source.name)
-    picked = [(platform, image.get(platform, source.name)) for platform in chosen]
+    picked = choose(image, options.platforms, options.all_platforms, source.name)
     with ExitStack() as stack:
         before = target.before()
         if before is not None:
@@ -214,17 +213,6 @@ def index_image(
     if not any(result.index for result in results):
         raise nothing_indexed(source.name, results, options)
     return tuple(results)
-
-
-def manifest_of(entry: ImageManifest) -> Manifest:
-    """The manifest of an entry; NotFoundError when its place does not have it."""
-    if entry.manifest is None:
-        platform = f" for {platforms.format_platform(entry.platform)}" if entry.platform else ""
-        raise NotFoundError(
-            f"the image lists a manifest{platform} that its place does not have: "
-            f"{entry.descriptor.digest}"
-        )
-    return entry.manifest
 
 
 def nothing_indexed(

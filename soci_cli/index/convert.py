@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from soci_cli.errors import NotFoundError, SociError
 from soci_cli.index.build import (
@@ -16,16 +16,10 @@ from soci_cli.index.build import (
     IndexOptions,
     Job,
     PlatformReport,
-    manifest_of,
     nothing_indexed,
 )
-from soci_cli.index.image import (
-    Image,
-    ImageManifest,
-    choose_platforms,
-    image_before,
-    read_image,
-)
+from soci_cli.index.documents import converted_documents, is_index_of, new_layers
+from soci_cli.index.image import Image, choose, image_before, manifest_of, read_image
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
@@ -37,10 +31,6 @@ from soci_cli.index.layers import (
 from soci_cli.index.memory import known_ztocs
 from soci_cli.index.model import (
     BUILD_TOOL,
-    INDEX_DIGEST,
-    INDEX_TYPE_V2,
-    MANIFEST_DIGEST,
-    REFERENCE_DIGEST,
     SPAN_SIZE,
     SociIndex,
     ztocs_by_layer,
@@ -49,20 +39,12 @@ from soci_cli.index.recompress import recompress_layer
 from soci_cli.index.rehearsal import Rehearsal, WouldChangeError
 from soci_cli.oci import (
     Descriptor,
-    Index,
     Manifest,
     Platform,
-    digest_of,
-    encode,
     media_types,
     parse_config_diff_ids,
-    platforms,
 )
 from soci_cli.oci.media_types import (
-    DOCKER_CONFIG,
-    OCI_CONFIG,
-    OCI_INDEX,
-    OCI_MANIFEST,
     is_layer,
 )
 from soci_cli.parallel import Stop, StoppableTask, run_all
@@ -136,7 +118,7 @@ def _may_be_done(source: Source, image: Image, old: Image, options: ConvertOptio
     If not, something will change for certain, and finding that out could mean to build a zTOC in vain.
     """
     with suppress(SociError):
-        chosen = choose_platforms(image, options.platforms, options.all_platforms, source.name)
+        chosen = choose(image, options.platforms, options.all_platforms, source.name)
         return any(
             entry.manifest is not None
             and entry.manifest.annotations.get(BUILD_TOOL) == options.build_tool_identifier
@@ -144,7 +126,7 @@ def _may_be_done(source: Source, image: Image, old: Image, options: ConvertOptio
                 blob.annotations.get(SPAN_SIZE) == str(options.span_size)
                 for blob in ztocs_by_layer(entry.manifest).values()
             )
-            and any(_is_index_of(entry, platform) for platform in chosen)
+            and any(is_index_of(entry, platform) for platform, _ in chosen)
             for entry in old.manifests
         )
     return False
@@ -178,36 +160,34 @@ class _Conversion:
         self.builder = IndexBuilder(self.target, self.options, self.observer, self.indexer)
 
     def run(self) -> tuple[Descriptor, tuple[PlatformReport, ...]]:
-        image = self.image
-        chosen = choose_platforms(
-            image, self.options.platforms, self.options.all_platforms, self.source.name
-        )
-        picked = [(platform, image.get(platform, self.source.name)) for platform in chosen]
+        image, options = self.image, self.options
+        picked = choose(image, options.platforms, options.all_platforms, self.source.name)
         jobs = self._layer_jobs([manifest_of(entry) for _, entry in picked])
         if not jobs:
             skipped = [
                 PlatformReport(platform, None, self._reports(manifest_of(entry).layers))
                 for platform, entry in picked
             ]
-            raise nothing_indexed(self.source.name, skipped, self.options)
+            raise nothing_indexed(self.source.name, skipped, options)
         self._move_blobs(image, jobs)
 
         indexes: dict[str, tuple[Platform, SociIndex]] = {}
         results: list[PlatformReport] = []
         for platform, entry in picked:
-            layers = self._new_layers(manifest_of(entry))
+            layers = new_layers(manifest_of(entry), self.recompressed)
             index = self.builder.make(layers)
             found = index.descriptor if index else None
             results.append(PlatformReport(platform, found, self._reports(layers)))
             if index:
                 indexes.setdefault(entry.descriptor.digest, (platform, index))
         if not indexes:
-            raise nothing_indexed(self.source.name, results, self.options)
+            raise nothing_indexed(self.source.name, results, options)
         self._move_kept(image, [platform for platform, _ in indexes.values()])
 
-        data = encode(self._new_index(image, indexes))
-        root = Descriptor(OCI_INDEX, digest_of(data), len(data), annotations=image.root.annotations)
-        self.target.push(root, data)
+        made = converted_documents(image, indexes, self.recompressed)
+        for descriptor, data in made:
+            self.target.push(descriptor, data)
+        root, _ = made[-1]
         self.target.tag(root)
         return root, tuple(results)
 
@@ -337,7 +317,7 @@ class _Conversion:
             descriptor = entry.descriptor
             if entry.manifest is not None and not entry.is_soci_index:
                 continue
-            if any(_is_index_of(entry, platform) for platform in replaced):
+            if any(is_index_of(entry, platform) for platform in replaced):
                 continue
             try:
                 copy_graph(
@@ -355,103 +335,3 @@ class _Conversion:
                     f"manifest {descriptor.digest} is not in {self.source.name}; "
                     "the converted image names it all the same"
                 )
-
-    # Documents.
-
-    def _new_layers(self, manifest: Manifest) -> tuple[Descriptor, ...]:
-        """A manifest's layers, recompressed ones in place of the old."""
-        layers = []
-        for layer in manifest.layers:
-            new = self.recompressed.get(layer.digest, layer)
-            layers.append(
-                replace(layer, media_type=new.media_type, digest=new.digest, size=new.size)
-            )
-        return tuple(layers)
-
-    def _new_index(self, image: Image, indexes: Mapping[str, tuple[Platform, SociIndex]]) -> Index:
-        """The OCI index of the converted image. Its new manifests are pushed."""
-        entries = image.manifests
-        descriptors = [entry.descriptor for entry in entries]
-        moved: dict[str, Descriptor] = {}
-        # A manifest that refers to another (an attestation to its image) comes after it.
-        for position in sorted(range(len(entries)), key=lambda i: _refers(entries[i])):
-            entry = entries[position]
-            if entry.manifest is None or entry.is_soci_index:
-                continue
-            own = indexes.get(entry.descriptor.digest) if entry.is_image else None
-            descriptors[position] = self._new_manifest(entry, own, moved)
-            moved[entry.descriptor.digest] = descriptors[position]
-        stale: set[int] = set()
-        for digest, (platform, index) in indexes.items():
-            added = replace(
-                index.descriptor,
-                platform=platform,
-                annotations={MANIFEST_DIGEST: moved[digest].digest},
-            )
-            places = [i for i, entry in enumerate(entries) if _is_index_of(entry, platform)]
-            if places:
-                descriptors[places[0]] = added
-                stale.update(places[1:])
-            else:
-                descriptors.append(added)
-        kept = tuple(descriptor for i, descriptor in enumerate(descriptors) if i not in stale)
-        return replace(image.index, media_type=OCI_INDEX, manifests=kept)
-
-    def _new_manifest(
-        self,
-        entry: ImageManifest,
-        own: tuple[Platform, SociIndex] | None,
-        moved: Mapping[str, Descriptor],
-    ) -> Descriptor:
-        """Pushes the OCI form of a manifest, with its SOCI index if it has one."""
-        manifest = manifest_of(entry)
-        annotations = dict(manifest.annotations)
-        if own:
-            annotations[INDEX_DIGEST] = own[1].descriptor.digest
-        config, subject = manifest.config, manifest.subject
-        if config.media_type == DOCKER_CONFIG:
-            config = replace(config, media_type=OCI_CONFIG)
-        if subject and (new := moved.get(subject.digest)):
-            subject = replace(subject, media_type=OCI_MANIFEST, digest=new.digest, size=new.size)
-        data = encode(
-            replace(
-                manifest,
-                media_type=OCI_MANIFEST,
-                config=config,
-                layers=self._new_layers(manifest),
-                subject=subject,
-                annotations=annotations,
-            )
-        )
-        kept = dict(entry.descriptor.annotations)
-        if attested := moved.get(kept.get(REFERENCE_DIGEST, "")):
-            kept[REFERENCE_DIGEST] = attested.digest
-        descriptor = replace(
-            entry.descriptor,
-            media_type=OCI_MANIFEST,
-            digest=digest_of(data),
-            size=len(data),
-            annotations={**kept, **annotations},
-        )
-        self.target.push(descriptor, data)
-        return descriptor
-
-
-def _refers(entry: ImageManifest) -> bool:
-    subject = entry.manifest is not None and entry.manifest.subject is not None
-    return subject or REFERENCE_DIGEST in entry.descriptor.annotations
-
-
-def _is_index_of(entry: ImageManifest, platform: Platform) -> bool:
-    """Whether an entry is the SOCI index v2 of a platform, which a new one takes the place of.
-
-    Older tools that copy an image drop the artifact type from its entry; the manifest still has it.
-    """
-    kind = entry.descriptor.artifact_type
-    if not kind and entry.manifest is not None:
-        kind = entry.manifest.config.media_type
-    return (
-        kind == INDEX_TYPE_V2
-        and entry.platform is not None
-        and platforms.matches(platform, entry.platform)
-    )

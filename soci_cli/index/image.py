@@ -174,16 +174,18 @@ def _config_platform(source: Source, manifest: Manifest) -> Platform:
     return parse_config_platform(data, f"config {config.digest} in {source.name}")
 
 
-def choose_platforms(
-    image: Image, wanted: Sequence[Platform], all_platforms: bool, name: str
-) -> list[Platform]:
-    """Which platforms to work on: all, those asked for, or this machine's.
+Picks = list[tuple[Platform, ImageManifest]]
+"""The platforms to work on, each with its entry."""
+
+
+def choose(image: Image, wanted: Sequence[Platform], everything: bool, name: str) -> Picks:
+    """Which platforms of an image to work on: all, those asked for, or this machine's.
 
     An image for one platform only is that platform. Raises NotFoundError, with those there are, when a
     platform is not in the image.
     """
     there = image.platforms
-    if all_platforms:
+    if everything:
         chosen = there
     elif wanted:
         chosen = platforms.dedupe(wanted)
@@ -191,8 +193,26 @@ def choose_platforms(
         chosen = there
     else:
         chosen = [platforms.host_platform()]
-    for platform in chosen:
-        image.get(platform, name)
-    if not chosen:
+    picks = [(platform, image.get(platform, name)) for platform in chosen]
+    if not picks:
         raise NotFoundError(f"{name} has no platform that could be indexed")
-    return chosen
+    return picks
+
+
+def read_chosen(
+    source: Source, wanted: Sequence[Platform], everything: bool = False
+) -> tuple[Image, Picks]:
+    """`read_image` and `choose` together, which read the manifests of these platforms only."""
+    image = read_image(source, read_all if everything else needed_for(wanted))
+    return image, choose(image, wanted, everything, source.name)
+
+
+def manifest_of(entry: ImageManifest) -> Manifest:
+    """The manifest of an entry; NotFoundError when its place does not have it."""
+    if entry.manifest is None:
+        platform = f" for {platforms.format_platform(entry.platform)}" if entry.platform else ""
+        raise NotFoundError(
+            f"the image lists a manifest{platform} that its place does not have: "
+            f"{entry.descriptor.digest}"
+        )
+    return entry.manifest

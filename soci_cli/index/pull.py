@@ -6,16 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soci_cli.errors import NotFoundError, UsageError
-from soci_cli.index.build import manifest_of
 from soci_cli.index.discover import Finder, FoundIndex, IndexSources, find_index
-from soci_cli.index.image import (
-    Image,
-    ImageManifest,
-    choose_platforms,
-    needed_for,
-    read_all,
-    read_image,
-)
+from soci_cli.index.image import Image, ImageManifest, manifest_of, read_chosen
 from soci_cli.index.layers import short
 from soci_cli.index.model import ztocs_by_layer
 from soci_cli.oci import Descriptor, Platform
@@ -79,12 +71,10 @@ def pull(
     in the image, and what reading and writing raise; the name is given when everything is there.
     """
     observer = observer or SilentObserver()
-    image = read_image(place, read_all if options.all_platforms else needed_for(options.platforms))
-    chosen = choose_platforms(image, options.platforms, options.all_platforms, place.name)
-    if options.index and options.index.digest and len(chosen) > 1:
+    image, parts = read_chosen(place, options.platforms, options.all_platforms)
+    if options.index and options.index.digest and len(parts) > 1:
         raise UsageError("a SOCI index belongs to one platform; choose one with --platform")
     work = _Pull(place, home, target, options, observer)
-    parts = [(platform, image.get(platform, place.name)) for platform in chosen]
     found = [work.find(entry) for _, entry in parts]
     outcomes = work.blobs([entry for _, entry in parts], found)
     work.manifests(image, [entry for _, entry in parts], found)

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from soci_cli.errors import NotFoundError
+from soci_cli.index.artifacts import Artifacts
 from soci_cli.index.build import (
     IndexOptions,
     NothingToIndexError,
     PlatformReport,
     index_image,
-    manifest_of,
 )
-from soci_cli.index.image import Image, ImageManifest, choose_platforms, read_image
-from soci_cli.index.model import INDEX_DIGEST, INDEX_TYPE_V1, MANIFEST_DIGEST, REFERENCE_DIGEST
+from soci_cli.index.image import Image, ImageManifest, choose, manifest_of, read_image
+from soci_cli.index.model import (
+    INDEX_DIGEST,
+    INDEX_TYPE_V1,
+    INDEX_TYPE_V2,
+    MANIFEST_DIGEST,
+    REFERENCE_DIGEST,
+)
 from soci_cli.oci import Descriptor, Platform, digest_of, encode, parse_manifest, platforms
 from soci_cli.oci.media_types import is_manifest
 from soci_cli.progress import Observer, SilentObserver
@@ -107,8 +113,7 @@ def _parts(
 ) -> tuple[list[ImageManifest], tuple[Platform, ...]]:
     """The entries to push, and the platforms that are asked for by nobody but missing."""
     if options.platforms and not options.all_platforms:
-        chosen = choose_platforms(image, options.platforms, False, name)
-        picked = [image.get(platform, name) for platform in chosen]
+        picked = [entry for _, entry in choose(image, options.platforms, False, name)]
     else:
         picked = [entry for entry in image.manifests if entry.is_image]
         if not options.all_platforms:
@@ -162,18 +167,13 @@ def _make_indexes(
 ) -> list[PushedIndex]:
     """The indexes to push, made in the store. An image that has nothing to index gets none."""
     kept_digests = {entry.descriptor.digest for entry in kept}
-    chosen = [
-        platform
-        for platform in choose_platforms(
-            image, options.platforms, options.all_platforms, source.name
-        )
-        if image.get(platform, source.name).descriptor.digest in kept_digests
-    ]
+    chosen = choose(image, options.platforms, options.all_platforms, source.name)
     made: list[PushedIndex] = []
     to_build: list[Platform] = []
     there: dict[Platform, list[str]] = {}
-    for platform in chosen:
-        entry = image.get(platform, source.name)
+    for platform, entry in chosen:
+        if entry.descriptor.digest not in kept_digests:
+            continue
         if options.existing_index != "allow":
             known = target.referrers(entry.descriptor, INDEX_TYPE_V1)
             there[platform] = [one.digest for one in known]
@@ -212,3 +212,54 @@ def _index_it_came_with(
         return None
     known = source.referrers(entry.descriptor, INDEX_TYPE_V1)
     return known[0] if known else None
+
+
+@dataclass(frozen=True)
+class PushedArtifacts:
+    """What became of a platform: the index v1 that was pushed, or None, and `existing` ones.
+
+    `has_v2` says whether the image has an index v2 too, which is pushed with the image itself.
+    """
+
+    platform: Platform
+    index: Descriptor | None
+    existing: tuple[str, ...]
+    has_v2: bool
+
+
+def push_artifacts(
+    artifacts: Artifacts,
+    image: Source,
+    target: Target,
+    options: PushOptions,
+    observer: Observer,
+) -> list[PushedArtifacts]:
+    """Pushes the newest index v1 of each chosen platform, and no image, to the registry of `target`.
+
+    Raises NotFoundError for a platform that has none, before anything is pushed.
+    """
+    work = []
+    picks = choose(read_image(image), options.platforms, options.all_platforms, image.name)
+    for platform, entry in picks:
+        listed = artifacts.of_manifest(entry.descriptor.digest)
+        v1 = [one for one in listed if one.artifact_type == INDEX_TYPE_V1]
+        has_v2 = any(one.artifact_type == INDEX_TYPE_V2 for one in listed)
+        if not v1:
+            hint = " (its index v2 is pushed with the image itself)" if has_v2 else ""
+            raise NotFoundError(
+                f"{image.name} has no SOCI index v1 for {platforms.format_platform(platform)} to "
+                f"push{hint}; make one with `soci create`"
+            )
+        work.append((platform, entry, v1[0], has_v2))
+    pushed = []
+    for platform, entry, one, has_v2 in work:
+        existing: tuple[str, ...] = ()
+        if options.existing_index != "allow":
+            known = target.referrers(entry.descriptor, INDEX_TYPE_V1)
+            existing = tuple(descriptor.digest for descriptor in known)
+        if existing and options.existing_index == "skip":
+            pushed.append(PushedArtifacts(platform, None, existing, has_v2))
+            continue
+        push_index(artifacts.place(one), target, one.descriptor, observer, options.uploads)
+        pushed.append(PushedArtifacts(platform, one.descriptor, existing, has_v2))
+    return pushed

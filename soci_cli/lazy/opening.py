@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from soci_cli.errors import InvalidDataError, NotFoundError, UsageError, errors_at
-from soci_cli.index.build import manifest_of
 from soci_cli.index.discover import FoundIndex, IndexSources, find_index
-from soci_cli.index.image import Image, choose_platforms, needed_for, read_image
+from soci_cli.index.image import Image, manifest_of, read_chosen
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.cache import blob_key
@@ -52,18 +51,17 @@ def open_image(
     NotFoundError, UsageError, InvalidDataError and IntegrityError, and what reading the place raises.
     """
     options, observer = options or OpenOptions(), observer or SilentObserver()
-    image = read_image(source, needed_for(options.platforms))
-    chosen = choose_platforms(image, options.platforms, False, source.name)
-    if len(chosen) != 1:
+    image, picked = read_chosen(source, options.platforms)
+    if len(picked) != 1:
         raise UsageError("the files of one platform can be read; choose one with --platform")
-    entry = image.get(chosen[0], source.name)
+    ((platform, entry),) = picked
     sources = options.index
     if isinstance(source, StoreTarget):
         sources = replace(sources, v1=True)  # what is here was pulled on purpose
     found = find_index(_Finder(source, image), entry, sources, observer)
     opener = _Opener(source, fetching, manifest_of(entry), found, observer)
     layers = [LazyLayer(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers]
-    return LazyImage(source.name, layers, Origin(entry.descriptor, chosen[0], found))
+    return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))
 
 
 class _Opener:

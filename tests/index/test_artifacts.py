@@ -24,6 +24,7 @@ from soci_cli.index.artifacts import (
 )
 from soci_cli.index.image import read_image
 from soci_cli.index.prefetch import decode_prefetch, encode_prefetch, span_count
+from soci_cli.index.rebuild import rebuild
 from soci_cli.oci import parse_reference
 from soci_cli.targets import LOCAL_CONTENT, Layout, Store
 from soci_cli.targets.containerd.client import Containerd
@@ -142,7 +143,7 @@ def test_a_lost_database(artifacts: Artifacts, store: Store, tmp_path: Path) -> 
     run_convert(image.root, "app", store=store.root)
     (store.root / "soci.db").unlink()
     assert artifacts.all(INDEX) == []
-    result = artifacts.rebuild(None)
+    result = rebuild(artifacts, None)
     assert (result.added, result.removed, result.kept) == (6, 0, 0)
     v1, v2 = sorted(artifacts.all(INDEX), key=version_of)
     assert (v1.digest, v1.original_digest) == (digest, image.entries[0]["digest"])
@@ -154,7 +155,7 @@ def test_a_lost_database(artifacts: Artifacts, store: Store, tmp_path: Path) -> 
     store.remove(NAME)
     assert digest in blobs(store)
     assert [one.digest for one in artifacts.all(INDEX)] == [digest]
-    again = artifacts.rebuild(None)
+    again = rebuild(artifacts, None)
     assert (again.added, again.removed, again.kept) == (0, 0, 3)
 
 
@@ -164,7 +165,7 @@ def test_rebuilding_takes_off_what_is_gone(
     digest = create(artifacts, make_image(tmp_path / "image").root)
     (store.root / "blobs" / "sha256" / digest[7:]).unlink()
     assert artifacts.of_manifest(artifacts.all(INDEX)[0].original_digest) == []
-    assert artifacts.rebuild(None).removed == 3
+    assert rebuild(artifacts, None).removed == 3
     assert artifacts.all(INDEX) == artifacts.all(ZTOC) == []
 
 
@@ -175,7 +176,7 @@ def test_rebuilding_passes_over_what_is_no_index(store: Store, tmp_path: Path) -
     for number, data in enumerate((b"{", b"{}", b"[]", b'{"config": 1}', b"{" + bytes(100))):
         (folder / f"{number:064}").write_bytes(data)
     with Artifacts(store, "default", nowhere) as artifacts:
-        assert artifacts.rebuild(None).added == 0
+        assert rebuild(artifacts, None).added == 0
 
 
 def test_a_database_of_the_first_version_is_brought_up_to_date(
