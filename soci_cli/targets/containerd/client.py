@@ -1,6 +1,9 @@
 """containerd's gRPC API: images, content, leases; one connection, one namespace.
 
-What is used is the same in containerd 1.6 to 2.x. Errors of gRPC become ours here, in one line.
+What is used is the same in containerd 1.6 to 2.x. Each message is whole, also where most versions do
+without a field: a server may take for granted what containerd's own client always sends. So an update
+sends back all that containerd answered, with the change in it. Errors of gRPC become ours here, in one
+line.
 """
 
 from __future__ import annotations
@@ -10,15 +13,18 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import grpc
-from google.protobuf import empty_pb2, field_mask_pb2
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from soci_cli.closing import Closing
 from soci_cli.errors import (
@@ -131,6 +137,10 @@ class Containerd(Closing):
         return [("containerd-namespace", self.namespace)]
 
     @property
+    def _call(self) -> dict[str, Any]:
+        return {"metadata": self.metadata, "timeout": self._timeout}
+
+    @property
     def deadline(self) -> float | None:
         """The seconds that a call may take."""
         return self._timeout
@@ -174,16 +184,14 @@ class Containerd(Closing):
         """containerd's version."""
         with self.errors("its version"):
             answer = self._version.Version(
-                empty_pb2.Empty(), timeout=self._timeout or CONNECT_SECONDS
+                Empty(), metadata=self.metadata, timeout=self._timeout or CONNECT_SECONDS
             )
         return str(answer.version)
 
     def namespaces(self) -> list[str]:
         """The namespaces that have something in them."""
         with self.errors("its namespaces"):
-            answer = self._namespaces.List(
-                namespaces_pb2.ListNamespacesRequest(), timeout=self._timeout
-            )
+            answer = self._namespaces.List(namespaces_pb2.ListNamespacesRequest(), **self._call)
         return sorted(one.name for one in answer.namespaces)
 
     # Images.
@@ -191,40 +199,32 @@ class Containerd(Closing):
     def image(self, name: str) -> ContainerdImage:
         """The image with exactly this name. NotFoundError."""
         with self.errors(f"image {brief(name)}"):
-            answer = self._images.Get(
-                images_pb2.GetImageRequest(name=name), metadata=self.metadata, timeout=self._timeout
-            )
-        return _image(answer.image)
+            return _image(self._get_image(name))
 
     def images(self, *filters: str) -> list[ContainerdImage]:
         """The images, sorted by name; see containerd's filter syntax."""
         with self.errors("its images"):
-            answer = self._images.List(
-                images_pb2.ListImagesRequest(filters=filters),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            )
+            answer = self._images.List(images_pb2.ListImagesRequest(filters=filters), **self._call)
         return sorted(map(_image, answer.images), key=lambda image: image.name)
 
     def put_image(self, name: str, target: Descriptor) -> None:
         """Makes a name mean `target`; the labels that it has stay."""
-        image = images_pb2.Image(name=name, target=_target(target))
-        create = images_pb2.CreateImageRequest(image=image)
-        update = images_pb2.UpdateImageRequest(
-            image=image, update_mask=field_mask_pb2.FieldMask(paths=["target"])
-        )
-        more = {"metadata": self.metadata, "timeout": self._timeout}
+        now = Timestamp()
+        now.GetCurrentTime()
+        new = images_pb2.Image(name=name, target=_target(target), created_at=now, updated_at=now)
         with self.errors(f"image {brief(name)}"):
             # Others may make or remove the image in between.
             for left in reversed(range(_TRIES)):
                 try:
-                    self._images.Create(create, **more)
+                    self._images.Create(images_pb2.CreateImageRequest(image=new), **self._call)
                     return
                 except grpc.RpcError as error:
                     if code_of(error) != grpc.StatusCode.ALREADY_EXISTS:
                         raise
                 try:
-                    self._images.Update(update, **more)
+                    image = self._get_image(name)
+                    image.target.CopyFrom(new.target)
+                    self._update_image(image, ["target"])
                     return
                 except grpc.RpcError as error:
                     if code_of(error) != grpc.StatusCode.NOT_FOUND or not left:
@@ -232,70 +232,64 @@ class Containerd(Closing):
 
     def label_image(self, name: str, labels: Mapping[str, str]) -> None:
         """Sets labels of an image; others stay. An empty value takes a label away."""
-        image = images_pb2.Image(name=name, labels=labels)
-        paths = [f"labels.{key}" for key in labels]
         with self.errors(f"the labels of image {brief(name)}"):
-            self._images.Update(
-                images_pb2.UpdateImageRequest(
-                    image=image, update_mask=field_mask_pb2.FieldMask(paths=paths)
-                ),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            )
+            image = self._get_image(name)
+            if changed := _set_labels(image.labels, labels):
+                self._update_image(image, changed)
 
     def delete_image(self, name: str) -> None:
-        """Forgets an image. NotFoundError."""
+        """Forgets an image, and waits until its blobs are collected. NotFoundError."""
         with self.errors(f"image {brief(name)}"):
-            self._images.Delete(
-                images_pb2.DeleteImageRequest(name=name, sync=True),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            )
+            request = images_pb2.DeleteImageRequest(name=name, sync=True)
+            self._images.Delete(request, **self._call)
+
+    def _get_image(self, name: str) -> images_pb2.Image:
+        answer: images_pb2.GetImageResponse = self._images.Get(
+            images_pb2.GetImageRequest(name=name), **self._call
+        )
+        return answer.image
+
+    def _update_image(self, image: images_pb2.Image, paths: list[str]) -> None:
+        mask = FieldMask(paths=paths)
+        request = images_pb2.UpdateImageRequest(image=image, update_mask=mask)
+        self._images.Update(request, **self._call)
 
     # Content.
 
     def info(self, digest: str) -> ContentInfo:
         """What is known of a blob. NotFoundError."""
         with self.errors(f"blob {digest}"):
-            answer = self.content.Info(
-                content_pb2.InfoRequest(digest=digest),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            )
-        return _info(answer.info)
+            return _info(self._get_info(digest))
 
     def list_content(self, *filters: str) -> Iterator[ContentInfo]:
         """The blobs of the namespace; see containerd's filter syntax."""
         with self.errors("its content"):
-            for answer in self.content.List(
-                content_pb2.ListContentRequest(filters=filters),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            ):
+            request = content_pb2.ListContentRequest(filters=filters)
+            for answer in self.content.List(request, **self._call):
                 for info in answer.info:
                     yield _info(info)
 
     def label_content(self, digest: str, labels: Mapping[str, str]) -> None:
         """Sets labels of a blob; others stay. An empty value takes a label away."""
-        info = content_pb2.Info(digest=digest, labels=labels)
-        paths = [f"labels.{key}" for key in labels]
+        if not labels:
+            return
         with self.errors(f"the labels of blob {digest}"):
-            self.content.Update(
-                content_pb2.UpdateRequest(
-                    info=info, update_mask=field_mask_pb2.FieldMask(paths=paths)
-                ),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            )
+            info = self._get_info(digest)
+            if changed := _set_labels(info.labels, labels):
+                mask = FieldMask(paths=changed)
+                request = content_pb2.UpdateRequest(info=info, update_mask=mask)
+                self.content.Update(request, **self._call)
 
     def delete_content(self, digest: str) -> None:
         """Removes a blob. NotFoundError."""
         with self.errors(f"blob {digest}"):
-            self.content.Delete(
-                content_pb2.DeleteContentRequest(digest=digest),
-                metadata=self.metadata,
-                timeout=self._timeout,
-            )
+            self.content.Delete(content_pb2.DeleteContentRequest(digest=digest), **self._call)
+
+    def _get_info(self, digest: str) -> content_pb2.Info:
+        answer: content_pb2.InfoResponse = self.content.Info(
+            content_pb2.InfoRequest(digest=digest), **self._call
+        )
+        return answer.info
 
 
 class Lease(Closing):
@@ -375,6 +369,13 @@ def _image(image: images_pb2.Image) -> ContainerdImage:
         target.media_type, target.digest, target.size, annotations=dict(target.annotations)
     )
     return ContainerdImage(image.name, descriptor, dict(image.labels))
+
+
+def _set_labels(present: MutableMapping[str, str], labels: Mapping[str, str]) -> list[str]:
+    """Sets labels that are not set yet; the paths of those, as a field mask has them."""
+    changed = {key: value for key, value in labels.items() if present.get(key, "") != value}
+    present.update(changed)
+    return [f"labels.{key}" for key in changed]
 
 
 def _target(descriptor: Descriptor) -> images_pb2.Descriptor:

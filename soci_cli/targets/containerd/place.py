@@ -177,7 +177,7 @@ class ContainerdTarget(ContainerdSource):
             finally:
                 writer.abort()
         # Others may have written it, without labels.
-        self._label(descriptor, labels)
+        self._client.label_content(descriptor.digest, labels)
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """See `Target.link`: containerd shares no files."""
@@ -229,15 +229,9 @@ class ContainerdTarget(ContainerdSource):
                 data = read_blob(self, descriptor)
             except NotFoundError:
                 continue
-            self._label(descriptor, gc_labels(descriptor, data))
+            self._client.label_content(descriptor.digest, gc_labels(descriptor, data))
             if is_index(kind):
                 pending += children_of(descriptor, data, f"manifest {descriptor.digest}")
-
-    def _label(self, descriptor: Descriptor, labels: Mapping[str, str]) -> None:
-        there = self._client.info(descriptor.digest).labels if labels else {}
-        missing = {key: value for key, value in labels.items() if there.get(key) != value}
-        if missing:
-            self._client.label_content(descriptor.digest, missing)
 
 
 def gc_labels(descriptor: Descriptor, data: bytes) -> dict[str, str]:
