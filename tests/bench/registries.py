@@ -21,7 +21,7 @@ from soci_cli.targets import copy_graph, open_source, open_target, parse_place
 from soci_cli.targets.places import connect
 from tests.bench.layers import Layer
 from tests.bench.tasks import make_image
-from tests.support.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import DEBIAN, ContainerdServer, programs
 from tests.support.servers.docker_registry import DockerRegistry
 
 _SOCI = [sys.executable, "-m", "soci_cli"]
@@ -102,9 +102,10 @@ def measure_registries(
 
 def _start_containerd(stack: ExitStack, folder: Path) -> str | None:
     """The address of a containerd with the image, where one can be had: that needs root."""
-    if shutil.which("containerd") is None or os.geteuid():
+    found = programs(DEBIAN)
+    if found is None or os.geteuid():
         return None
-    server = stack.enter_context(ContainerdServer(folder / "containerd"))
+    server = stack.enter_context(ContainerdServer(folder / "containerd", found))
     place = parse_place("containerd:bench.example/app:1")
     with (
         connect(server.address) as client,

@@ -19,7 +19,7 @@ def test_a_tiny_run_measures_everything(
     capsys: pytest.CaptureFixture[str],
     need_docker_registry: str,
     need_skopeo: str,
-    need_containerd: str,
+    need_debian_containerd: None,
 ) -> None:
     figures = tmp_path / "figures.json"
     arguments = ["--scale", "0.004", "--runs", "1", "--no-fail", "--json", str(figures)]

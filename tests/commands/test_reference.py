@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.places import connect
 from tests.commands.tools import SOCI, Done, Soci, environment, process
 from tests.index.images import Json, LayoutMaker, gz, layer_tar, noise, sha256, tar_of
-from tests.integration.conftest import need
 from tests.support.servers.containerd import ContainerdServer
 from tests.support.servers.docker_registry import DockerRegistry
 
@@ -28,16 +26,6 @@ LABEL = "containerd.io/gc.ref.content.soci-index"
 SMALL = ("--min-layer-size", "0")
 NONE = "sha256:" + "0" * 64
 FILE = noise(5, 300_000)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerdServer]:
-    need("containerd")
-    need("ctr")
-    if os.geteuid() != 0:
-        pytest.skip("containerd needs root")
-    with ContainerdServer(tmp_path_factory.mktemp("containerd")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -116,10 +104,17 @@ class Machine:
 
 
 @pytest.fixture
-def machine(server: ContainerdServer, soci: Soci, tmp_path: Path) -> Iterator[Machine]:
-    yield Machine(server, soci, tmp_path)
-    for name in server.ctr("images", "ls", "-q", namespace=NAMESPACE).split():
-        server.ctr("images", "rm", "--sync", name, namespace=NAMESPACE)
+def docker_registry(need_docker_registry: str, tmp_path: Path) -> Iterator[DockerRegistry]:
+    """A new registry, since every containerd pushes under the same names."""
+    with DockerRegistry(tmp_path / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture
+def machine(containerd: ContainerdServer, soci: Soci, tmp_path: Path) -> Iterator[Machine]:
+    yield Machine(containerd, soci, tmp_path)
+    for name in containerd.ctr("images", "ls", "-q", namespace=NAMESPACE).split():
+        containerd.ctr("images", "rm", "--sync", name, namespace=NAMESPACE)
 
 
 def referrers(host: str, repository: str, digest: str) -> list[Json]:

@@ -11,7 +11,7 @@ import pytest
 from tests.commands.tools import SOCI, environment, process
 from tests.index.images import make_image, run_convert
 from tests.integration.tools import CONVERT
-from tests.support.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import ContainerdServer, Programs
 
 
 def start(server: ContainerdServer, *arguments: str, home: Path) -> subprocess.Popen[str]:
@@ -49,9 +49,9 @@ def test_two_processes_at_once(tmp_path: Path, containerd: ContainerdServer, sam
 
 
 def test_containerd_that_stops_in_the_middle(
-    tmp_path: Path, need_containerd: str, large_archive: Path
+    tmp_path: Path, containerd_programs: Programs, large_archive: Path
 ) -> None:
-    with ContainerdServer(tmp_path / "containerd") as server:
+    with ContainerdServer(tmp_path / "containerd", containerd_programs) as server:
         command = (*CONVERT, f"oci-archive:{large_archive}", "stops.example/app:1")
         running = start(server, *command, home=tmp_path)
         deadline = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""Debian's containerd as a process of its own, with folders and a socket of its own."""
+"""containerd as a process of its own, with folders and a socket of its own: Debian's, or a newer one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from soci_cli.closing import Closing
@@ -18,16 +19,45 @@ _START_SECONDS = 15.0
 _STOP_SECONDS = 10.0
 # Kubernetes, other people's file systems, and what would write outside of the folder.
 _DISABLED = (
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
     "io.containerd.grpc.v1.cri",
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.restart",
     "io.containerd.internal.v1.tracing",
+    "io.containerd.monitor.container.v1.restart",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.podsandbox.controller.v1.podsandbox",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
     "io.containerd.snapshotter.v1.zfs",
     "io.containerd.tracing.processor.v1.otlp",
 )
+DEBIAN = "1.6"
+NEWER = "2.4.2"  # also in tests/install-tools.sh
+VERSIONS = (DEBIAN, NEWER)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The paths of containerd and of ctr, in one version."""
+
+    version: str
+    containerd: str
+    ctr: str
+
+
+def programs(version: str) -> Programs | None:
+    """The programs of a version, one of `VERSIONS`; None where it is not installed."""
+    folder = None
+    if version != DEBIAN:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        folder = str(Path(cache, "soci-cli-tests", f"containerd-{version}"))
+    found = shutil.which("containerd", path=folder), shutil.which("ctr", path=folder)
+    return Programs(version, found[0], found[1]) if found[0] and found[1] else None
+
+
 _CONFIG = """\
 version = 2
 root = {root}
@@ -55,9 +85,11 @@ class ContainerdServer(Closing):
     `log`. Garbage is collected by `collect` and by deletions with `sync` only.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Programs) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.version = programs.version
+        self._programs = programs
         self.log = folder / "containerd.log"
         # The path of a socket has at most 107 bytes.
         self._short = Path(tempfile.mkdtemp(prefix="ctrd-"))
@@ -97,7 +129,7 @@ class ContainerdServer(Closing):
         """Starts it and waits until it listens."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["containerd", "--config", str(self._config)],
+                [self._programs.containerd, "--config", str(self._config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -125,7 +157,7 @@ class ContainerdServer(Closing):
 
     def ctr(self, *arguments: str | Path, namespace: str = "default") -> str:
         """Runs ctr, which must succeed; its stdout."""
-        command = ["ctr", "--address", self.address, "--namespace", namespace]
+        command = [self._programs.ctr, "--address", self.address, "--namespace", namespace]
         done = subprocess.run(
             [*command, *map(str, arguments)], capture_output=True, text=True, timeout=60
         )

@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.conftest import need
 from tests.support.servers.ca import Ca, make_ca
-from tests.support.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import DEBIAN, VERSIONS, ContainerdServer, Programs, programs
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.token_server import TokenServer
 
@@ -24,21 +24,33 @@ def need_docker_registry() -> str:
     return need("docker-registry")
 
 
+@pytest.fixture(scope="session", params=VERSIONS)
+def containerd_programs(request: pytest.FixtureRequest) -> Programs:
+    """containerd and ctr, in each version in turn."""
+    return _need_containerd(request.param)
+
+
 @pytest.fixture(scope="session")
-def need_containerd() -> str:
-    need("ctr")
-    path = need("containerd")
+def need_debian_containerd() -> None:
+    """Skips where there is none, or no root to start it."""
+    _need_containerd(DEBIAN)
+
+
+def _need_containerd(version: str) -> Programs:
+    found = programs(version)
+    if found is None:
+        pytest.skip(f"containerd ({version}) is not installed; see tests/install-tools.sh")
     if os.geteuid() != 0:
         pytest.skip("containerd needs root")
-    return path
+    return found
 
 
 @pytest.fixture(scope="session")
 def containerd(
-    need_containerd: str, tmp_path_factory: pytest.TempPathFactory
+    containerd_programs: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ContainerdServer]:
     """A containerd for everybody; use a namespace of your own in it."""
-    with ContainerdServer(tmp_path_factory.mktemp("containerd")) as server:
+    with ContainerdServer(tmp_path_factory.mktemp("containerd"), containerd_programs) as server:
         yield server
 
 

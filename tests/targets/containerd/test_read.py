@@ -16,7 +16,7 @@ from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.targets import read_blob
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import GC_REF, SOCI_INDEX_LABEL
-from tests.support.servers.containerd import ContainerdServer
+from tests.support.servers.containerd import ContainerdServer, Programs
 from tests.targets.containerd.tools import FULL, fails, push, read, source_at, target_at, write
 from tests.targets.images import describe, noise, push_index, push_json
 
@@ -135,9 +135,14 @@ def test_image_of_which_a_layer_is_missing(client: Containerd, tmp_path: Path) -
         read_blob(source_at(client), layer)
 
 
-def test_containerd_that_stops_while_it_is_read(tmp_path: Path, need_containerd: str) -> None:
+def test_containerd_that_stops_while_it_is_read(
+    tmp_path: Path, containerd_programs: Programs
+) -> None:
     data = noise(5, 30_000_000)
-    with ContainerdServer(tmp_path) as server, Containerd(server.address) as client:
+    with (
+        ContainerdServer(tmp_path, containerd_programs) as server,
+        Containerd(server.address) as client,
+    ):
         write(client, describe(data), data)
         with source_at(client).fetch(describe(data)) as stream:
             stream.read(10)
