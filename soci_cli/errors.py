@@ -167,3 +167,11 @@ class MountError(SociError):
 
 class BusyError(MountError):
     """A mounted folder is in use."""
+
+
+class CoveredError(MountError):
+    """Another mount lies on or in a mounted folder."""
+
+
+class NotMountedError(MountError):
+    """What was mounted at a folder is not there any more."""

@@ -18,9 +18,10 @@ from soci_cli.commands.app import App, common_flags, pass_app
 from soci_cli.commands.image_reading import absolute_place, image_flags, opening
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError
-from soci_cli.lazy.mount_points import resolve
-from soci_cli.lazy.mounts.state import MountRecord, Mounts, describe_process, state_root
+from soci_cli.kernel.points import resolve
+from soci_cli.lazy.mounts.state import MountRecord, Mounts, state_root
 from soci_cli.oci import platforms
+from soci_cli.processes.identity import this_process
 from soci_cli.settings import BackgroundFetch
 from soci_cli.targets import Place
 
@@ -155,15 +156,15 @@ def _mounted(app: App, wish: _Wish) -> Iterator[Server]:
     from soci_cli.lazy.mounts.log import Log
     from soci_cli.lazy.mounts.server import READAHEAD, ServeOptions, Server, counted
 
-    pid, process_started, boot_id = describe_process()
+    this = this_process()
     record = MountRecord(
         image=wish.place.text,
         digest="",
         platform="",
         target=str(wish.target),
-        pid=pid,
-        process_started=process_started,
-        boot_id=boot_id,
+        pid=this.pid,
+        process_started=this.started,
+        boot_id=this.boot_id,
         started=time.time(),
         writable=wish.writable,
     )

@@ -14,7 +14,7 @@ from soci_cli.commands.image_reading import absolute_place
 from soci_cli.commands.output import columns, count, human_size
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
-from soci_cli.lazy.mount_points import resolve
+from soci_cli.kernel.points import resolve
 from soci_cli.lazy.mounts.control import ask
 from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
 from soci_cli.text import printable

@@ -10,7 +10,7 @@ import click
 from soci_cli.commands.app import App, common_flags, pass_app
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
-from soci_cli.lazy.mount_points import mount_at, resolve
+from soci_cli.kernel.points import mount_at, resolve
 from soci_cli.lazy.mounts.state import Mounts, state_root
 from soci_cli.text import printable
 
@@ -60,6 +60,7 @@ def command(app: App, everything: bool, force: bool, folders: tuple[Path, ...]) 
 
 
 def _unmount(app: App, mounts: Mounts, target: Path, force: bool) -> None:
+    from soci_cli.lazy.fuse import is_image
     from soci_cli.lazy.mounts.unmounting import end_mount, unmount_unknown
 
     found = mounts.find(target)
@@ -70,6 +71,6 @@ def _unmount(app: App, mounts: Mounts, target: Path, force: bool) -> None:
             )
         return
     point = mount_at(str(target))
-    if point is None or not point.is_soci:
+    if point is None or not is_image(point):
         raise NotFoundError(f"{target} has no image mounted by soci; soci mounts lists yours")
     unmount_unknown(target, force=force)

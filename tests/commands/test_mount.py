@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from soci_cli import inspect, open_source, parse_place
-from soci_cli.lazy.mount_points import mount_at
+from soci_cli.kernel.points import mount_at
 from soci_cli.trial_registry import RegistryServer
 from tests.commands.test_reading import BIG, indexed_layout
 from tests.commands.tools import PROJECT, SOCI, Done, environment, process
@@ -390,6 +390,37 @@ def test_told_to_end(home: Home, layout: Path) -> None:
         os.kill(home.mounts()[0]["pid"], signal.SIGTERM)
         until(lambda: home.left == [])
         assert not home.is_mounted()
+
+
+def test_what_is_mounted_over_it_stays(home: Home, layout: Path) -> None:
+    """Neither umount nor SIGTERM takes away what somebody else mounted, and both are tried again."""
+    home("mount", f"oci:{layout}", home.target).good()
+    (mount,) = home.mounts()
+    subprocess.run(["mount", "-t", "tmpfs", "other", home.target], check=True)
+    (home.target / "kept").write_text("kept")
+    for flags in ([], ["--force"]):
+        home("umount", *flags, home.target).bad(1, f"{home.target} is covered", "tmpfs other")
+    os.kill(mount["pid"], signal.SIGTERM)
+    until(lambda: "is covered" in Path(mount["log"]).read_text())
+    assert (home.target / "kept").read_text() == "kept"
+    assert home.mounts()[0]["state"] == "serving"
+    subprocess.run(["umount", home.target], check=True)
+    until(lambda: home.left == [])
+    assert not home.is_mounted()
+
+
+def test_what_is_mounted_over_a_crashed_one_stays(home: Home, layout: Path) -> None:
+    home("mount", f"oci:{layout}", home.target).good()
+    os.kill(home.mounts()[0]["pid"], signal.SIGKILL)
+    until(lambda: home.mounts()[0]["state"] == "crashed")
+    subprocess.run(["mount", "-t", "tmpfs", "other", home.target], check=True)
+    (home.target / "kept").write_text("kept")
+    home("umount", home.target).bad(1, f"{home.target} is covered", "tmpfs other")
+    assert (home.target / "kept").read_text() == "kept"
+    subprocess.run(["umount", home.target], check=True)
+    home("umount", home.target).good()
+    assert not home.is_mounted()
+    assert home.left == []
 
 
 # In the foreground

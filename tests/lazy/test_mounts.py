@@ -1,4 +1,4 @@
-"""The state of mounts: folders, locks, the control socket, the log, and who uses what."""
+"""The state of mounts: folders, locks, the control socket, the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from hypothesis import given
 
 from soci_cli.errors import ConfigError, StorageError
 from soci_cli.index.prefetch import read_prefetch_list
-from soci_cli.lazy.mount_points import mount_at, mount_points, resolve, users_of
+from soci_cli.kernel.points import MountIdentity
 from soci_cli.lazy.mounts.control import ControlServer, NoAnswerError, ask
 from soci_cli.lazy.mounts.log import Log, LogFile
 from soci_cli.lazy.mounts.record import Recorder
@@ -29,17 +28,23 @@ from soci_cli.lazy.mounts.state import (
     MountRecord,
     Mounts,
     OwnFolder,
-    describe_process,
-    remove_tree,
     state_root,
 )
+from soci_cli.processes.identity import this_process
 from tests.commands.tools import PROJECT
 
 
 def record_of(target: str = "/mnt/app", **more: object) -> MountRecord:
-    pid, started, boot_id = describe_process()
+    this = this_process()
     record = MountRecord(
-        "docker://example.com/app:1", "", "linux/amd64", target, pid, started, boot_id, 1.5
+        "docker://example.com/app:1",
+        "",
+        "linux/amd64",
+        target,
+        this.pid,
+        this.started,
+        this.boot_id,
+        1.5,
     )
     return replace(record, **more)  # type: ignore[arg-type]  # by the tests themselves
 
@@ -102,7 +107,10 @@ def test_a_lock_ends_with_its_process(mounts: Mounts) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
         "from soci_cli.lazy.mounts.state import *\n"
-        "own = Mounts(Path(sys.argv[1])).create(MountRecord('i', '', '', '/t', *describe_process(), 1.0))\n"
+        "from soci_cli.processes.identity import this_process\n"
+        "this = this_process()\n"
+        "record = MountRecord('i', '', '', '/t', this.pid, this.started, this.boot_id, 1.0)\n"
+        "own = Mounts(Path(sys.argv[1])).create(record)\n"
         "print('ready', flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
@@ -114,14 +122,13 @@ def test_a_lock_ends_with_its_process(mounts: Mounts) -> None:
         assert record.pid == process.pid
         assert folder.is_served()
         assert not folder.wait(0.05)
-        assert not folder.signal(
-            replace(record, process_started=record.process_started + 1), signal.SIGKILL
-        )
-        assert not folder.signal(replace(record, boot_id="another"), signal.SIGKILL)
-        assert folder.signal(record, signal.SIGKILL)
+        server = record.process
+        assert not replace(server, started=server.started + 1).send_signal(signal.SIGKILL)
+        assert not replace(server, boot_id="another").send_signal(signal.SIGKILL)
+        assert server.send_signal(signal.SIGKILL)
         assert folder.wait(60)
     assert mounts.all() == [(folder, record)] or len(mounts.all()) == 1
-    assert not folder.signal(record, signal.SIGTERM)
+    assert not record.process.send_signal(signal.SIGTERM)
     folder.remove()
     assert mounts.all() == []
 
@@ -149,6 +156,17 @@ def test_damaged_records(mounts: Mounts, text: str) -> None:
     assert mounts.damaged() == []  # it is locked
     crash(own)
     assert [one.path for one in mounts.damaged()] == [own.path]
+
+
+def test_records_of_the_version_before(mounts: Mounts) -> None:
+    """It wrote down less of a mount, which is found all the same."""
+    own = mounts.create(record_of(kind="overlay", device="0:7"))
+    value = json.loads((own.path / "mount.json").read_text())
+    for name in ("mount_id", "unique_id", "namespace"):
+        del value[name]
+    (own.path / "mount.json").write_text(json.dumps(value))
+    ((_, record),) = mounts.all()
+    assert record.identity == MountIdentity("0:7", 0, 0, "")
 
 
 JSON = st.recursive(
@@ -196,66 +214,6 @@ def test_leftovers_of_killed_processes(mounts: Mounts) -> None:
     mounts.create(record_of()).close()
     assert not old.exists()
     assert new.exists()
-
-
-def test_removing_what_has_no_permissions(tmp_path: Path) -> None:
-    folder = tmp_path / "gone"
-    (folder / "a" / "b").mkdir(parents=True)
-    (folder / "a" / "b" / "file").write_text("")
-    (folder / "link").symlink_to("/etc")
-    (folder / "a" / "b").chmod(0)
-    (folder / "a").chmod(0)
-    remove_tree(folder)
-    assert not folder.exists()
-
-
-# Mount points and who uses them
-
-
-def test_mount_points() -> None:
-    root = mount_at("/")
-    assert root is not None
-    assert not root.is_soci
-    assert any(point.kind == "proc" and point.path == "/proc" for point in mount_points())
-    assert mount_at("/no/such/folder") is None
-
-
-def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tmp_path / "real"
-    (real / "sub").mkdir(parents=True)
-    (tmp_path / "link").symlink_to("real")
-    (tmp_path / "again").symlink_to(tmp_path / "link" / "sub")
-    (tmp_path / "loop").symlink_to("loop")
-    monkeypatch.chdir(tmp_path)
-    for text in ("real", "./real/", "link", "link/", "real/sub/..", "link/sub/.."):
-        assert resolve(Path(text)) == real
-    assert resolve(Path("again")) == real / "sub"
-    assert resolve(Path("absent/x")) == tmp_path / "absent" / "x"
-    assert resolve(Path("/")) == Path("/")
-    assert resolve(Path("loop")).name == "loop"
-    monkeypatch.chdir(real / "sub")
-    assert resolve(Path()) == real / "sub"
-    assert resolve(Path("..")) == real
-
-
-def test_users(tmp_path: Path) -> None:
-    folder = tmp_path / "used"
-    folder.mkdir()
-    (tmp_path / "used-not").mkdir()
-    with (
-        subprocess.Popen(["sleep", "600"], cwd=folder) as one,
-        subprocess.Popen(["sleep", "600"], cwd=tmp_path / "used-not") as other,
-    ):
-        try:
-            deadline = time.monotonic() + 30
-            while (one.pid, "sleep") not in users_of(str(folder)) and time.monotonic() < deadline:
-                time.sleep(0.01)  # before it has become `sleep`
-            assert users_of(str(folder)) == [(one.pid, "sleep")]
-        finally:
-            one.kill()
-            other.kill()
-    with (folder / "file").open("w"):
-        assert [pid for pid, _ in users_of(str(folder))] == [os.getpid()]
 
 
 # The control socket

@@ -3,18 +3,11 @@
 No compiler and no library is needed. `mount_image` mounts an image on a folder and serves it.
 """
 
-from soci_cli.lazy.fuse.mounting import (
-    MountedImage,
-    MountOptions,
-    mount_image,
-    unmount,
-    unmount_below,
-)
+from soci_cli.lazy.fuse.mounting import MountedImage, MountOptions, is_image, mount_image
 
 __all__ = [
     "MountOptions",
     "MountedImage",
+    "is_image",
     "mount_image",
-    "unmount",
-    "unmount_below",
 ]

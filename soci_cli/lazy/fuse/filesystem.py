@@ -11,9 +11,9 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from soci_cli.kernel.namespaces import mapped_ids
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.layer import DIRECTORY, FORMATS, IMPLIED, IMPLIED_ATTRIBUTES, SYMLINK, LayerFiles
 from soci_cli.lazy.merged import File, LazyImage
@@ -97,7 +97,7 @@ def same_owners(user: int, group: int) -> tuple[int, int]:
 
 def namespace_owners() -> Owners:
     """Who the image says, but root for ids that this process's user namespace does not have."""
-    users, groups = (_ids(Path("/proc/self") / name) for name in ("uid_map", "gid_map"))
+    users, groups = mapped_ids("uid"), mapped_ids("gid")
 
     def owners(user: int, group: int) -> tuple[int, int]:
         return (
@@ -106,12 +106,6 @@ def namespace_owners() -> Owners:
         )
 
     return owners
-
-
-def _ids(path: Path) -> list[range]:
-    """The ids that a map of a user namespace gives (user_namespaces(7))."""
-    lines = (line.split() for line in path.read_text().splitlines())
-    return [range(int(first), int(first) + int(count)) for first, _, count in lines]
 
 
 class _Files:

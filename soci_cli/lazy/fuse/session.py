@@ -18,6 +18,7 @@ from pathlib import Path
 from soci_cli.errors import SociError
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import Content, Tree
+from soci_cli.processes.identity import is_dying
 from soci_cli.text import brief
 
 _WANTED = (
@@ -37,7 +38,6 @@ _WATCH_PAUSE = 0.5
 _DOTS = 2  # names in every folder: itself and the one above
 _MAX_LISTINGS = 64
 _MAX_LISTED = 50_000
-_FATAL = 1 << 8  # SIGKILL, which the kernel makes of every signal that ends a process
 
 Log = Callable[[str], None]
 OnRead = Callable[[int, int], None]
@@ -369,7 +369,7 @@ class Session:
         waiting = self._waiting.get(unique)
         if waiting is None or not waiting.thread:
             return
-        if _is_dying(waiting.thread):
+        if is_dying(waiting.thread):
             self._finish(unique, -errno.EINTR, b"")
             return
         # The kernel says it once only, and the signal that kills may come later.
@@ -384,7 +384,7 @@ class Session:
             for unique, waiting in list(self._interrupted.items()):
                 if unique not in self._waiting:
                     del self._interrupted[unique]
-                elif _is_dying(waiting.thread):
+                elif is_dying(waiting.thread):
                     self._finish(unique, -errno.EINTR, b"")
 
 
@@ -449,16 +449,6 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, "too small")
     return value
-
-
-def _is_dying(thread: int) -> bool:
-    """Whether a thread has been killed (proc_pid_status(5)), or is gone."""
-    try:
-        lines = Path(f"/proc/{thread}/status").read_bytes().splitlines()
-    except OSError:
-        return True
-    masks = [line.split()[1] for line in lines if line.startswith((b"SigPnd:", b"ShdPnd:"))]
-    return any(int(mask, 16) & _FATAL for mask in masks)
 
 
 def _last_line(error: BaseException) -> str:

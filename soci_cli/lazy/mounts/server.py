@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import gc
 import resource
@@ -16,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from soci_cli.closing import Closing
-from soci_cli.errors import SociError
+from soci_cli.errors import BusyError, CoveredError, SociError
+from soci_cli.kernel.calls import limit_heaps
+from soci_cli.kernel.points import points_below
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.fetching import Fetching
-from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, unmount
+from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
 from soci_cli.lazy.merged import LazyImage, LazyLayer
-from soci_cli.lazy.mount_points import mount_at
 from soci_cli.lazy.mounts.control import ControlServer
 from soci_cli.lazy.mounts.log import Log
 from soci_cli.lazy.mounts.record import Recorder
@@ -34,7 +34,7 @@ READAHEAD = 128 << 20
 """Uncompressed bytes that are fetched ahead where a layer is read in order."""
 
 _SWITCH_INTERVAL = 0.0005
-_M_ARENA_MAX = -8  # malloc.h
+_AGAIN = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,20 @@ class Server(Closing):
                 image, target, folder.scratch, options.mount, log, recorder
             )
             stack.callback(self._mounted.close)
-            point = mount_at(record.target)
+            found = self._mounted.identity
             folder.write(
                 dataclasses.replace(
-                    record, kind=self._mounted.kind, device=point.device if point else ""
+                    record,
+                    kind=self._mounted.kind,
+                    device=found.device,
+                    mount_id=found.number,
+                    unique_id=found.unique,
+                    namespace=found.namespace,
                 )
             )
             answers: dict[str, Callable[[], object]] = {
                 "stats": self._statistics,
-                "stop": lambda: unmount(target),
+                "stop": self._mounted.unmount,
                 "abort": self._mounted.abort,
             }
             stack.enter_context(ControlServer(folder.path, answers))
@@ -116,12 +121,32 @@ class Server(Closing):
         self._stack.close()
 
     def _end(self) -> None:
+        """Unmounts when the server is told to end, and tries again until that can be done."""
         self._ending.wait()
+        while not self._try_to_end():
+            self._ending.clear()
+            self._ending.wait(_AGAIN)
+
+    def _try_to_end(self) -> bool:
+        target = self._record.target
         try:
-            unmount(Path(self._record.target))
-        except SociError as error:
+            self._mounted.unmount()
+        except CoveredError as error:
+            self.log(f"{error}; the server ends when it can be unmounted")
+            return False
+        except BusyError as error:
+            inside = points_below(target)
+            if inside:
+                self.log(
+                    f"{target} has something mounted in it, {inside[-1]}; the server ends after that"
+                )
+                return False
             self.log(f"{error}; taken away all the same, because the server was told to end")
             self._quietly(self._mounted.abort)
+        except SociError as error:
+            self.log(f"{error}; ended all the same, because the server was told to end")
+            self._quietly(self._mounted.abort)
+        return True
 
     def _prefetch(self, ahead: BackgroundFetcher) -> None:
         for number, layer in enumerate(self._image.layers):
@@ -161,9 +186,7 @@ def raise_limits() -> None:
     with suppress(OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # glibc gives each thread a heap, which keeps what is free there from the others.
-    with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    limit_heaps()
 
 
 def counted(layers: Sequence[LazyLayer]) -> tuple[int, int]:

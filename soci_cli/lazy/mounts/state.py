@@ -18,7 +18,6 @@ import json
 import os
 import re
 import secrets
-import signal
 import stat
 import time
 from collections.abc import Mapping
@@ -28,6 +27,9 @@ from pathlib import Path
 
 from soci_cli.closing import Closing
 from soci_cli.errors import StorageError
+from soci_cli.kernel.points import MountIdentity
+from soci_cli.processes.identity import Process, boot_id
+from soci_cli.processes.tree import remove_tree
 from soci_cli.user_folders import own_folder
 
 _RECORD = "mount.json"
@@ -49,8 +51,9 @@ def state_root(environ: Mapping[str, str]) -> Path:
 class MountRecord:
     """What a server writes down of its mount.
 
-    `kind` is how it is mounted and `device` the major:minor of the mount, both "" before it is there.
-    `process_started` is in clock ticks after the boot `boot_id`, `started` in seconds since 1970.
+    `kind` is how it is mounted, `device` and the three after `writable` which mount it is; all are empty
+    before it is there. `process_started` is in clock ticks after the boot `boot_id`, `started` in seconds
+    since 1970. Records of older versions lack what has a default here.
     """
 
     image: str
@@ -66,11 +69,21 @@ class MountRecord:
     kind: str = ""
     device: str = ""
     writable: bool = False
+    mount_id: int = 0
+    unique_id: int = 0
+    namespace: str = ""
 
+    @property
+    def process(self) -> Process:
+        """The server."""
+        return Process(self.pid, self.process_started, self.boot_id)
 
-def describe_process() -> tuple[int, int, str]:
-    """This process as a record has it: pid, when it was started, and the boot."""
-    return os.getpid(), _started(os.getpid()) or 0, _boot_id()
+    @property
+    def identity(self) -> MountIdentity | None:
+        """Which mount it is; None before it is there, and after another boot."""
+        if not self.device or self.boot_id != boot_id():
+            return None
+        return MountIdentity(self.device, self.mount_id, self.unique_id, self.namespace)
 
 
 class MountFolder:
@@ -119,17 +132,6 @@ class MountFolder:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_PAUSE)
-        return True
-
-    def signal(self, record: MountRecord, number: signal.Signals) -> bool:
-        """Sends a signal to the server; whether it is still the process that is written down."""
-        same = record.boot_id == _boot_id() and _started(record.pid) == record.process_started
-        if not same or not record.process_started:
-            return False
-        try:
-            os.kill(record.pid, number)
-        except OSError:
-            return False
         return True
 
     def remove(self) -> None:
@@ -263,26 +265,6 @@ class Mounts:
                         remove_tree(path)
 
 
-def remove_tree(path: Path) -> None:
-    """Removes a folder as far as possible, even folders without permissions; nothing that is mounted."""
-    with suppress(OSError):
-        _remove_tree(path, path.lstat().st_dev)
-
-
-def _remove_tree(path: Path, device: int) -> None:
-    with suppress(OSError):
-        path.chmod(0o700)
-    with os.scandir(path) as entries:
-        found = list(entries)
-    for entry in found:
-        with suppress(OSError):
-            if not entry.is_dir(follow_symlinks=False):
-                Path(entry).unlink()
-            elif entry.stat(follow_symlinks=False).st_dev == device:
-                _remove_tree(Path(entry), device)
-    path.rmdir()
-
-
 def _write_record(path: Path, record: MountRecord) -> None:
     aside = path / f".{_RECORD}"
     aside.write_text(json.dumps(dataclasses.asdict(record)), "ascii")
@@ -295,7 +277,7 @@ def _parse(value: object) -> MountRecord | None:
         return None
     fields: dict[str, object] = {}
     for field in dataclasses.fields(MountRecord):
-        one = value.get(field.name)
+        one = value.get(field.name, field.default)
         if type(one) not in _TYPES[str(field.type)]:
             return None
         fields[field.name] = one
@@ -315,19 +297,3 @@ def _refused(path: Path, error: OSError) -> StorageError:
         f"{path}: the state of mounts cannot be kept here: {error.strerror}; set SOCI_STATE to another "
         "folder"
     )
-
-
-def _boot_id() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return ""
-
-
-def _started(pid: int) -> int | None:
-    """When a process was started, in clock ticks after the boot; None when there is none."""
-    try:
-        # The name, in parentheses, may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None

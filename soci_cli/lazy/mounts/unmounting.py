@@ -6,9 +6,10 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from soci_cli.errors import BusyError, MountError, StorageError
-from soci_cli.lazy.fuse.mounting import unmount
-from soci_cli.lazy.mount_points import mount_at, mount_points, users_of
+from soci_cli.errors import BusyError, MountError, NotMountedError, StorageError
+from soci_cli.kernel.points import MountIdentity, identify, mount_at, points_below, users_of
+from soci_cli.kernel.unmount import check_uppermost, unmount, unmount_below
+from soci_cli.lazy.fuse.mounting import is_image
 from soci_cli.lazy.mounts.control import NoAnswerError, ask
 from soci_cli.lazy.mounts.state import MountFolder, MountRecord
 
@@ -21,51 +22,53 @@ def end_mount(folder: MountFolder, record: MountRecord, *, force: bool = False) 
     """Unmounts what is mounted and removes its state; whether anything was mounted.
 
     With `force` even while it is in use: who uses it gets errors. Raises BusyError, which names who that
-    is, MountError and StorageError.
+    is, CoveredError, MountError and StorageError.
     """
+    identity = _mounted_here(record)
     # The server, as long as it sees the mount, can end it at once, and those who wait for it with it.
     was_served = folder.is_served()
     if force and was_served and _ask(folder, "abort") and folder.wait(_PATIENCE):
         clear(folder)
         return True
-    is_mounted = _is_mounted(record)
-    if is_mounted:
-        _unmount(record.target, force)
+    if identity is not None:
+        _unmount(record.target, identity, force)
     if folder.is_served():
-        _end_server(folder, record, told=is_mounted, force=force)
+        _end_server(folder, record, told=identity is not None, force=force)
     clear(folder)
-    return is_mounted or was_served
+    return identity is not None or was_served
 
 
 def clear(folder: MountFolder) -> None:
     """Removes the state of a mount that has no server any more."""
-    below = f"{folder.path}/"
-    for point in reversed(mount_points()):
-        if point.path.startswith(below):
-            with suppress(MountError):
-                unmount(Path(point.path), force=True)
+    with suppress(MountError):
+        unmount_below(folder.path, is_image)
     folder.remove()
 
 
 def unmount_unknown(target: Path, *, force: bool = False) -> None:
     """Unmounts an image whose state is not here. Raises as `end_mount` does."""
-    _unmount(str(target), force)
+    _unmount(str(target), identify(target), force)
 
 
-def _is_mounted(record: MountRecord) -> bool:
-    """Whether what is mounted at the target is what the server wrote down."""
-    point = mount_at(record.target)
-    if point is None:
-        return False
-    # It may have crashed before it wrote that down.
-    return point.device == record.device if record.device else point.is_soci
+def _mounted_here(record: MountRecord) -> MountIdentity | None:
+    """The mount that the server wrote down, if it is there. CoveredError where another lies on it."""
+    target, identity = Path(record.target), record.identity
+    if not record.device:
+        # The server may have crashed before it wrote that down.
+        point = mount_at(record.target)
+        return identify(target) if point is not None and is_image(point) else None
+    if identity is not None:
+        with suppress(NotMountedError):
+            check_uppermost(target, identity)
+            return identity
+    return None
 
 
-def _unmount(target: str, force: bool) -> None:
+def _unmount(target: str, identity: MountIdentity, force: bool) -> None:
     try:
-        unmount(Path(target), force=force)
+        unmount(Path(target), identity, force=force)
     except BusyError as error:
-        inside = [point.path for point in mount_points() if point.path.startswith(f"{target}/")]
+        inside = points_below(target)
         if inside:
             raise BusyError(
                 f"{target} has something mounted in it, {inside[-1]}; unmount that first, or unmount with "
@@ -94,7 +97,7 @@ def _end_server(folder: MountFolder, record: MountRecord, *, told: bool, force: 
         return
     # Without its connection to the kernel everybody who waits for it gets an error.
     for number, patience in ((signal.SIGTERM, _SHORT), (signal.SIGKILL, _PATIENCE)):
-        if folder.signal(record, number) and folder.wait(patience):
+        if record.process.send_signal(number) and folder.wait(patience):
             return
     if not folder.wait(0):
         raise StorageError(

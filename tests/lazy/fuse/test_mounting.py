@@ -1,25 +1,24 @@
-"""Real mounts: the kernel's FUSE and overlayfs, as root, in a user namespace and as an ordinary user."""
+"""Real mounts: the kernel's FUSE and overlayfs, as root."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-import signal
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from soci_cli.errors import BusyError, MountError
+from soci_cli.errors import MountError, NotMountedError
+from soci_cli.kernel import calls
+from soci_cli.kernel.points import mount_at, mount_points
+from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy import LazyImage
-from soci_cli.lazy.fuse import MountOptions, mount_image, mounting, unmount, unmount_below
+from soci_cli.lazy.fuse import MountOptions, mount_image
 from soci_cli.lazy.layer import IMPLIED
-from soci_cli.lazy.mount_points import mount_at, mount_points
 from soci_cli.lazy.spans import Name, no_name
 from tests.integration.conftest import need
 from tests.lazy.fuse.tools import (
@@ -37,7 +36,7 @@ from tests.lazy.fuse.tools import (
 from tests.lazy.test_image import converted, walk  # noqa: F401 - a fixture
 from tests.lazy.tools import entry, opened
 
-_FORMATS = {
+FORMATS = {
     "reg": stat.S_IFREG,
     "dir": stat.S_IFDIR,
     "symlink": stat.S_IFLNK,
@@ -45,7 +44,6 @@ _FORMATS = {
     "block": stat.S_IFBLK,
     "fifo": stat.S_IFIFO,
 }
-_NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +53,11 @@ def _fuse() -> None:
 
 def check(image: LazyImage, target: Path) -> None:
     """The mounted files are those of the image, and no others."""
-    files = [one for one in (image.root, *walk(image)) if image.type_of(one) in _FORMATS]
+    files = [one for one in (image.root, *walk(image)) if image.type_of(one) in FORMATS]
     for one in files:
         node, path = image.node(one), target / os.fsdecode(one.path)
         found = path.lstat()
-        assert found.st_mode == _FORMATS[node.type] | node.mode, path
+        assert found.st_mode == FORMATS[node.type] | node.mode, path
         assert (found.st_uid, found.st_gid) == (node.uid, node.gid), path
         assert found.st_mtime_ns == node.mtime_ns, path
         if node.type != "dir":
@@ -263,14 +261,14 @@ def test_upper_on_overlayfs(odd: LazyImage, tmp_path: Path) -> None:
 
 def test_without_overlayfs(odd: LazyImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server merges the layers itself; only writing needs overlayfs."""
-    mount = mounting._mount
+    mount = calls.mount
 
     def without(kind: str, source: str, target: Path, flags: int, data: str) -> None:
         if kind == "overlay":
             raise OSError(errno.ENODEV, "No such device")
         mount(kind, source, target, flags, data)
 
-    monkeypatch.setattr(mounting, "_mount", without)
+    monkeypatch.setattr(calls, "mount", without)
     with mounted(odd, tmp_path) as (made, target, log):
         assert made.kind == "fuse"
         check(odd, target)
@@ -281,16 +279,6 @@ def test_without_overlayfs(odd: LazyImage, tmp_path: Path, monkeypatch: pytest.M
     writable = MountOptions(writable=True)
     with pytest.raises(MountError, match="no overlayfs"), mounted(odd, tmp_path, writable):
         pass
-
-
-def test_leftovers(odd: LazyImage, tmp_path: Path) -> None:
-    """What a crash leaves mounted in a scratch folder can be taken away."""
-    (tmp_path / "scratch/deep").mkdir(parents=True)
-    (tmp_path / "aside").mkdir()
-    made = mount_image(odd, tmp_path / "scratch/deep", tmp_path / "aside", MountOptions(), print)
-    unmount_below(tmp_path / "scratch")
-    assert mount_at(str(tmp_path / "scratch/deep")) is None
-    made.serve()
 
 
 def test_suid_and_dev(odd: LazyImage, tmp_path: Path) -> None:
@@ -317,77 +305,16 @@ def test_bad_targets(odd: LazyImage, tmp_path: Path) -> None:
         mount_image(odd, tmp_path / "none", scratch, options, print)
     with pytest.raises(MountError, match="is no folder"):
         mount_image(odd, plain, scratch, options, print)
-    with mounted(odd, tmp_path) as (_, target, _):
+    with mounted(odd, tmp_path) as (made, target, _):
         link = tmp_path / "link"
         link.symlink_to(target)
         with pytest.raises(
             MountError, match=r"mounted already \(example.org/image:1\).*soci umount"
         ):
             mount_image(odd, link, scratch, options, print)
-    with pytest.raises(MountError, match="is not mounted"):
-        unmount(target)
-    with pytest.raises(MountError, match="there is no folder"):
-        unmount(tmp_path / "none")
-
-
-def test_unmounting(odd: LazyImage, tmp_path: Path) -> None:
-    """What is in use stays, unless it is forced; then the server ends with the last user."""
-    with mounted(odd, tmp_path) as (made, target, _):
-        with (target / "top").open("rb") as used:
-            with pytest.raises(BusyError, match="in use"):
-                unmount(target)
-            unmount(target, force=True)
-            assert mount_at(str(target)) is None
-            assert used.read() == content(0, 10)
-        made.serve()
-    with mounted(odd, tmp_path) as (made, target, _):
-        subprocess.run(["umount", target], check=True)
-        made.serve()
-
-
-@pytest.fixture
-def hanging() -> Iterator[tuple[LazyImage, Bytes]]:
-    """An image of which one file cannot be read now."""
-    archive = Bytes()
-    archive.far = range(1 << 20, 2 << 20)
-    layer = layer_of(file("near", 8, 9_000), file("far", 1 << 20, 9_000), archive=archive)
-    yield image_with(layer), archive
-    archive.go.set()
-
-
-def wait_for(archive: Bytes) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not archive.fetched and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def test_reads_that_hang(hanging: tuple[LazyImage, Bytes], tmp_path: Path) -> None:
-    """Others go on, and who waits can be killed."""
-    image, archive = hanging
-    with mounted(image, tmp_path) as (_, target, _):
-        with subprocess.Popen(["cat", target / "far"], stdout=subprocess.PIPE) as reader:
-            wait_for(archive)
-            assert (target / "near").read_bytes() == content(8, 9_000)
-            reader.send_signal(signal.SIGKILL)
-            assert reader.wait(PATIENCE) == -signal.SIGKILL
-        archive.go.set()
-        assert (target / "far").read_bytes() == content(1 << 20, 9_000)
-
-
-def test_abort_of_reads_that_hang(hanging: tuple[LazyImage, Bytes], tmp_path: Path) -> None:
-    """They fail at once, and the mount is gone."""
-    image, archive = hanging
-    with mounted(image, tmp_path) as (made, target, _):
-        with subprocess.Popen(
-            ["cat", target / "far"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as reader:
-            wait_for(archive)
-            with pytest.raises(BusyError):
-                unmount(target)
-            made.abort()
-            assert mount_at(str(target)) is None
-            assert reader.wait(PATIENCE) == 1
-        made.serve()
+    for gone in (target, tmp_path / "none"):
+        with pytest.raises(NotMountedError, match="is not mounted"):
+            unmount(gone, made.identity)
 
 
 def test_programs_and_chroot(tmp_path: Path) -> None:
@@ -404,99 +331,3 @@ def test_programs_and_chroot(tmp_path: Path) -> None:
         command = ["chroot", str(target), "/bin/tool", "--version"]
         done = subprocess.run(command, capture_output=True, check=True)
         assert b"ldconfig" in done.stdout
-
-
-_SCRIPT = """
-import os, sys
-from pathlib import Path
-import encodings.idna
-import soci_cli.targets.layout
-from soci_cli.lazy.fuse import MountOptions
-from tests.lazy.fuse.tools import mounted
-from tests.lazy.tools import opened
-from tests.lazy.fuse.test_mounting import check_as
-root, image, user, writable = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "rw"
-if user:
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
-with opened("oci:" + image, root / "cache") as opened_image:
-    with mounted(opened_image, root, MountOptions(writable=writable)) as (made, target, log):
-        print(made.kind)
-        check_as(opened_image, target, user, writable)
-        print(log)
-"""
-
-
-def check_as(image: LazyImage, target: Path, user: int, writable: bool) -> None:
-    """What somebody sees who is not the real root."""
-    for one in walk(image):
-        path = target / os.fsdecode(one.path)
-        node, found = image.node(one), path.lstat()
-        assert found.st_mode == _FORMATS[node.type] | node.mode, path
-        assert found.st_mtime_ns == node.mtime_ns, path
-        if user and not writable:
-            assert (found.st_uid, found.st_gid) == (node.uid, node.gid), path
-        if node.type == "reg":
-            assert path.read_bytes() == b"".join(image.pieces(one)), path
-    assert names(target / "opaque") == ["new"]
-    assert not (target / "gone").exists()
-    if writable:
-        (target / "etc/hosts").write_text("changed")
-        (target / "opaque/new").unlink()
-        shutil.rmtree(target / "bin")
-        assert (target / "etc/hosts").read_text() == "changed"
-        assert names(target / "opaque") == []
-
-
-def run_script(root: Path, image: Path, user: int, mode: str, *before: str) -> list[str]:
-    command = [*before, sys.executable, "-c", _SCRIPT, str(root), str(image), str(user), mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.parametrize("mode", ["ro", "rw"])
-def test_user_namespace(converted: Path, tmp_path: Path, mode: str) -> None:  # noqa: F811
-    """As the root of a namespace that has no other user."""
-    before = [need("unshare"), "-Urm"]
-    if subprocess.run([*before, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("user namespaces are not allowed")
-    assert run_script(tmp_path, converted, 0, mode, *before) == ["overlay", "[]"]
-
-
-@pytest.fixture
-def device() -> Iterator[None]:
-    """The device as it is on most machines."""
-    path = Path("/dev/fuse")
-    before = stat.S_IMODE(path.stat().st_mode)
-    path.chmod(0o666)
-    yield
-    path.chmod(before)
-
-
-@pytest.fixture
-def public(converted: Path) -> Iterator[Path]:  # noqa: F811
-    """A folder that everybody reaches, with the image."""
-    need("fusermount3")
-    root = Path(
-        subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip()
-    )
-    shutil.copytree(converted, root / "image")
-    subprocess.run(["chown", "-R", f"{_NOBODY}:{_NOBODY}", root], check=True)
-    yield root
-    shutil.rmtree(root)
-
-
-@pytest.mark.usefixtures("device")
-def test_ordinary_user(public: Path) -> None:
-    """Through fusermount3, the layers merged by the server."""
-    assert run_script(public, public / "image", _NOBODY, "ro") == ["fuse", "[]"]
-
-
-@pytest.mark.usefixtures("device")
-def test_ordinary_user_who_writes(public: Path) -> None:
-    """By fuse-overlayfs."""
-    need("fuse-overlayfs")
-    assert run_script(public, public / "image", _NOBODY, "rw") == ["fuse-overlayfs", "[]"]
-    assert not any(str(public) in point.path for point in mount_points())

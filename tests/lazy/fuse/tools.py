@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from soci_cli.errors import IntegrityError
+from soci_cli.kernel.points import identify, mount_at
+from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy import LayerFiles, LazyImage, LazyLayer
-from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, unmount, wire
+from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, wire
 from soci_cli.lazy.fuse.filesystem import Tree
 from soci_cli.lazy.fuse.session import Session
-from soci_cli.lazy.mount_points import mount_at
 from soci_cli.lazy.spans import Name, no_name
 from soci_cli.ztoc import FileMetadata, decode_ztoc
 from tests.lazy.tools import NoArchive, opened_layer
@@ -180,7 +181,7 @@ def mounted(
     finally:
         made.close()
         while mount_at(str(target)) is not None:
-            unmount(target, force=True)
+            unmount(target, identify(target), force=True)
 
 
 def names(folder: Path) -> list[str]:

@@ -9,26 +9,76 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from soci_cli.kernel import calls
+
 _MAX_LINKS = 40
 
 
 @dataclass(frozen=True)
 class MountPoint:
-    """One line of the kernel's list; `device` is major:minor."""
+    """One line of the kernel's list.
+
+    `device` is major:minor, `number` the mount's id, which other mounts get when it is gone, and `parent`
+    that of the mount which it is on.
+    """
 
     path: str
     device: str
     kind: str
     source: str
+    number: int
+    parent: int
 
-    @property
-    def is_soci(self) -> bool:
-        """Whether it is an image that this program mounted."""
-        return self.kind == "fuse.soci" or self.source.startswith("soci:")
+
+@dataclass(frozen=True)
+class MountIdentity:
+    """Which mount it is. `device` and `number` are those of its `MountPoint`, and are used again.
+
+    `unique` is not, before the next boot: see `calls.unique_mount_id`. Both ids count in the mount
+    namespace `namespace`; in a copy of it the same mount has others. 0 is unknown.
+    """
+
+    device: str
+    number: int
+    unique: int
+    namespace: str
+
+    def fits(self, point: MountPoint) -> bool:
+        """Whether a line of this process's list is this mount."""
+        return point.device == self.device and (
+            self.number in (0, point.number) or self.namespace != mount_namespace()
+        )
+
+    def is_uppermost(self, point: MountPoint) -> bool:
+        """As `fits`, of one that no other covers, of which more is known."""
+        if not self.fits(point):
+            return False
+        unique = calls.unique_mount_id(Path(point.path))
+        return self.namespace != mount_namespace() or not (
+            self.unique and unique and self.unique != unique
+        )
+
+
+def identify(target: Path) -> MountIdentity:
+    """The identity of what is mounted at a folder, the uppermost, to know it again later.
+
+    Where nothing is, that of no mount.
+    """
+    point = mount_at(str(target)) or MountPoint("", "", "", "", 0, 0)
+    return MountIdentity(
+        point.device, point.number, calls.unique_mount_id(target), mount_namespace()
+    )
+
+
+def mount_namespace() -> str:
+    """The mount namespace of this process; "" where /proc does not say it."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/mnt")  # noqa: PTH115 - it is no path
+    return ""
 
 
 def mount_points() -> list[MountPoint]:
-    """All that is mounted in this mount namespace, what covers something after what it covers."""
+    """All that is mounted in this mount namespace."""
     found = []
     with suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
@@ -37,14 +87,31 @@ def mount_points() -> list[MountPoint]:
             if dash and len(fields) >= 6 and len(rest) >= 2:
                 texts = (fields[4], fields[2], rest[0], rest[1])
                 path, device, kind, source = (os.fsdecode(_unescape(text)) for text in texts)
-                found.append(MountPoint(path, device, kind, source))
+                found.append(MountPoint(path, device, kind, source, int(fields[0]), int(fields[1])))
     return found
 
 
 def mount_at(target: str) -> MountPoint | None:
     """What is mounted at a folder, the uppermost."""
-    found = [point for point in mount_points() if point.path == target]
+    found = stack_at(target)
     return found[-1] if found else None
+
+
+def stack_at(target: str) -> list[MountPoint]:
+    """What is mounted at a folder, each covered by the next."""
+    left = {point.number: point for point in mount_points() if point.path == target}
+    found: list[MountPoint] = []
+    while left:
+        # The list is not sorted so: mounts can be moved, and put below others.
+        lower = next((one for one in left.values() if one.parent not in left), None)
+        found.append(left.pop(lower.number if lower else next(iter(left))))
+    return found
+
+
+def points_below(target: str) -> list[str]:
+    """The folders below one that something is mounted at."""
+    prefix = f"{target.rstrip('/')}/"
+    return [point.path for point in mount_points() if point.path.startswith(prefix)]
 
 
 def resolve(path: Path) -> Path:

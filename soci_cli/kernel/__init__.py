@@ -1,0 +1,1 @@
+"""What the kernel does with mounts: system calls, what is mounted where. Nothing here knows images."""

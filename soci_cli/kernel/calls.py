@@ -1,0 +1,75 @@
+"""The system calls that Python lacks, through ctypes. All raise OSError with the kernel's number."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+CLONE_FS = 0x200
+
+_AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = 0x100, 0x800, 0x4000
+_STATX_MNT_ID_UNIQUE = 0x4000
+_STATX_SIZE, _STATX_MNT_ID_AT = 256, 144  # struct statx, linux/stat.h
+_M_ARENA_MAX = -8  # malloc.h
+
+
+def mount(kind: str, source: str, target: Path, flags: int, data: str) -> None:
+    """mount(2)."""
+    _check(_libc().mount(source.encode(), os.fsencode(target), kind.encode(), flags, data.encode()))
+
+
+def umount2(target: Path, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc().umount2(os.fsencode(target), flags))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc().unshare(flags))
+
+
+def mount_id(fd: int) -> int:
+    """The number of the mount that an open file is in, as in /proc/self/mountinfo; used again."""
+    text = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii")
+    return int(text.partition("mnt_id:")[2].split()[0])
+
+
+def unique_mount_id(path: Path) -> int:
+    """The number of the mount at a path, which no other gets until the next boot; 0 before Linux 6.8.
+
+    No file system is asked, so one that hangs does not matter.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+    # Without the call in the C library, and where a FUSE file system is closed to this user.
+    with suppress(AttributeError, OSError):
+        _check(_libc().statx(_AT_FDCWD, os.fsencode(path), flags, _STATX_MNT_ID_UNIQUE, buffer))
+        if int.from_bytes(buffer.raw[:4], sys.byteorder) & _STATX_MNT_ID_UNIQUE:
+            found = buffer.raw[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8]
+            return int.from_bytes(found, sys.byteorder)
+    return 0
+
+
+def limit_heaps() -> None:
+    """glibc gives each thread a heap, which keeps what is free there from the others: one for all."""
+    with suppress(AttributeError):
+        _libc().mallopt(_M_ARENA_MAX, 1)
+
+
+def _check(result: int) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@lru_cache(maxsize=1)
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,109 @@
+"""A FUSE file system that is mounted and waits to be served: the descriptor of its connection.
+
+Root mounts with mount(2), others by the setuid program of libfuse. All raise MountError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from soci_cli.errors import MountError
+from soci_cli.kernel import calls
+from soci_cli.kernel.unmount import fusermount_program, one_line
+
+_DEVICE = "/dev/fuse"
+_READ_AHEAD = "1024"  # KiB
+
+
+def mount_fuse(subtype: str, source: str, target: Path, flags: int, options: str) -> int:
+    """Mounts as root, with flags of mount(2) and options of fuse(4) besides those that must be."""
+    try:
+        fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            raise _no_device() from error
+        raise MountError(f"{_DEVICE} cannot be opened: {error.strerror}") from error
+    ids = f"user_id={os.getuid()},group_id={os.getgid()}"
+    data = f"fd={fd},rootmode=40000,{ids},{options}"
+    try:
+        calls.mount(f"fuse.{subtype}", source, target, flags, data)
+    except OSError as error:
+        os.close(fd)
+        raise _refused(target, error) from error
+    return fd
+
+
+def fusermount(subtype: str, source: str, target: Path, options: Sequence[str]) -> int:
+    """Mounts as an ordinary user, without suid and devices."""
+    program = fusermount_program()
+    if not Path(_DEVICE).exists():
+        raise _no_device()
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        raise MountError(
+            f"{_DEVICE} is closed to this user; as root, chmod 0666 {_DEVICE} opens it, as is usual"
+        )
+    name = source.replace("\\", "\\\\").replace(",", "\\,")
+    given = ",".join([*options, "nosuid", "nodev", f"subtype={subtype}", f"fsname={name}"])
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [program, "-o", given, "--", str(target)],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        theirs.close()
+        fds = socket.recv_fds(ours, 1, 1)[1] if not done.returncode else []
+    if not fds:
+        raise MountError(f"{target} cannot be mounted: {one_line(done.stderr)}")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def raise_read_ahead(path: Path) -> None:
+    """Lets the kernel read further ahead than its 128 KiB, where this process may say so."""
+    with suppress(OSError):
+        device = path.stat().st_dev
+        name = f"{os.major(device)}:{os.minor(device)}"
+        Path(f"/sys/class/bdi/{name}/read_ahead_kb").write_text(_READ_AHEAD)
+
+
+def is_dead(path: Path) -> bool:
+    """Whether nobody serves the FUSE file system that is seen at a path."""
+    try:
+        new_name(path).lstat()
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def new_name(path: Path) -> Path:
+    """A name that nobody has asked for, so that the kernel has to ask the server."""
+    return path / f".{secrets.token_hex(16)}"
+
+
+def _no_device() -> MountError:
+    return MountError(
+        f"there is no {_DEVICE}: load the kernel's module with: modprobe fuse; in a container, start it "
+        f"with --device {_DEVICE}"
+    )
+
+
+def _refused(target: Path, error: OSError) -> MountError:
+    if error.errno == errno.EPERM:
+        return MountError(
+            f"{target} cannot be mounted: root may not mount here, as usual in a container; start it with "
+            f"--cap-add SYS_ADMIN --device {_DEVICE}, or use unshare -Urm"
+        )
+    if error.errno == errno.ENODEV:
+        return _no_device()
+    return MountError(f"{target} cannot be mounted: {error.strerror}")

@@ -1,0 +1,1 @@
+"""Processes that outlive a command. Nothing here knows images."""
