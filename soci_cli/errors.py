@@ -132,8 +132,9 @@ class StorageError(SociError):
 class RegistryError(SociError):
     """A registry refused, answered nonsense, or could not be reached.
 
-    `status` is HTTP's, if any, `retry_after` the seconds that it asked to wait, and `codes` are those of
-    the distribution specification that it gave, such as `BLOB_UNKNOWN`.
+    `status` is HTTP's, if any, `retry_after` the seconds that it asked to wait, `codes` are those of the
+    distribution specification that it gave, such as `BLOB_UNKNOWN`, and `transient` says whether the same
+    request may succeed later.
     """
 
     def __init__(
@@ -142,15 +143,31 @@ class RegistryError(SociError):
         status: int | None = None,
         retry_after: float | None = None,
         codes: tuple[str, ...] = (),
+        *,
+        transient: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
         self.codes = codes
+        self.transient = transient
 
 
 class UnreachableError(RegistryError):
-    """A registry gave no answer: nothing listens there, it is silent, or the connection broke."""
+    """A registry gave no answer, or not all of it.
+
+    `refused`: nothing listens there. `attempts` is how often it was tried.
+    """
+
+    attempts = 1
+
+    def __init__(self, message: str, *, transient: bool = True, refused: bool = False) -> None:
+        super().__init__(message, transient=transient)
+        self.refused = refused
+
+    def __str__(self) -> str:
+        tried = f" ({self.attempts} attempts)" if self.attempts > 1 else ""
+        return super().__str__() + tried
 
 
 class NotInRegistryError(NotFoundError, RegistryError):

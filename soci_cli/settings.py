@@ -114,6 +114,7 @@ class Settings:
     platforms: tuple[str, ...] = ()
     background_fetch: BackgroundFetch = field(default_factory=BackgroundFetch)
     prefetch: Prefetch = field(default_factory=Prefetch)
+    redirect_hosts: tuple[str, ...] = ()
 
 
 def load_settings(
@@ -244,6 +245,8 @@ def _settings(
             settings = dataclasses.replace(settings, max_concurrent_downloads=_number(value, where))
         elif key == "max_concurrent_uploads":
             settings = dataclasses.replace(settings, max_concurrent_uploads=_number(value, where))
+        elif key == "redirect_hosts":
+            settings = dataclasses.replace(settings, redirect_hosts=_texts(value, where))
         elif key in _SHARED_TABLES:
             settings = _SHARED_TABLES[key](settings, document, file)
         elif key == "platforms":

@@ -113,6 +113,7 @@ def test_every_key(files: Files) -> None:
         pull_modes.soci_v2.enable = false
         platforms = ["linux/amd64", "arm64"]
         prefetch.enable = false
+        redirect_hosts = ["localhost:9000"]
         [background_fetch]
         disable = true
         silence_period_msec = 1
@@ -134,6 +135,7 @@ def test_every_key(files: Files) -> None:
         ("linux/amd64", "arm64"),
         BackgroundFetch(True, 1, 2, 3),
         Prefetch(False),
+        ("localhost:9000",),
     )
     assert files.settings('root = "/r"').root == Path("/r")
     assert files.settings("span_size = 65536").span_size == 65536
@@ -162,6 +164,7 @@ def test_every_key(files: Files) -> None:
         ("max_concurrency = true", "got true"),
         ("max_concurrent_downloads = 0", "expected a whole number from 1, got 0"),
         ("max_concurrent_uploads = 1.5", "expected a whole number from 1, got 1.5"),
+        ("redirect_hosts = 'x'", "key 'redirect_hosts': expected a list of strings"),
         ("pull_modes = 1", "key 'pull_modes': expected a table, got 1"),
         ("pull_modes.soci_v1 = true", "key 'pull_modes.soci_v1': expected a table, got true"),
         (
@@ -392,7 +395,7 @@ def test_store_root(tmp_path: Path) -> None:
 KEYS = [
     "root", "span_size", "min_layer_size", "build_tool_identifier", "zstd_layers", "optimizations",
     "max_concurrency", "max_concurrent_uploads", "pull_modes", "platforms", "background_fetch",
-    "background_fetch.max_queue_size", "prefetch", "other",
+    "background_fetch.max_queue_size", "prefetch", "redirect_hosts", "other",
 ]  # fmt: skip
 VALUES = ["1", "-1", "true", "1.5", '""', '"x"', "[]", "[1]", '["x"]', "{}", "nan", "12:00:00", "="]
 

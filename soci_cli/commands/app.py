@@ -100,7 +100,8 @@ class App:
             for image in images
             if isinstance(image, Reference) or image.kind == "docker"
         ]
-        options = flags.options([one.domain for one in references if one is not None])
+        domains = [one.domain for one in references if one is not None]
+        options = flags.options(domains, self.settings.redirect_hosts)
         with Registries(options, os.environ) as registries:
             yield registries
 

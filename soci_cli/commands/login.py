@@ -55,7 +55,7 @@ def command(
     credentials = _credentials(username, password, password_stdin)
     if password is not None:
         app.output.warn("a password on the command line can be seen; use --password-stdin")
-    check_login(domain, credentials, registry.options())
+    check_login(domain, credentials, registry.options((), app.settings.redirect_hosts))
     place = store_credentials(domain, credentials, os.environ)
     if not helper:
         app.output.warn(

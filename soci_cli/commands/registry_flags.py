@@ -95,8 +95,12 @@ class RegistryFlags:
     max_downloads: int | None = None
     max_uploads: int | None = None
 
-    def options(self, domains: Sequence[str] = ()) -> RegistryOptions:
+    def options(
+        self, domains: Sequence[str] = (), redirect_hosts: tuple[str, ...] = ()
+    ) -> RegistryOptions:
         """The options of a command whose images are in the registries `domains`.
+
+        `redirect_hosts` is the setting of that name.
 
         --user is for the only registry of the command; its password may be read from stdin or
         asked for here. Raises UsageError when there are several registries or none, and when
@@ -113,6 +117,7 @@ class RegistryFlags:
             tls_cert=self.tls_cert,
             tls_key=self.tls_key,
             hosts_dirs=hosts_dirs or None,
+            redirect_hosts=redirect_hosts,
             max_downloads=self.max_downloads or DEFAULT_DOWNLOADS,
             max_uploads=self.max_uploads or DEFAULT_UPLOADS,
         )

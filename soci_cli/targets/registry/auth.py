@@ -1,21 +1,20 @@
 """Who one is to a registry: Basic, or tokens that are kept by scope and renewed.
 
-See docs "Token Authentication Specification" of the distribution project. `TokenAuth` of oras-py keeps one
-token for all scopes and never renews it; this keeps one for each, with the time it ends. What helpers and
-config files say is in `credentials.py`.
+See docs "Token Authentication Specification" of the distribution project. oras-py makes the headers; its
+`TokenAuth` keeps one token for all scopes and never renews it, so here is one for each, with the time it
+ends. It is imported when a registry asks who one is. What helpers and config files say is in
+`credentials.py`.
 """
 
 from __future__ import annotations
 
-import base64
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import requests
-from oras.auth.token import TokenAuth
 
 from soci_cli.errors import InvalidDataError, RegistryError
 from soci_cli.oci.canonical import loads
@@ -50,7 +49,7 @@ class _Token:
     renew_at: float
 
 
-TokenCall = Callable[[str, str, Mapping[str, str], "list[tuple[str, str]]"], bytes]
+TokenCall = Callable[[str, str, Mapping[str, str], Sequence[tuple[str, str]]], bytes]
 """Fetches a token document: (method, realm, headers, parameters) to its bytes, at most a limit."""
 
 
@@ -80,11 +79,14 @@ def parse_challenge(header: str) -> Challenge | None:
 
 def basic(credentials: Credentials) -> str:
     """The Authorization header of Basic authentication (RFC 7617)."""
-    pair = f"{credentials.username}:{credentials.password}".encode()
-    return f"Basic {base64.b64encode(pair).decode()}"
+    from oras.auth.basic import BasicAuth
+
+    auth = BasicAuth()
+    auth.set_basic_auth(credentials.username, credentials.password)
+    return str(auth.get_auth_header()["Authorization"])
 
 
-class RegistryAuth(TokenAuth):  # type: ignore[misc]
+class RegistryAuth:
     """The Authorization headers for one endpoint. May be used by several threads."""
 
     def __init__(
@@ -94,7 +96,6 @@ class RegistryAuth(TokenAuth):  # type: ignore[misc]
 
         `find` looks the credentials up, anew each time; `call_token` talks to token servers.
         """
-        super().__init__()
         self._server = server
         self._find = find
         self._call_token = call_token
@@ -212,7 +213,12 @@ def _parse_token(data: bytes, realm: str, started: float) -> _Token:
         raise RegistryError(f"{what} has no token in it")
     life = document.get("expires_in")
     seconds = float(life) if isinstance(life, (int, float)) and 0 < life < 1e9 else _DEFAULT_LIFE
-    return _Token(f"Bearer {token}", started + seconds - min(_MARGIN, seconds / 4))
+    from oras.auth.token import TokenAuth
+
+    auth = TokenAuth()
+    auth.set_token_auth(token)
+    header = str(auth.get_auth_header()["Authorization"])
+    return _Token(header, started + seconds - min(_MARGIN, seconds / 4))
 
 
 def _ecr_header(server: str, region: str) -> str | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 
 from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, RegistryError, SociError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of, new_hash
-from soci_cli.targets.registry.client import NETWORK_ERRORS, Answer
+from soci_cli.targets.registry.bodies import NETWORK_ERRORS, raw_stream
+from soci_cli.targets.registry.client import Asking
 from soci_cli.targets.registry.messages import failure, redacted
-from soci_cli.targets.registry.transport import raw_stream
-from soci_cli.targets.registry.upload import Repository
+from soci_cli.targets.registry.repository import Repository
+from soci_cli.targets.registry.request import Answer, Request
 from soci_cli.text import brief
 
 _NUMBER = re.compile("[0-9]{1,19}")
@@ -35,22 +35,21 @@ class BlobStream(Closing):
         self, repository: Repository, descriptor: Descriptor, start: int, length: int
     ) -> None:
         """NotFoundError and RegistryError; IntegrityError when the blob there has another size."""
-        self._client = repository.client
         self._repository = repository
-        self._capability = repository.asked("pull")
         self._descriptor = descriptor
         self._position = start
         self._end = start + length
-        self._failures = 0
+        self._asking: Asking | None = None
         self._answer: Answer | None = None
         self._progress = 0  # bytes since the last failure
         self._error: SociError | None = None
-        self._mirrored: Answer | None = None
+        self._mirrored = ""
         self._hash = None
-        if length == descriptor.size and len(self._client.endpoints_for(self._capability)) > 1:
-            self._hash = new_hash(descriptor.digest)
         if length:
-            self._open()
+            self._asking = repository.client.asking(self._request())
+            if length == descriptor.size and self._asking.has_mirrors:
+                self._hash = new_hash(descriptor.digest)
+            self._answer = self._asking.run(self._opened)
 
     def read(self, size: int = -1, /) -> bytes:
         """See `BlobReader.read`. Less than `size` only at the end."""
@@ -75,7 +74,7 @@ class BlobStream(Closing):
         filled = 0
         while filled < view.nbytes:
             try:
-                piece = self._attempt(view.nbytes - filled)
+                piece = self._piece(view.nbytes - filled)
             except SociError as error:
                 self._error = error
                 raise
@@ -89,12 +88,13 @@ class BlobStream(Closing):
 
     def _check_mirrored(self, encoded: str) -> None:
         """IntegrityError that names the mirror when bytes of a mirror are wrong; it is not asked again."""
-        if self._mirrored is not None and encoded != encoded_of(self._descriptor.digest):
-            self._client.mirror_failed(self._mirrored, badly=True)
-            raise IntegrityError(
-                f"blob {self._descriptor.digest} from the mirror {redacted(self._mirrored.mirror)} "
+        if self._mirrored and encoded != encoded_of(self._descriptor.digest):
+            error = IntegrityError(
+                f"blob {self._descriptor.digest} from the mirror {redacted(self._mirrored)} "
                 "does not have that digest; take the mirror out of hosts.toml"
             )
+            self._repository.client.mirror_failed(self._mirrored, error)
+            raise error
 
     def close(self) -> None:
         """Let go of the connection; it is used again when everything was read."""
@@ -102,11 +102,12 @@ class BlobStream(Closing):
         if answer is not None:
             answer.close()
 
-    def _attempt(self, wanted: int) -> bytes:
+    def _piece(self, wanted: int) -> bytes:
         """The next bytes; empty after a failure, which costs the connection."""
+        assert self._asking is not None
         if self._answer is None:
-            self._open()
-        assert self._answer is not None
+            self._asking.request = self._request()
+            self._answer = self._asking.run(self._opened)
         answer = self._answer
         try:
             # What has come is taken at once: with a link that breaks often, little is read twice.
@@ -114,45 +115,29 @@ class BlobStream(Closing):
             if piece:
                 self._progress += len(piece)
                 return piece
-            error: Exception = ConnectionError("the connection ended in the middle of the answer")
-        except NETWORK_ERRORS as caught:
-            error = caught
-        self.close()
-        if self._client.mirror_failed(answer):
+            raise ConnectionError("the connection ended in the middle of the answer")
+        except NETWORK_ERRORS as error:
+            self.close()
+            # A peer that sends a few bytes each time is not asked for ever.
+            progressed, self._progress = self._progress >= _MUCH, 0
+            self._asking.failed(failure("GET", answer.url, error), progressed=progressed)
             return b""
-        # A peer that sends a few bytes each time is not asked for ever.
-        self._failures = 1 if self._progress >= _MUCH else self._failures + 1
-        self._progress = 0
-        policy = self._client.options.retries
-        if self._failures >= policy.attempts:
-            raise failure("GET", answer.url, error, self._failures) from error
-        time.sleep(policy.pause(self._failures))
-        return b""
 
-    def _open(self) -> None:
+    def _request(self) -> Request:
         whole = self._position == 0 and self._end == self._descriptor.size
-        headers = {} if whole else {"Range": f"bytes={self._position}-{self._end - 1}"}
-        while True:
-            answer = self._client.call(
-                "GET",
-                self._repository.path("blobs", self._descriptor.digest),
-                scope=self._repository.pull_scope,
-                capability=self._capability,
-                headers=headers,
-                ok=(200, 206),
-            )
-            try:
-                self._check(answer, whole)
-                break
-            except (IntegrityError, RegistryError):
-                answer.close()
-                if not self._client.mirror_failed(answer, badly=True):
-                    raise
-        if answer.mirror:
-            self._mirrored = answer
-        self._answer = answer
+        byte_range = "" if whole else f"bytes={self._position}-{self._end - 1}"
+        return self._repository.reading(
+            "pull", "blobs", self._descriptor.digest, byte_range=byte_range, ok=(200, 206)
+        )
+
+    def _opened(self, answer: Answer) -> Answer:
+        """An answer that was checked and stands at the position."""
+        whole = self._position == 0 and self._end == self._descriptor.size
+        self._check(answer, whole)
+        self._mirrored = answer.mirror or self._mirrored
         if answer.status == 200 and not whole:
             self._skip(answer)
+        return answer
 
     def _check(self, answer: Answer, whole: bool) -> None:
         size = self._descriptor.size

@@ -15,14 +15,15 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import requests
 import urllib3
 
-from soci_cli.errors import NotFoundError, RegistryError, SociError
+from soci_cli.errors import NotInRegistryError, RegistryError, UnreachableError
+from soci_cli.targets.registry.bodies import NETWORK_ERRORS, read_pieces
 from soci_cli.targets.registry.retry import retry_after
-from soci_cli.targets.registry.transport import read_pieces
 from soci_cli.text import brief
 
 _BODY_LIMIT = 64 * 1024
 _BODY_SECONDS = 5.0
 _SHOWN = 200
+_ERRORS = 2  # of those in one answer that are shown
 _IN_URL = re.compile(r"(?<=://)[^\s/?#@]*@|\?\S+")  # what may be secret in a URL
 _SHORTEST_SECRET = 4  # shorter ones are in many words
 
@@ -38,24 +39,44 @@ def redacted(url: str) -> str:
     return brief(urlunsplit((parts.scheme, host, parts.path, "", "")) + query)
 
 
-def refusal(method: str, url: str, response: requests.Response, hint: str = "") -> SociError:
-    """The error for an answer that is none of those wanted. Closes the response.
-
-    NotFoundError for 404, RegistryError for the rest.
-    """
+def refusal(
+    method: str,
+    url: str,
+    response: requests.Response,
+    hint: str,
+    *,
+    transient: bool,
+    missing: type[RegistryError] = NotInRegistryError,
+) -> RegistryError:
+    """The error for an answer that is none of those wanted; `missing` for 404. Closes the response."""
     status = response.status_code
-    said = brief(_without_secrets(_registry_message(response), response.request), 2 * _SHOWN)
+    message, codes = _registry_message(response)
+    said = brief(_without_secrets(message, response.request), 2 * _SHOWN)
     text = f"{method} {redacted(url)}: {status} {responses.get(status, '')}".rstrip()
     text += (f": {said}" if said else "") + (f"; {hint}" if hint else "")
-    if status == 404:
-        return NotFoundError(text)
-    return RegistryError(text, status, retry_after(response.headers.get("Retry-After")))
+    kind = missing if status == 404 else RegistryError
+    asked = retry_after(response.headers.get("Retry-After"))
+    return kind(text, status, asked, codes, transient=transient)
 
 
-def failure(method: str, url: str, error: Exception, attempts: int = 1) -> RegistryError:
+def failure(method: str, url: str, error: Exception) -> UnreachableError:
     """The error for a request that got no answer."""
-    tried = f" ({attempts} attempts)" if attempts > 1 else ""
-    return RegistryError(f"{method} {redacted(url)}: {reason_of(error)}{tried}")
+    return UnreachableError(
+        f"{method} {redacted(url)}: {reason_of(error)}",
+        transient=not _is_final(error),
+        refused=any(isinstance(one, ConnectionRefusedError) for one in causes(error)),
+    )
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again cannot help: a certificate, a proxy's settings, a URL that is none."""
+    if isinstance(error, _BAD_REQUESTS):
+        return True
+    found = causes(error)
+    if isinstance(error, requests.exceptions.SSLError):
+        # A peer that hung up in the middle of a handshake may have been busy.
+        return not any(isinstance(one, (ssl.SSLEOFError, ssl.SSLZeroReturnError)) for one in found)
+    return any(isinstance(one, socket.gaierror) and one.errno == socket.EAI_NONAME for one in found)
 
 
 def causes(error: BaseException) -> list[BaseException]:
@@ -120,6 +141,14 @@ _BAD_URLS = (
 )
 
 
+_BAD_REQUESTS = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidHeader,
+    requests.exceptions.InvalidProxyURL,
+)
+
+
 def _without_secrets(text: str, request: requests.PreparedRequest | None) -> str:
     """What a registry said, without what we told it in confidence."""
     secrets = []
@@ -129,42 +158,43 @@ def _without_secrets(text: str, request: requests.PreparedRequest | None) -> str
         if scheme == "Basic":
             with suppress(binascii.Error, UnicodeDecodeError):
                 secrets.append(base64.b64decode(value).decode().partition(":")[2])
-        if isinstance(request.body, str):
-            secrets += parse_qs(request.body).get("refresh_token", [])
+        if isinstance(request.body, bytes):
+            secrets += parse_qs(request.body.decode(errors="replace")).get("refresh_token", [])
     for secret in secrets:
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "…")
     return text
 
 
-def _registry_message(response: requests.Response) -> str:
-    """What the registry itself says of an error (OCI distribution spec, "Error Codes")."""
+def _registry_message(response: requests.Response) -> tuple[str, tuple[str, ...]]:
+    """What the registry itself says of an error, and its codes (OCI distribution spec, "Error Codes")."""
     body = b""
-    with suppress(requests.RequestException, urllib3.exceptions.HTTPError, OSError), response:
+    with suppress(*NETWORK_ERRORS), response:
         for piece in read_pieces(response, _BODY_LIMIT, _BODY_SECONDS):
             body += piece
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind == "text/html":
         odd = response.status_code == 404 or response.status_code < 300
-        return "an HTML page; is this a registry?" if odd else ""
+        return "an HTML page; is this a registry?" if odd else "", ()
     text = body.decode(errors="replace").strip()
     try:
         document = json.loads(text)
         errors = document.get("errors") if isinstance(document, dict) else None
     except (ValueError, RecursionError):
-        return text.partition("\n")[0]
+        return text.partition("\n")[0], ()
     if isinstance(errors, list):
-        return "; ".join(filter(None, map(_one_error, errors[:2])))
+        shown = [one for one in errors[:_ERRORS] if isinstance(one, dict)]
+        codes = (one.get("code") for one in shown)
+        said = "; ".join(filter(None, map(_one_error, shown)))
+        return said, tuple(code for code in codes if isinstance(code, str))
     for key in ("message", "details", "error_description", "error"):
-        said = document.get(key) if isinstance(document, dict) else None
-        if isinstance(said, str) and said:
-            return said
-    return ""
+        told = document.get(key) if isinstance(document, dict) else ""
+        if isinstance(told, str) and told:
+            return told, ()
+    return "", ()
 
 
-def _one_error(error: object) -> str:
-    if not isinstance(error, dict):
-        return ""
+def _one_error(error: dict[str, object]) -> str:
     code, message = (str(error.get(key) or "") for key in ("code", "message"))
     detail = error.get("detail")
     text = ": ".join(filter(None, (code, message)))

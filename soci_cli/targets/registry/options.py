@@ -27,7 +27,8 @@ class RegistryOptions:
 
     `credentials`, by registry such as `example.com:5000`, go before Docker's config.json. `tls_ca`
     stands in place of the system's authorities. `hosts_dirs` are folders of hosts.toml files; None
-    means the usual ones. `timeout` are the seconds that a peer may be silent.
+    means the usual ones. `redirect_hosts` are hosts, with or without a port, to which a registry may
+    lead although they are on loopback or link-local. `timeout` are the seconds that a peer may be silent.
     """
 
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class RegistryOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     hosts_dirs: tuple[Path, ...] | None = None
+    redirect_hosts: tuple[str, ...] = ()
     max_downloads: int = DEFAULT_DOWNLOADS
     max_uploads: int = DEFAULT_UPLOADS
     timeout: float = 60.0

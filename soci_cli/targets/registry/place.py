@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from soci_cli.closing import Closing
 from soci_cli.errors import (
@@ -11,7 +10,6 @@ from soci_cli.errors import (
     InvalidDataError,
     NotFoundError,
     RegistryError,
-    SociError,
     UsageError,
 )
 from soci_cli.oci.canonical import loads
@@ -39,18 +37,21 @@ from soci_cli.targets.protocol import (
     Writer,
     push_blob,
 )
-from soci_cli.targets.registry.client import Answer, Client
+from soci_cli.targets.registry.client import Client
 from soci_cli.targets.registry.download import BlobStream
 from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.referrers import LIMIT, add_to_fallback, list_referrers
 from soci_cli.targets.registry.registries import Registries as Registries
-from soci_cli.targets.registry.upload import BlobUpload, Repository, upload_location
+from soci_cli.targets.registry.repository import Repository
+from soci_cli.targets.registry.request import Answer
+from soci_cli.targets.registry.retry import Attempts
+from soci_cli.targets.registry.upload import BlobUpload, upload_location
 from soci_cli.text import brief
 
 _ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
 _SCHEMA1 = (DOCKER_MANIFEST_SCHEMA1, DOCKER_MANIFEST_SCHEMA1_SIGNED)
 _KEPT = 64 << 20
-_SENDINGS = 3
+_BLOB_UNKNOWN = frozenset({"BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN"})
 
 
 class RegistrySource(Closing):
@@ -112,12 +113,11 @@ class RegistrySource(Closing):
         if descriptor.digest in self._manifests:
             return True
         try:
+            accept = f"{descriptor.media_type}, {_ACCEPT}"
             answer = self._client.call(
-                "HEAD",
-                self._repository.path("manifests", descriptor.digest),
-                scope=self._repository.pull_scope,
-                capability=self._repository.asked("resolve"),
-                headers={"Accept": f"{descriptor.media_type}, {_ACCEPT}"},
+                self._repository.reading(
+                    "resolve", "manifests", descriptor.digest, method="HEAD", accept=accept
+                )
             )
         except NotFoundError:
             return False
@@ -153,23 +153,14 @@ class RegistrySource(Closing):
 
     def _get_manifest(self, wanted: str) -> Descriptor:
         """Gets a manifest by tag or digest, and keeps it. A mirror with a wrong one is passed over."""
-        while True:
-            data, answer = self._client.document(
-                self._repository.path("manifests", wanted),
-                LIMIT,
-                "the manifest",
-                scope=self._repository.pull_scope,
-                capability=self._repository.asked("resolve"),
-                headers={"Accept": _ACCEPT},
-            )
-            try:
-                descriptor = self._checked(wanted, data, answer)
-            except SociError:
-                if not self._client.mirror_failed(answer, badly=True):
-                    raise
-            else:
-                self._keep(descriptor.digest, descriptor.media_type, data)
-                return descriptor
+
+        def use(data: bytes, answer: Answer) -> Descriptor:
+            descriptor = self._checked(wanted, data, answer)
+            self._keep(descriptor.digest, descriptor.media_type, data)
+            return descriptor
+
+        request = self._repository.reading("resolve", "manifests", wanted, accept=_ACCEPT)
+        return self._client.document(request, LIMIT, "the manifest", use)
 
     def _checked(self, wanted: str, data: bytes, answer: Answer) -> Descriptor:
         """What a manifest that was asked for by tag or digest is, as far as it can be checked."""
@@ -254,12 +245,13 @@ class RegistryTarget(RegistrySource):
             return False
         try:
             answer = self._client.call(
-                "POST",
-                self._repository.path("blobs", "uploads/"),
-                scope=f"{self._repository.push_scope} repository:{other}:pull",
-                capability="push",
-                query=[("mount", descriptor.digest), ("from", other)],
-                ok=(201, 202),
+                self._repository.writing(
+                    "POST",
+                    self._repository.path("blobs", "uploads/"),
+                    ok=(201, 202),
+                    query=[("mount", descriptor.digest), ("from", other)],
+                    more_scope=f"repository:{other}:pull",
+                )
             )
         except NotFoundError:
             return False
@@ -314,23 +306,23 @@ class RegistryTarget(RegistrySource):
 
     def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> str | None:
         """Sends a manifest's very bytes; the subject that the registry took notice of, if any."""
-        for failures in range(1, _SENDINGS + 1):
+        request = self._repository.writing(
+            "PUT",
+            self._repository.path("manifests", name),
+            ok=(201, 200, 202),
+            headers={"Content-Type": descriptor.media_type},
+            body=data,
+        )
+
+        def attempt() -> Answer:
             try:
-                answer = self._client.call(
-                    "PUT",
-                    self._repository.path("manifests", name),
-                    scope=self._repository.push_scope,
-                    capability="push",
-                    headers={"Content-Type": descriptor.media_type},
-                    body=data,
-                    ok=(201, 200, 202),
-                )
-                break
-            except (NotFoundError, RegistryError) as error:
+                return self._client.call(request, attempts=1)
+            except RegistryError as error:
                 # While another client pushes the same blob, registries may not see it for a moment.
-                if "BLOB_UNKNOWN" not in str(error) or failures == _SENDINGS:
-                    raise
-            time.sleep(self._client.options.retries.pause(failures))
+                error.transient |= not _BLOB_UNKNOWN.isdisjoint(error.codes)
+                raise
+
+        answer = Attempts(self._client.options.retries).run(attempt)
         answer.finish()
         if answer.headers.get("Content-Type", "").startswith("text/html"):
             raise RegistryError(

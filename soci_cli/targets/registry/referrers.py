@@ -21,7 +21,8 @@ from soci_cli.oci.digest import algorithm_of, digest_of, encoded_of
 from soci_cli.oci.manifest import MAX_ENTRIES, Index, encode, parse_index
 from soci_cli.oci.media_types import OCI_INDEX, is_manifest
 from soci_cli.targets.registry.messages import redacted
-from soci_cli.targets.registry.upload import Repository
+from soci_cli.targets.registry.repository import Repository
+from soci_cli.targets.registry.request import Answer
 
 LIMIT = 4 << 20
 _PAGES = 100
@@ -83,19 +84,15 @@ def fallback_tag(subject: str) -> str:
 
 def _from_api(repository: Repository, subject: str, artifact_type: str) -> list[Descriptor] | None:
     """What the Referrers API says; None where a registry has none."""
-    path = repository.path("referrers", subject)
     query = [("artifactType", artifact_type)]
     found: list[Descriptor] = []
     for _ in range(_PAGES):
         try:
             data, answer = repository.client.document(
-                path,
+                repository.reading("pull", "referrers", subject, accept=OCI_INDEX, query=query),
                 LIMIT,
                 "the list of referrers",
-                scope=repository.pull_scope,
-                capability=repository.asked("pull"),
-                headers={"Accept": OCI_INDEX},
-                query=query,
+                _both,
             )
         except NotFoundError:
             if found:
@@ -123,6 +120,10 @@ def _from_api(repository: Repository, subject: str, artifact_type: str) -> list[
     raise RegistryError(f"the referrers of {subject} in {repository.reference.name} have no end")
 
 
+def _both(data: bytes, answer: Answer) -> tuple[bytes, Answer]:
+    return data, answer
+
+
 @dataclass(frozen=True)
 class _Fallback:
     """What the fallback tag lists, the condition under which that may be replaced, and whether the tag is
@@ -134,15 +135,13 @@ class _Fallback:
 
 
 def _from_fallback(repository: Repository, subject: str) -> _Fallback:
-    path = repository.path("manifests", fallback_tag(subject))
+    tag = fallback_tag(subject)
     try:
         data, answer = repository.client.document(
-            path,
+            repository.reading("resolve", "manifests", tag, accept=OCI_INDEX),
             LIMIT,
             "the list of referrers",
-            scope=repository.pull_scope,
-            capability=repository.asked("resolve"),
-            headers={"Accept": OCI_INDEX},
+            _both,
         )
     except NotFoundError:
         return _Fallback((), {"If-None-Match": "*"})
@@ -161,14 +160,14 @@ def _put_fallback(
 ) -> None:
     data = encode(Index(2, OCI_INDEX, "", (*known.entries, referrer)))
     answer = repository.client.call(
-        "PUT",
-        repository.path("manifests", fallback_tag(subject)),
-        scope=repository.push_scope,
-        capability="push",
-        headers={"Content-Type": OCI_INDEX, **known.condition},
-        body=data,
-        # 412: somebody was quicker; the next round sees what is there now.
-        ok=(201, 200, 202, 412),
+        repository.writing(
+            "PUT",
+            repository.path("manifests", fallback_tag(subject)),
+            headers={"Content-Type": OCI_INDEX, **known.condition},
+            body=data,
+            # 412: somebody was quicker; the next round sees what is there now.
+            ok=(201, 200, 202, 412),
+        )
     )
     answer.finish()
     told = answer.headers.get("Docker-Content-Digest")

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from soci_cli.errors import LostUploadError, NotFoundError, RegistryError, SociError
 from soci_cli.oci.descriptor import Descriptor
-from soci_cli.oci.references import Reference
 from soci_cli.targets._disk import ContentCheck
 from soci_cli.targets.protocol import BytesLike
-from soci_cli.targets.registry.client import Answer, Client
+from soci_cli.targets.registry.locations import led_to
 from soci_cli.targets.registry.messages import redacted
+from soci_cli.targets.registry.repository import Repository
+from soci_cli.targets.registry.request import Answer
+from soci_cli.targets.registry.retry import Attempts
 
 CHUNK = 8 << 20
 _SMALLEST_CHUNK = 1 << 20
@@ -31,53 +32,6 @@ _PIECE = 64 << 10  # each must be on its way within the timeout, over slow links
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _JOIN_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository of a registry, and the paths and scopes of what is in it.
-
-    A repository that is `written` is read where it is written: what a mirror has need not be there.
-    """
-
-    client: Client
-    reference: Reference
-    written: bool
-
-    @property
-    def name(self) -> str:
-        return self.reference.repository
-
-    @property
-    def pull_scope(self) -> str:
-        return f"repository:{self.name}:pull"
-
-    @property
-    def push_scope(self) -> str:
-        return f"repository:{self.name}:pull,push"
-
-    def path(self, kind: str, what: str) -> str:
-        """`/REPO/KIND/WHAT`, where kind is blobs, manifests or referrers."""
-        return f"/{self.name}/{kind}/{what}"
-
-    def asked(self, capability: str) -> str:
-        """What the servers that are asked for something must be able to do."""
-        return "push" if self.written else capability
-
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the blob is there with the descriptor's size."""
-        try:
-            answer = self.client.call(
-                "HEAD",
-                self.path("blobs", descriptor.digest),
-                scope=self.pull_scope,
-                capability=self.asked("pull"),
-            )
-        except NotFoundError:
-            return False
-        answer.finish()
-        size = answer.headers.get("Content-Length")
-        return size is None or size == str(descriptor.size)
 
 
 class BlobUpload:
@@ -172,44 +126,32 @@ class BlobUpload:
         location, self._location = self._location, None
         if location is not None:
             with suppress(SociError):
-                scope = self._repository.push_scope
-                answer = self._client.call(
-                    "DELETE", location, scope=scope, ok=(200, 202, 204), attempts=1
-                )
-                answer.finish()
+                request = self._repository.writing("DELETE", location, ok=(200, 202, 204))
+                self._client.call(request, attempts=1).finish()
 
     # A small blob.
 
     def _send_at_once(self) -> None:
         body = _Chunk(self, 0, self._filled)
-        policy = self._client.options.retries
-        for failures in range(1, policy.attempts + 1):
+
+        def attempt() -> None:
+            if self._location is None:
+                self._begin()
             try:
-                if self._location is None:
-                    self._begin()
                 self._finish(body)
-                return
-            except LostUploadError as error:
+            except LostUploadError:
                 # A new upload: what a broken one holds of the body, nobody knows.
                 self._location = None
-                if failures == policy.attempts:
-                    raise
-                self._wait(failures, error)
+                raise
 
-    def _wait(self, failures: int, error: SociError) -> None:
-        """The pause before another attempt. Raises the error when the registry asks for a long one."""
-        policy = self._client.options.retries
-        asked = error.retry_after if isinstance(error, RegistryError) else None
-        if asked is not None and asked > policy.patience:
-            raise error
-        time.sleep(policy.pause(failures, asked))
+        Attempts(self._client.options.retries).run(attempt)
 
     # A large blob, in the thread.
 
     def _send(self) -> None:
         try:
             if self._location is None:
-                self._begin()
+                Attempts(self._client.options.retries).run(self._begin)
             total = self._descriptor.size
             while self._start < total:
                 length = min(self._chunk, total - self._start)
@@ -234,63 +176,67 @@ class BlobUpload:
 
     def _send_chunk(self, length: int) -> None:
         """Sends the buffer's first `length` bytes, as they come; again what did not arrive."""
-        policy = self._client.options.retries
-        sent = failures = 0
-        while sent < length:
-            assert self._location is not None
+        attempts = Attempts(self._client.options.retries)
+        sent = too_large = 0
+        unsure = False
+        while unsure or sent < length:
             piece = min(self._piece, length - sent)
-            first = self._start + sent
-            headers = {
-                **_OCTETS,
-                "Content-Range": f"{first}-{first + piece - 1}",
-                "Content-Length": str(piece),
-            }
             try:
-                answer = self._client.call(
-                    "PATCH",
-                    self._location,
-                    scope=self._repository.push_scope,
-                    headers=headers,
-                    body=_Chunk(self, sent, piece),
-                    ok=(202, 201, 204),
-                    attempts=1,
-                )
-            except SociError as error:
+                if not unsure:
+                    self._send_piece(sent, piece)
+                    sent += piece
+                    continue
+                before, sent = sent, self._arrived()
+            except LostUploadError:
+                raise
+            except RegistryError as error:
                 if self._aborted:
                     raise _Aborted from None
-                status = error.status if isinstance(error, RegistryError) else None
-                if status in _TOO_LARGE and piece > _SMALLEST_CHUNK:
-                    before, sent = sent, self._arrived()
-                    if status == 413 or sent == before:
-                        # Some registries take small chunks only; GHCR refuses others with 416.
-                        self._piece = max(_SMALLEST_CHUNK, piece // 2)
-                    continue
-                failures += 1
-                final = status is not None and 400 <= status < 500 and status not in _STALE
-                if final or failures >= policy.attempts:
-                    if isinstance(error, NotFoundError):
-                        raise self._lost("the registry forgot it") from error
-                    raise
-                self._wait(failures, error)
-                before, sent = sent, self._arrived()
-                if sent - before >= _SMALLEST_CHUNK:
-                    failures = 0  # slowly it goes on
+                if not unsure and error.status in _TOO_LARGE and piece > _SMALLEST_CHUNK:
+                    too_large = error.status
+                else:
+                    self._failed(error, attempts)
+                unsure = True
                 continue
-            # The Range of a good answer is not looked at: ECR's stays at the first chunk. What is missing
-            # after all is told by the next answer, or by the digest.
-            self._take_location(answer)
-            answer.finish()
-            sent += piece
+            unsure = False
+            if too_large == 413 or (too_large and sent == before):
+                # Some registries take small chunks only; GHCR refuses others with 416.
+                self._piece = max(_SMALLEST_CHUNK, self._piece // 2)
+            elif sent - before >= _SMALLEST_CHUNK:
+                attempts.progressed()  # slowly it goes on
+            too_large = 0
+
+    def _failed(self, error: RegistryError, attempts: Attempts) -> None:
+        try:
+            attempts.failed(error, again=_may_pass(error))
+        except NotFoundError as missing:
+            raise self._lost("the registry forgot it") from missing
+
+    def _send_piece(self, position: int, length: int) -> None:
+        """One PATCH with bytes of the buffer."""
+        assert self._location is not None
+        first = self._start + position
+        headers = {
+            **_OCTETS,
+            "Content-Range": f"{first}-{first + length - 1}",
+            "Content-Length": str(length),
+        }
+        body = _Chunk(self, position, length)
+        request = self._repository.writing(
+            "PATCH", self._location, ok=(202, 201, 204), headers=headers, body=body
+        )
+        answer = self._client.call(request, attempts=1)
+        # The Range of a good answer is not looked at: ECR's stays at the first chunk. What is missing
+        # after all is told by the next answer, or by the digest.
+        self._take_location(answer)
+        answer.finish()
 
     def _arrived(self) -> int:
         """How much of the buffer the registry has, after a PATCH that failed."""
         assert self._location is not None
+        request = self._repository.writing("GET", self._location, ok=(204, 200, 202))
         try:
-            answer = self._client.call(
-                "GET", self._location, scope=self._repository.push_scope, ok=(204, 200, 202)
-            )
-        except NotFoundError:
-            return self._begin_again()
+            answer = self._client.call(request, attempts=1)
         except RegistryError as error:
             if error.status is None or error.status >= 500:
                 raise
@@ -320,13 +266,8 @@ class BlobUpload:
     # Single requests.
 
     def _begin(self) -> None:
-        answer = self._client.call(
-            "POST",
-            self._repository.path("blobs", "uploads/"),
-            scope=self._repository.push_scope,
-            capability="push",
-            ok=(202,),
-        )
+        path = self._repository.path("blobs", "uploads/")
+        answer = self._client.call(self._repository.writing("POST", path, ok=(202,)), attempts=1)
         self._location = None
         self._take_location(answer)
         answer.finish()
@@ -335,46 +276,38 @@ class BlobUpload:
 
     def _finish_large(self) -> None:
         """Ends an upload whose bytes are all there, so that trying again costs nothing."""
-        policy = self._client.options.retries
-        for failures in range(1, policy.attempts + 1):
+
+        def attempt() -> None:
             try:
                 self._finish(b"")
-                return
             except LostUploadError as error:
-                if error.status in (404, 416) or failures == policy.attempts:
-                    raise
-                self._wait(failures, error)
+                error.transient = error.status not in (404, 416)
+                raise
+
+        Attempts(self._client.options.retries).run(attempt)
 
     def _finish(self, body: bytes | _Chunk) -> None:
         """The PUT that ends an upload. LostUploadError when sending the blob again may help."""
         assert self._location is not None
+        request = self._repository.writing(
+            "PUT",
+            self._location,
+            ok=(201, 204),
+            headers={**_OCTETS, "Content-Length": str(len(body))},
+            body=body,
+            query=[("digest", self._descriptor.digest)],
+        )
         try:
-            answer = self._client.call(
-                "PUT",
-                self._location,
-                scope=self._repository.push_scope,
-                headers={**_OCTETS, "Content-Length": str(len(body))},
-                body=body,
-                query=[("digest", self._descriptor.digest)],
-                ok=(201, 204),
-                attempts=1,
-            )
-            answer.finish()
-        except SociError as error:
-            asked = error.retry_after if isinstance(error, RegistryError) else None
-            if isinstance(error, NotFoundError):
-                status: int | None = 404
-            elif isinstance(error, RegistryError):
-                status = error.status
-            else:
-                raise
-            final = status is not None and status < 500 and status not in _STALE
-            if final or (asked or 0.0) > self._client.options.retries.patience:
+            self._client.call(request, attempts=1).finish()
+        except RegistryError as error:
+            if not _may_pass(error):
                 raise
             # It may have been done all the same, with only the answer lost.
-            if self._repository.has_blob(self._descriptor):
-                return
-            raise LostUploadError(str(error), status, asked) from error
+            with suppress(RegistryError):
+                if self._repository.has_blob(self._descriptor, attempts=1):
+                    return
+            lost = LostUploadError(error.message, error.status, error.retry_after, transient=True)
+            raise lost from error
 
     def _take_location(self, answer: Answer) -> None:
         self._location = upload_location(answer) or self._location
@@ -402,26 +335,21 @@ def upload_location(answer: Answer) -> str | None:
     location = answer.headers.get("Location")
     if not location:
         return None
-    asked = urlsplit(answer.url)
-    try:
-        new = urljoin(answer.url, location)
-        parts = urlsplit(new)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise RegistryError(f"{redacted(answer.url)}: the answer's Location cannot be used")
-    if parts.netloc == asked.netloc and parts.scheme != asked.scheme:
+    what = "the upload is redirected"
+    new = led_to(answer.url, location, what, plain=True)
+    asked, parts = urlsplit(answer.url), urlsplit(new)
+    if parts.netloc == asked.netloc:
         # A registry behind a proxy that ends TLS often does not know its own scheme.
-        return urlunsplit((asked.scheme, *parts[1:]))
-    if asked.scheme == "https" and parts.scheme == "http":
-        raise RegistryError(
-            f"{redacted(answer.url)}: the upload is to go on over plain HTTP ({redacted(new)}), not done"
-        )
-    return new
+        new = urlunsplit((asked.scheme, *parts[1:]))
+    return led_to(answer.url, new, what)
 
 
 _STALE = frozenset({404, 408, 416, 429})
+
+
+def _may_pass(error: RegistryError) -> bool:
+    """Whether sending once more may help, in a new upload if need be."""
+    return error.transient or error.status in _STALE or (error.status or 0) >= 500
 
 
 class _Aborted(RegistryError):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry.auth import Challenge, RegistryAuth, parse_challenge
 from soci_cli.targets.registry.client import Client, check_login
 from soci_cli.targets.registry.options import Credentials
+from soci_cli.targets.registry.request import Request
 from tests.support.servers.actions import Reply, error_reply, html_reply
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.exchange import Exchange
@@ -345,7 +347,7 @@ def test_realms_that_lead_nowhere(realm: str) -> None:
 
 def test_no_password_in_plain_text_from_https(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client("registry.invalid", options(), {})
-    call = client._call_token_for(client.endpoints_for("pull")[0])
+    call = partial(client._token_document, client.endpoints_for("pull")[0])
     with fails("in plain text", kind=RegistryError):
         call("GET", "http://tokens.invalid/token", {"Authorization": "Basic eHg6eHg="}, [])
     with fails("in plain text", kind=RegistryError):
@@ -449,11 +451,12 @@ def test_ecr_only_for_ecr(boto3: ModuleType) -> None:
 
 def test_ecr_sends_nothing_elsewhere(boto3: ModuleType) -> None:
     """Neither a mirror nor a server that an upload is sent to gets what AWS gave."""
-    client = Client(ECR, options(), {})
+    client = Client(ECR, options(redirect_hosts=("127.0.0.1",)), {})
     challenge = dict(ecr_challenge(ECR).headers)
     with FaultProxy("127.0.0.1:1", Fault(Reply(401, challenge))) as other:
         with fails("401"):
-            client.call("PUT", f"{other.url}/x", scope="repository:app:pull,push", body=b"1")
+            scope = "repository:app:pull,push"
+            client.call(Request("PUT", f"{other.url}/x", scope=scope, body=b"1"))
         assert all("authorization" not in seen.headers for seen in other.log)
     assert not boto3.regions
 

@@ -26,7 +26,8 @@ from soci_cli.targets.copy import copy_blob, copy_graph, read_blob
 from soci_cli.targets.layout import Layout, WritableLayout
 from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.place import RegistryTarget
-from soci_cli.targets.registry.upload import BlobUpload, Repository
+from soci_cli.targets.registry.repository import Repository
+from soci_cli.targets.registry.upload import BlobUpload
 from soci_cli.trial_registry import RegistryServer
 from tests.support.servers.actions import (
     Action,

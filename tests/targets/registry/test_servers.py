@@ -138,7 +138,7 @@ def test_no_way_back_from_https(docker_registry: DockerRegistry, ca: Ca) -> None
         )
         with fails("plain HTTP", "not followed", kind=RegistryError):
             source_at(proxy.host, "x:1", tls_ca=ca.cert).resolve()
-        with fails("plain HTTP", "not done", kind=RegistryError):
+        with fails("plain HTTP", "not followed", kind=RegistryError):
             push(proxy.host, "x:1", tls_ca=ca.cert)
 
 
