@@ -21,7 +21,7 @@ from soci_cli.lazy import Cache, Fetching, LazyImage, OpenOptions, cache_root, o
 from soci_cli.oci import parse_digest
 from soci_cli.progress import Observer, Task
 from soci_cli.settings import parse_size
-from soci_cli.targets import Place
+from soci_cli.targets import Place, Source, StoreTarget
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -52,6 +52,14 @@ class Opened:
 
     image: LazyImage
     fetching: Fetching
+    source: Source
+
+    def pin(self) -> None:
+        """Lets others remove what else is in the local store, however long this image is read."""
+        origin = self.image.origin
+        if isinstance(self.source, StoreTarget) and origin is not None:
+            index = [origin.index.descriptor] if origin.index else []
+            self.source.pin(origin.manifest, *index)
 
 
 @contextmanager
@@ -79,7 +87,7 @@ def opening(
         opened = stack.enter_context(open_image(source, fetching, options, observer))
         # Closed before the image is: what still runs uses its layers.
         stack.callback(fetching.close)
-        yield Opened(opened, fetching)
+        yield Opened(opened, fetching, source)
 
 
 @contextmanager

@@ -188,6 +188,7 @@ def _mounted(app: App, wish: _Wish) -> Iterator[Server]:
             )
         )
         opened.image.open_all()
+        opened.pin()
         layers, indexed = counted(opened.image.layers)
         record = dataclasses.replace(
             record,

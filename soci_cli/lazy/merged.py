@@ -171,6 +171,7 @@ class LazyImage(Closing):
         """`layers` from the lowest to the topmost."""
         self.name = name
         self.layers = tuple(layers)
+        self.origin = origin
         self.digest = origin.manifest.digest if origin else ""
         self.platform = origin.platform if origin else None
         self.index = origin.index if origin else None

@@ -31,6 +31,7 @@ from soci_cli.targets._index_json import (
     remove_entries,
     without_names,
 )
+from soci_cli.targets._pins import Pin, pinned
 from soci_cli.targets.copy import children_of, read_blob
 from soci_cli.targets.layout import Layout, WritableLayout
 from soci_cli.targets.protocol import BlobReader, Source
@@ -87,7 +88,7 @@ class Store:
         self._database = StoreDatabase(self._folder)
 
     def open(self, reference: Reference, name: str | None = None) -> StoreTarget:
-        """The place of one image, to read or to write. Close it: till then no sweep can run."""
+        """The place of one image, to read or to write. Close it, or `pin`: till then no sweep can run."""
         return StoreTarget(self, reference, name or str(reference))
 
     def open_unnamed(self) -> StoreTarget:
@@ -132,8 +133,9 @@ class Store:
     def sweep(self) -> Sweep:
         """Remove every blob that no image needs, unless the store is in use.
 
-        Needed are the manifests of all images and pinned artifacts, all that they name, and what was
-        derived (see `remember_derived`) from something that is needed.
+        Needed are the manifests of all images and pinned artifacts, those that are pinned by who reads
+        them for long (see `StoreTarget.pin`), all that they name, and what was derived (see
+        `remember_derived`) from something that is needed.
         """
         if not (self.root / "oci-layout").exists():
             return Sweep()
@@ -141,7 +143,8 @@ class Store:
             if not alone:
                 return Sweep(skipped="another soci command is using the store")
             try:
-                needed = self._reachable([*self._roots(), *self._pinned()])
+                roots = [*self._roots(), *self._pinned(), *pinned(self.root)]
+                needed = self._reachable(roots)
             except SociError as error:
                 # What a damaged manifest names is unknown, so everything stays.
                 return Sweep(skipped=str(error))
@@ -302,6 +305,7 @@ class StoreTarget(WritableLayout):
         self._reference = reference
         self._origins: dict[str, Source] = {}
         self._failed: set[str] = set()  # names of places that are tried last from now on
+        self._pin: Pin | None = None
         full = str(reference)
         names = {REF_NAME: full, CONTAINERD_NAME: full}
         super().__init__(store.root, full, name, names=names, folder_mode=_FOLDER_MODE)
@@ -402,6 +406,22 @@ class StoreTarget(WritableLayout):
                 pass
         self._guard()
 
+    def pin(self, *descriptors: Descriptor) -> None:
+        """Keep only these, and all that they need, till `close`: sweeps may remove what else is here.
+
+        For who reads an image for long; nothing can be written after this. StorageError.
+        """
+        self._guard()
+        if self._lock >= 0:
+            self._pin = Pin(self.store.root, descriptors)
+            self._unlock()
+
+    def close(self) -> None:
+        """See `WritableLayout.close`."""
+        super().close()
+        if self._pin is not None:
+            self._pin.close()
+
     def keep_sweeps_away(self) -> None:
         """Hold the shared lock from now till `close`."""
         self._guard()
@@ -409,7 +429,9 @@ class StoreTarget(WritableLayout):
     def _guard(self) -> None:
         """Take the shared lock once there is a store; a store that cannot be written needs none."""
         with self._lock_mutex:
-            if self._lock >= 0 or not (self._folder.root / "oci-layout").exists():
+            if self._lock >= 0 or self._pin is not None:
+                return
+            if not (self._folder.root / "oci-layout").exists():
                 return
             path = self._folder.root / _GC_LOCK
             try:

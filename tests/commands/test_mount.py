@@ -528,6 +528,22 @@ def test_record_and_prefetch(home: Home, remote: Remote) -> None:
     assert (home.target / "usr/upper").read_bytes() == noise(1, 70_000)
 
 
+def test_a_mount_keeps_its_image_in_the_store_and_no_other(
+    home: Home, layout: Path, tmp_path: Path
+) -> None:
+    other = make_image(tmp_path / "other").root
+    convert = ("image", "convert", "--soci", "--soci-min-layer-size", "0")
+    home(*convert, f"oci:{layout}", "example.com/kept:1").good()
+    home(*convert, f"oci:{other}", "example.com/other:1").good()
+    home("mount", "example.com/kept:1", home.target).good()
+    done = home("rmi", "example.com/other:1").good()
+    assert "Deleted: " in done.text
+    assert "kept" not in done.err
+    assert "Deleted: " not in home("rmi", "example.com/kept:1").good().text
+    assert (home.target / "usr/big").read_bytes() == BIG
+    home("umount", home.target).good()
+
+
 def test_settings_of_the_background(home: Home, remote: Remote) -> None:
     settings = home.folder / "config.toml"
     home.env["SOCI_CONFIG"] = str(settings)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import sqlite3
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -133,6 +135,44 @@ def test_no_sweep_while_somebody_uses_the_store(store: Store) -> None:
         assert swept.blobs == ()
         assert target.exists(layer)
     assert layer.digest in store.sweep().blobs
+
+
+def test_a_pinned_image_stays_and_nothing_else(store: Store) -> None:
+    image, other = put(store, "alpine:3"), put(store, "ghcr.io/x/b:1", 1)
+    with store.open(A) as place:
+        needed = blobs(store)
+        place.pin(image)
+        needed -= set(store.remove(B).blobs)
+        assert other.digest not in blobs(store)
+        assert store.remove(A).skipped == ""
+        assert blobs(store) == needed
+        assert read_blob(place, image)
+        # What is damaged may name anything.
+        (path,) = (store.root / ".pins").iterdir()
+        path.write_text("[1]")
+        assert str(path) in store.sweep().skipped
+        path.write_text("[]")
+    assert image.digest in store.sweep().blobs
+    assert list((store.root / ".pins").iterdir()) == []
+
+
+def test_pins_of_a_killed_process_count_no_more(store: Store) -> None:
+    put(store, "alpine:3")
+    code = (
+        "import sys; from pathlib import Path; from soci_cli.targets import Store\n"
+        "from soci_cli.oci.references import parse_reference\n"
+        "place = Store(Path(sys.argv[1])).open(parse_reference('alpine:3'))\n"
+        "place.pin(place.resolve()); print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, store.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert store.remove(A).blobs == ()
+        process.kill()
+        process.wait()
+    assert len(store.sweep().blobs) == len(blobs(store)) + 4
 
 
 def test_a_damaged_manifest_stops_the_sweep(store: Store) -> None:
