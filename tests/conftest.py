@@ -1,4 +1,4 @@
-"""What all tests share: no settings and no store of the machine's user are read or changed."""
+"""What all tests share: nothing of the machine's user is read or changed, and nothing is skipped unseen."""
 
 from __future__ import annotations
 
@@ -6,23 +6,36 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
-pytest_plugins = ("tests.support.servers.fixtures",)
+from tests.support.machine import clean_environment, give_children_signals, need_root
+from tests.support.scale import examples
+
+pytest_plugins = ("tests.support.fixtures", "tests.support.servers.fixtures")
+
+clean_environment()
+give_children_signals()
+settings.register_profile("soci", examples(100))
+settings.load_profile("soci")
 
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty home, so that neither settings nor images of the user count."""
-    for name in (
-        "SOCI_CONFIG",
-        "SOCI_ROOT",
-        "SOCI_STATE",
-        "XDG_CONFIG_HOME",
-        "XDG_DATA_HOME",
-        "XDG_STATE_HOME",
-    ):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests whose fixtures need root, so that -m "not root" leaves them out."""
+    for item in items:
+        if "need_root" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.root)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests that need root for everybody else."""
+    if item.get_closest_marker("root"):
+        need_root()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -29,12 +29,6 @@ CREATE = ("create", "--min-layer-size", "0")
 NONE = "sha256:" + "0" * 64
 
 
-@pytest.fixture(autouse=True)
-def no_containerd(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def lines(soci: Soci, *arguments: str) -> list[dict[str, object]]:
     text = soci(*arguments, "--format", "json").good().text
     return [json.loads(line) for line in text.splitlines()]

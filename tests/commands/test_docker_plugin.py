@@ -12,7 +12,7 @@ import pytest
 
 from soci_cli.commands.docker_plugin import run_plugin
 from tests.commands.tools import PROJECT, environment
-from tests.integration.conftest import need
+from tests.support.machine import need
 
 
 def test_metadata(capsys: pytest.CaptureFixture[str]) -> None:

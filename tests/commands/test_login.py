@@ -21,7 +21,7 @@ from soci_cli.commands.registry_flags import RegistryFlags, registry_flags, tran
 from soci_cli.errors import SociError, UsageError
 from soci_cli.targets.registry.options import Credentials, RegistryOptions
 from tests.commands.tools import SOCI, Done, Soci, environment, process
-from tests.integration.conftest import need
+from tests.support.machine import need
 from tests.support.servers.ca import Ca, make_ca
 from tests.support.servers.docker_registry import DockerRegistry
 

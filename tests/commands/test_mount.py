@@ -24,6 +24,7 @@ from soci_cli.trial_registry import RegistryServer
 from tests.commands.test_reading import BIG, indexed_layout
 from tests.commands.tools import PROJECT, SOCI, Done, environment, process
 from tests.index.images import make_image, noise, run_convert
+from tests.support.machine import need
 from tests.support.servers.actions import Hang, Reply
 from tests.support.servers.fault_proxy import Fault, FaultProxy
 
@@ -86,9 +87,7 @@ class Home:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
-        pytest.skip("mounting needs root and /dev/fuse")
+def home(tmp_path: Path, need_fuse: None) -> Iterator[Home]:
     made = Home(tmp_path)
     yield made
     made.clean()
@@ -569,9 +568,8 @@ def test_settings_of_the_background(home: Home, remote: Remote) -> None:
 # Somebody else
 
 
-def test_as_an_ordinary_user(layout: Path) -> None:
-    if os.geteuid() != 0 or not Path("/dev/fuse").exists() or not shutil.which("fusermount3"):
-        pytest.skip("needs root to become another user, /dev/fuse and fusermount3")
+def test_as_an_ordinary_user(layout: Path, need_fuse: None) -> None:
+    need("fusermount3")
     mode = stat.S_IMODE(Path("/dev/fuse").stat().st_mode)
     with tempfile.TemporaryDirectory() as name:  # those of pytest are root's alone
         folder = Path(name)

@@ -392,9 +392,8 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+@pytest.mark.root
 def test_cp_as_somebody_else(layout: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can be somebody else")
     with tempfile.TemporaryDirectory() as folder:  # those of pytest are root's alone
         place = Path(folder, "image")
         shutil.copytree(layout, place)

@@ -28,12 +28,6 @@ NONE = "sha256:" + "0" * 64
 FILE = noise(5, 300_000)
 
 
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "CONTAINERD_SNAPSHOTTER"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @dataclass(frozen=True)
 class Image:
     """An image of containerd: its full name, and what it is made of."""

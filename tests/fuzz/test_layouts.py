@@ -1,6 +1,6 @@
 """The whole program on damaged layouts: it ends with a result or with one line, whatever is wrong.
 
-SOCI_FUZZ_CASES says how many cases to try, SOCI_FUZZ_SEED where to begin.
+SOCI_TESTS_SCALE says how many cases to try, SOCI_TESTS_SEED where to begin.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from tests.index.images import (
     run_convert,
     temporary,
 )
+from tests.support.scale import scaled
 
-CASES = int(os.environ.get("SOCI_FUZZ_CASES", "3000"))
-SEED = int(os.environ.get("SOCI_FUZZ_SEED", "1"))
+CASES = scaled(3000)
+SEED = int(os.environ.get("SOCI_TESTS_SEED", "1"))
 PROCESSES = 2
 MAX_LINES = 4
 

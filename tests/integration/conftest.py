@@ -16,34 +16,6 @@ from tests.index.images import LayoutMaker, sha256
 from tests.integration.tools import skopeo
 
 
-def need(tool: str) -> str:
-    """The path of a tool; the test is skipped where it is not installed."""
-    path = shutil.which(tool)
-    if path is None:
-        pytest.skip(f"{tool} is not installed")
-    return path
-
-
-@pytest.fixture(scope="session")
-def need_skopeo() -> str:
-    return need("skopeo")
-
-
-@pytest.fixture(scope="session")
-def need_umoci() -> str:
-    return need("umoci")
-
-
-@pytest.fixture(scope="session")
-def need_pigz() -> str:
-    return need("pigz")
-
-
-@pytest.fixture(scope="session")
-def need_zstd() -> str:
-    return need("zstd")
-
-
 def large_tar(path: Path, megabytes: int) -> None:
     """An archive of files that do not compress and of text, in turn."""
     source = random.Random(7)

@@ -7,9 +7,8 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -181,19 +180,9 @@ def test_converting_beside_removing(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(small_disk: Callable[[str], Path]) -> Path:
     """A file system of 3 MB."""
-    if os.geteuid() != 0 or sys.platform != "linux":
-        pytest.skip("only root can mount a small file system, on Linux")
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(path)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    return small_disk("3m")
 
 
 def fails(*arguments: str | Path, home: Path, words: str) -> None:
@@ -213,48 +202,48 @@ def fails(*arguments: str | Path, home: Path, words: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["oci:disk/d:v1", "oci-archive:disk/a.tar:v1", "app:v1"])
-def test_a_full_disk(tmp_path: Path, small_disk: Path, place: str) -> None:
-    root = ("--root", small_disk / "store")
+def test_a_full_disk(tmp_path: Path, disk: Path, place: str) -> None:
+    root = ("--root", disk / "store")
     old = make_image(tmp_path / "old", [gz(layer_tar(1))]).root
     soci(*root, *CONVERT, f"oci:{old}", place, home=tmp_path)
-    before = tagged(small_disk)
-    complete = check_complete(absolute(place, tmp_path), store=small_disk / "store")
+    before = tagged(disk)
+    complete = check_complete(absolute(place, tmp_path), store=disk / "store")
     large = make_image(tmp_path / "large", [gz(layer_tar(2, 6 << 20)), gz(layer_tar(3))]).root
     fails(*root, *CONVERT, f"oci:{large}", place, home=tmp_path, words="No space left on device")
-    assert tagged(small_disk) == before
-    assert not temporary(listing(small_disk))
-    assert check_complete(absolute(place, tmp_path), store=small_disk / "store") == complete
+    assert tagged(disk) == before
+    assert not temporary(listing(disk))
+    assert check_complete(absolute(place, tmp_path), store=disk / "store") == complete
     # What fits can still be written.
     other = make_image(tmp_path / "other", [gz(layer_tar(4))]).root
     soci(*root, *CONVERT, f"oci:{other}", place, home=tmp_path)
-    check_complete(absolute(place, tmp_path), store=small_disk / "store")
+    check_complete(absolute(place, tmp_path), store=disk / "store")
 
 
-def test_a_full_disk_for_small_outputs(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_for_small_outputs(tmp_path: Path, disk: Path) -> None:
     layer = tmp_path / "layer"
     layer.write_bytes(gz(layer_tar(1, 5 << 20)))
-    (small_disk / "z").write_text("as before")
-    (small_disk / "fill").write_bytes(bytes((3 << 20) - 64 * 1024))
+    (disk / "z").write_text("as before")
+    (disk / "fill").write_bytes(bytes((3 << 20) - 64 * 1024))
     build = ("ztoc", "build", "--span-size", "64KiB", layer)
-    fails(*build, "-o", small_disk / "z", home=tmp_path, words="No space left on device")
-    assert (small_disk / "z").read_text() == "as before"
+    fails(*build, "-o", disk / "z", home=tmp_path, words="No space left on device")
+    assert (disk / "z").read_text() == "as before"
     soci("ztoc", "build", "-o", "z", layer, home=tmp_path)
-    get = ("ztoc", "get-file", "z", layer, "data/1.bin", "-o", small_disk / "out")
+    get = ("ztoc", "get-file", "z", layer, "data/1.bin", "-o", disk / "out")
     fails(*get, home=tmp_path, words="No space left on device")
-    assert sorted(path.name for path in small_disk.iterdir()) == ["fill", "z"]
+    assert sorted(path.name for path in disk.iterdir()) == ["fill", "z"]
 
 
 @pytest.mark.parametrize("place", ["oci:disk/d:v2", "oci-archive:disk/a.tar", "app:v2"])
-def test_a_read_only_disk(tmp_path: Path, small_disk: Path, place: str) -> None:
+def test_a_read_only_disk(tmp_path: Path, disk: Path, place: str) -> None:
     image = make_image(tmp_path / "image").root
-    root = ("--root", small_disk / "store")
+    root = ("--root", disk / "store")
     for old in ("oci:disk/d:v1", "oci-archive:disk/a.tar:v1", "app:v1"):
         soci(*root, *CONVERT, f"oci:{image}", old, home=tmp_path)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    before = listing(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    before = listing(disk)
     other = make_image(tmp_path / "other", [gz(layer_tar(9))]).root
     fails(*root, *CONVERT, f"oci:{other}", place, home=tmp_path, words="Read-only file system")
-    assert listing(small_disk) == before
+    assert listing(disk) == before
     # Reading works, and so does finding out that nothing would change.
     soci(*root, "image", "inspect", "app:v1", home=tmp_path)
     soci(*root, "images", home=tmp_path)
@@ -267,10 +256,8 @@ def test_a_read_only_disk(tmp_path: Path, small_disk: Path, place: str) -> None:
 
 
 @pytest.fixture
-def nobody() -> list[str]:
+def nobody(need_root: None) -> list[str]:
     """The words that run a command as a user without any rights."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is not installed")
     return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.lazy.mounts.control import ask
@@ -59,6 +59,7 @@ from tests.integration.mounts import (
     wait_for,
 )
 from tests.integration.tools import run
+from tests.support.scale import examples
 from tests.support.servers import DockerRegistry, Fault, FaultProxy, TokenServer
 from tests.support.servers.actions import (
     CutAnswer,
@@ -80,9 +81,7 @@ FLAGS = ("--soci-span-size", str(SPAN), "--soci-min-layer-size")
 READ = ("--platform", "linux/amd64")
 QUIET = (*READ, "--no-background-fetch")
 
-pytestmark = pytest.mark.skipif(
-    not Path("/dev/fuse").exists() or os.geteuid() != 0, reason="needs root and /dev/fuse"
-)
+pytestmark = pytest.mark.usefixtures("need_fuse")
 
 
 @dataclass(frozen=True)
@@ -552,9 +551,7 @@ def mounted_plain(folder: Path, plain: Published) -> Iterator[Path]:
         yield place
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(150)
 @given(data=st.data())
 def test_ranges(mounted_plain: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CONTENT)))

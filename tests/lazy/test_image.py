@@ -43,10 +43,10 @@ from tests.index.images import (
     tar_of,
     zst,
 )
-from tests.integration.conftest import need
 from tests.integration.tools import CONVERT
 from tests.integration.tools import run as tool
 from tests.lazy.tools import opened
+from tests.support.machine import need
 from tests.support.servers.actions import (
     CutAnswer,
     FlipByte,
@@ -200,11 +200,9 @@ def facts_on_disk(root: Path) -> Facts:
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Facts:
-    """What umoci makes of the image."""
+def unpacked(tmp_path_factory: pytest.TempPathFactory, need_root: None) -> Facts:
+    """What umoci makes of the image, with its owners."""
     umoci = need("umoci")
-    if os.geteuid() != 0:
-        pytest.skip("only root gets the owners that the image has")
     folder = tmp_path_factory.mktemp("umoci")
     layout = make(folder / "image").root
     tool(umoci, "unpack", "--image", f"{layout}:latest", folder / "bundle")

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from soci_cli.errors import InvalidDataError, NotFoundError
 from soci_cli.lazy import File, LayerFiles, LazyImage, Node
 from soci_cli.lazy.layer import IMPLIED
 from soci_cli.ztoc import FileMetadata, decode_ztoc
 from tests.lazy.tools import NoArchive, entry, files_of, image_of, opened_layer
+from tests.support.scale import examples
 from tests.ztoc.tools import tar_ztoc
 
 
@@ -509,7 +510,7 @@ def model_of(tree: Tree) -> dict[bytes, object]:
     }
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(LAYERS)
 def test_layers_over_each_other(layers: list[list[tuple[str, str, str]]]) -> None:
     trees = [unpack(number, layer) for number, layer in enumerate(layers)]
@@ -522,7 +523,7 @@ def test_layers_over_each_other(layers: list[list[tuple[str, str, str]]]) -> Non
     assert list(found) == sorted(found)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.data())
 def test_a_ztoc_from_a_stranger(data: st.DataObject) -> None:
     """Whatever the bytes are, there is an answer or an InvalidDataError."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from soci_cli.errors import IntegrityError, InvalidDataError
 from soci_cli.lazy import Cache, Fetching, LayerSpans
@@ -21,6 +21,7 @@ from soci_cli.oci import Descriptor
 from soci_cli.ztoc import FileMetadata, decode_ztoc
 from tests.index.images import sha256
 from tests.lazy.tools import LAYER, Place, fetching_at, spans_of
+from tests.support.scale import examples
 from tests.ztoc.tools import (
     golden_layer,
     golden_ztoc,
@@ -57,9 +58,7 @@ RANGES = st.lists(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(60)
 @given(
     kind=st.sampled_from(["plain", "gzip", "members", "stored"]),
     span_size=st.sampled_from([1 << 15, 1 << 16, 300_000, 1 << 22]),

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -417,35 +418,25 @@ def test_many_writers(tmp_path: Path) -> None:
     assert not temporary_files(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_full_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this machine does not let root mount a tmpfs")
-    try:
-        data = noise(1, 2_000_000)
-        with (
-            pytest.raises(StorageError, match=r"No space left.*free some space") as caught,
-            WritableLayout(disk / "layout", "t") as target,
-        ):
-            target.push(describe(data), data)
-        assert "\n" not in str(caught.value)
-        assert not (disk / "layout").exists()
-        make(disk / "layout", "small")
-        with pytest.raises(StorageError), WritableLayout(disk / "layout", "big") as target:
-            target.push(describe(data), data)
-        assert ref_names(disk / "layout") == ["small"]
-        assert not temporary_files(disk)
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        with pytest.raises(StorageError, match="Read-only"):
-            make(disk / "layout", "other")
-        assert Layout(disk / "layout").resolve()
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_full_disk(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("1m")
+    data = noise(1, 2_000_000)
+    with (
+        pytest.raises(StorageError, match=r"No space left.*free some space") as caught,
+        WritableLayout(disk / "layout", "t") as target,
+    ):
+        target.push(describe(data), data)
+    assert "\n" not in str(caught.value)
+    assert not (disk / "layout").exists()
+    make(disk / "layout", "small")
+    with pytest.raises(StorageError), WritableLayout(disk / "layout", "big") as target:
+        target.push(describe(data), data)
+    assert ref_names(disk / "layout") == ["small"]
+    assert not temporary_files(disk)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(StorageError, match="Read-only"):
+        make(disk / "layout", "other")
+    assert Layout(disk / "layout").resolve()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("*")))

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 
 from soci_cli.trial_registry import RegistryServer
-from tests.integration.conftest import need
 from tests.trial_registry.client import Client
-
-
-@pytest.fixture(scope="session")
-def need_skopeo() -> str:
-    return need("skopeo")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import InvalidDataError
@@ -17,6 +17,7 @@ from soci_cli.trial_registry import RegistryServer
 from soci_cli.trial_registry._http import Refused, parse_content_range, parse_range, split_target
 from soci_cli.trial_registry._names import entry_annotations, is_repository, is_tag, place_of_entry
 from tests.index.images import sha256
+from tests.support.scale import examples
 from tests.trial_registry.client import Client, digest_of, index_of
 
 DIGEST = digest_of(b"hello")
@@ -224,11 +225,7 @@ def test_a_client_that_does_not_read(server: RegistryServer, client: Client) -> 
 
 # Anything at all
 
-RELAXED = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+RELAXED = examples(60)
 # What can be in a header or in a request line.
 VISIBLE = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
 LINE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f\x85"))

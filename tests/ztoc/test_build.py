@@ -20,11 +20,12 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from soci_cli.errors import IntegrityError, InvalidDataError, SociError, UsageError
 from soci_cli.ztoc import Compression, LayerReader, Ztoc, build_ztoc, builder, decode_ztoc
 from soci_cli.ztoc.inflate import backend
+from tests.support.scale import examples
 from tests.ztoc.tools import (
     END,
     Pieces,
@@ -242,7 +243,7 @@ def test_layer_smaller_than_a_span() -> None:
 
 
 @pytest.mark.usefixtures("zlib_choice")
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     st.lists(
         st.tuples(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 import flatbuffers
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 
 from soci_cli.errors import InvalidDataError, SociError
 from soci_cli.ztoc import Compression, FileMetadata, FileTree, LayerReader, decode_ztoc
 from soci_cli.ztoc.codec import encode_ztoc
 from soci_cli.ztoc.model import WINDOW_SIZE
 from soci_cli.ztoc.zinfo import encode_gzip, encode_tar
+from tests.support.scale import examples
 from tests.ztoc.tools import (
     DIGEST,
     GOLDEN,
@@ -200,7 +201,7 @@ def test_the_oracle_is_right(name: str) -> None:
     )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(250)
 @given(
     entries=st.lists(files(), max_size=30),
     tool=st.text(st.characters(codec="utf-8"), max_size=20),
@@ -279,7 +280,7 @@ def test_many_files_are_the_oracle_s() -> None:
 regular = st.integers(0, 1000)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(100)
 @given(
     entries=st.lists(files(offsets=regular, sizes=regular), max_size=30),
     size=st.integers(2000, 10_000),
@@ -300,7 +301,7 @@ def test_round_trip_of_a_tar(entries: list[FileMetadata], size: int, span_size: 
     ztoc.files.check()
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(50)
 @given(
     entries=st.lists(files(offsets=regular, sizes=regular), max_size=5),
     steps=st.lists(
@@ -415,7 +416,7 @@ def test_the_valid_ones_are_valid() -> None:
 
 
 valid = st.sampled_from([VALID_TAR, VALID_GZIP])
-hostile = settings(max_examples=1000, deadline=None)
+hostile = examples(1000)
 
 
 @hostile
@@ -460,7 +461,7 @@ def test_truncated(data: bytes) -> None:
         use_or_refuse(data[length:])
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(max_size=200))
 def test_noise(data: bytes) -> None:
     use_or_refuse(data)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, SociError
 from soci_cli.ztoc import (
@@ -27,6 +27,7 @@ from soci_cli.ztoc.codec import encode_ztoc
 from soci_cli.ztoc.model import WINDOW_SIZE
 from soci_cli.ztoc.reader import clean_path
 from soci_cli.ztoc.zinfo import encode_tar
+from tests.support.scale import examples
 from tests.ztoc.tools import (
     DIGEST,
     build,
@@ -86,7 +87,7 @@ def content(pieces: Iterator[bytes]) -> bytes:
 
 
 @pytest.mark.usefixtures("zlib_choice")
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.sampled_from(LAYERS),
     st.sampled_from([4096, 65536, 1 << 20]),
@@ -186,7 +187,7 @@ def test_past_the_end() -> None:
                 content(this.reader().read_range(start, length))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 9), st.integers(0, 40_000), st.integers(1, 200_000), st.integers(0, 2**32))
 def test_layers_of_any_make(level: int, span_size: int, size: int, seed: int) -> None:
     data = mixed_data(size, seed)
@@ -287,7 +288,7 @@ def try_all(ztoc: Ztoc, layer: bytes) -> None:
 
 
 @pytest.mark.usefixtures("zlib_choice")
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.data())
 def test_checkpoints_that_lie(data: st.DataObject) -> None:
     this = sample("gnu-big-l6.tar.gz", 65536)
@@ -317,7 +318,7 @@ def test_checkpoints_that_lie(data: st.DataObject) -> None:
     try_all(ztoc, this.layer)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2**62), st.integers(0, 2**62))
@@ -643,7 +644,7 @@ def test_files_of_golden_layers_are_found() -> None:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.lists(
         st.tuples(

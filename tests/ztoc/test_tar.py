@@ -13,10 +13,11 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from soci_cli.errors import InvalidDataError, UnsupportedLayerError
 from soci_cli.ztoc import FileMetadata
+from tests.support.scale import examples
 from tests.ztoc.tools import (
     END,
     GNU,
@@ -352,7 +353,7 @@ def test_bad_checksums(checksum: bytes) -> None:
     refused(header(checksum=checksum) + END)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.integers(0, 511).filter(lambda at: not 148 <= at < 156), st.integers(1, 255))
 def test_any_changed_byte_breaks_the_checksum(at: int, change: int) -> None:
     # A sound header comes first, so that what was learned from it cannot help.
@@ -388,7 +389,7 @@ def test_header_times(field: int | bytes, expected: bytes) -> None:
     assert scan_one(header(mtime=field) + END).mod_time == expected
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.integers(-62_135_596_800, 253_402_300_799))
 def test_header_times_agree_with_datetime(seconds: int) -> None:
     moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)
@@ -855,7 +856,7 @@ def test_what_follows_the_end_does_not_count() -> None:
     assert ([e.name for e in entries], end) == ([b"n"], 512 + 1024)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(max_size=2000))
 def test_noise_is_refused(data: bytes) -> None:
     if not data.strip(b"\0"):
@@ -863,7 +864,7 @@ def test_noise_is_refused(data: bytes) -> None:
     refused(b"\1" + data)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_archives_raise_nothing_else(flips: list[tuple[int, int]]) -> None:
     archive = bytearray(
@@ -961,7 +962,7 @@ def members(draw: st.DrawFn, long: bool) -> tuple[tarfile.TarInfo, bytes]:
 
 
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(60)
 @given(data=st.data())
 def test_archives_of_tarfile(format_: int, data: st.DataObject) -> None:
     long = format_ != tarfile.USTAR_FORMAT

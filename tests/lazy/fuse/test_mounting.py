@@ -20,7 +20,6 @@ from soci_cli.lazy import LazyImage
 from soci_cli.lazy.fuse import MountOptions, mount_image
 from soci_cli.lazy.layer import IMPLIED
 from soci_cli.lazy.spans import Name, no_name
-from tests.integration.conftest import need
 from tests.lazy.fuse.tools import (
     PATIENCE,
     Bytes,
@@ -31,10 +30,10 @@ from tests.lazy.fuse.tools import (
     layer_of,
     mounted,
     names,
-    need_fuse,
 )
 from tests.lazy.test_image import converted, walk  # noqa: F401 - a fixture
 from tests.lazy.tools import entry, opened
+from tests.support.machine import need
 
 FORMATS = {
     "reg": stat.S_IFREG,
@@ -46,9 +45,7 @@ FORMATS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _fuse() -> None:
-    need_fuse()
+pytestmark = pytest.mark.usefixtures("need_fuse")
 
 
 def check(image: LazyImage, target: Path) -> None:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.lazy import LazyImage
@@ -21,6 +21,7 @@ from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import MergedTree
 from tests.lazy.fuse.tools import Bytes, Kernel, content, file, image_with, kernel_of, layer_of
 from tests.lazy.tools import entry, no_thread
+from tests.support.scale import examples
 
 SIZE = 10_000
 
@@ -123,7 +124,7 @@ def test_lookup(kernel: Kernel) -> None:
     st.sampled_from([0, 1, 2, 4, 1 << 40, (1 << 40) + 1, 1 << 63]),
     st.binary(max_size=64),
 )
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_any_request(opcode: int, node: int, body: bytes) -> None:
     """Nothing ends the loop, and everything is answered that wants an answer."""
     silent = (wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT)

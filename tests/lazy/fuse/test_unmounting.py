@@ -26,14 +26,10 @@ from tests.lazy.fuse.tools import (
     image_with,
     layer_of,
     mounted,
-    need_fuse,
 )
 from tests.lazy.tools import LAYER
 
-
-@pytest.fixture(autouse=True)
-def _fuse() -> None:
-    need_fuse()
+pytestmark = pytest.mark.usefixtures("need_fuse")
 
 
 @pytest.fixture

@@ -14,17 +14,15 @@ import pytest
 
 from soci_cli.kernel.points import mount_points
 from soci_cli.lazy import LazyImage
-from tests.integration.conftest import need
 from tests.lazy.fuse.test_mounting import FORMATS
-from tests.lazy.fuse.tools import names, need_fuse
+from tests.lazy.fuse.tools import names
 from tests.lazy.test_image import converted, walk  # noqa: F401 - a fixture
+from tests.support.machine import need
 
 _NOBODY = 65534
 
 
-@pytest.fixture(autouse=True)
-def _fuse() -> None:
-    need_fuse()
+pytestmark = pytest.mark.usefixtures("need_fuse")
 
 
 _SCRIPT = """

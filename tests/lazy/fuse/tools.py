@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 import threading
@@ -11,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from soci_cli.errors import IntegrityError
 from soci_cli.kernel.points import identify, mount_at
@@ -27,14 +24,6 @@ from tests.lazy.tools import NoArchive, opened_layer
 from tests.ztoc.tools import tar_ztoc
 
 PATIENCE = 30.0
-
-
-def need_fuse() -> None:
-    """Skips a test that cannot mount here."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    if not Path("/dev/fuse").exists():
-        pytest.skip("there is no /dev/fuse")
 
 
 class Bytes(NoArchive):

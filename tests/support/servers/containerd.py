@@ -52,8 +52,7 @@ def programs(version: str) -> Programs | None:
     """The programs of a version, one of `VERSIONS`; None where it is not installed."""
     folder = None
     if version != DEBIAN:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        folder = str(Path(cache, "soci-cli-tests", f"containerd-{version}"))
+        folder = str(Path(os.environ["SOCI_TESTS_TOOLS"], f"containerd-{version}"))
     found = shutil.which("containerd", path=folder), shutil.which("ctr", path=folder)
     return Programs(version, found[0], found[1]) if found[0] and found[1] else None
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import need
+from tests.support.machine import need
 from tests.support.servers.ca import Ca, make_ca
 from tests.support.servers.containerd import DEBIAN, VERSIONS, ContainerdServer, Programs, programs
 from tests.support.servers.docker_registry import DockerRegistry
@@ -25,13 +24,13 @@ def need_docker_registry() -> str:
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
-def containerd_programs(request: pytest.FixtureRequest) -> Programs:
+def containerd_programs(request: pytest.FixtureRequest, need_root: None) -> Programs:
     """containerd and ctr, in each version in turn."""
     return _need_containerd(request.param)
 
 
 @pytest.fixture(scope="session")
-def need_debian_containerd() -> None:
+def need_debian_containerd(need_root: None) -> None:
     """Skips where there is none, or no root to start it."""
     _need_containerd(DEBIAN)
 
@@ -40,8 +39,6 @@ def _need_containerd(version: str) -> Programs:
     found = programs(version)
     if found is None:
         pytest.skip(f"containerd ({version}) is not installed; see tests/install-tools.sh")
-    if os.geteuid() != 0:
-        pytest.skip("containerd needs root")
     return found
 
 

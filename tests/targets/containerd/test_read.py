@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, StorageError
@@ -16,6 +16,7 @@ from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.targets import read_blob
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import GC_REF, SOCI_INDEX_LABEL
+from tests.support.scale import examples
 from tests.support.servers.containerd import ContainerdServer, Programs
 from tests.targets.containerd.tools import FULL, fails, push, read, source_at, target_at, write
 from tests.targets.images import describe, noise, push_index, push_json
@@ -45,7 +46,7 @@ def test_ranges(large: Containerd) -> None:
     source = source_at(large)
     size = len(LARGE)
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(30)
     @given(st.integers(0, size), st.integers(0, size), st.integers(1, 2_000_000))
     def check(one: int, other: int, step: int) -> None:
         start, end = sorted((one, other))

@@ -15,10 +15,3 @@ def embedded(tmp_path: Path) -> Iterator[RegistryServer]:
     """The project's own registry, new, with the Referrers API and uploads that can be resumed."""
     with RegistryServer(tmp_path / "embedded") as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)

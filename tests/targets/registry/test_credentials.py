@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import ConfigError, SociError, StorageError, UsageError
@@ -244,7 +244,6 @@ _json = st.recursive(
     st.binary(max_size=60)
     | st.dictionaries(st.just("auths") | _keys, _json, max_size=3).map(json.dumps).map(str.encode)
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     place = Place(tmp_path)
     place.write("")

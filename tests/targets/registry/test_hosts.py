@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import ConfigError, SociError, UsageError
@@ -385,7 +385,6 @@ _VALUES = [
         lambda parts: f'[host."{parts[0]}"]\n{parts[1]} = {parts[2]}'.encode("utf-8", "replace")
     )
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_hosts_toml_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     folder = tmp_path / "example.com"
     folder.mkdir(exist_ok=True)

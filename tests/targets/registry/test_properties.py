@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from soci_cli.errors import NotFoundError, SociError
@@ -24,6 +24,7 @@ from soci_cli.targets.registry.retry import retry_after
 from soci_cli.targets.registry.upload import _RANGE
 from soci_cli.trial_registry import RegistryServer
 from tests.commands.tools import Soci
+from tests.support.scale import examples
 from tests.support.servers.actions import (
     Action,
     CutAnswer,
@@ -314,12 +315,7 @@ def root(docker_registry: DockerRegistry) -> Descriptor:
     return push(docker_registry.host, "random:1", size=60_000)
 
 
-@settings(
-    deadline=None,
-    max_examples=30,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@settings(examples(30), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(reading=_FAULTS, writing=_FAULTS, embedded=st.booleans())
 def test_any_sequence_of_faults(
     docker_registry: DockerRegistry,
