@@ -1,7 +1,7 @@
 """Images of the local store that somebody uses for long: sweeps keep them, and remove all else.
 
-Each is a file in `.pins` that lists descriptors. Its user holds it locked (flock): one that is not locked was
-left by a process that was killed. Made under the store's shared lock, looked at under the exclusive one.
+Each is a file in `.pins` that lists descriptors. Its user holds it locked (flock): one that is not was left
+by a process that was killed. Made under the store's shared lock, looked at under the exclusive one.
 """
 
 from __future__ import annotations

@@ -538,7 +538,8 @@ def test_a_mount_keeps_its_image_in_the_store_and_no_other(
     done = home("rmi", "example.com/other:1").good()
     assert "Deleted: " in done.text
     assert "kept" not in done.err
-    assert "Deleted: " not in home("rmi", "example.com/kept:1").good().text
+    # Of its own image the list of platforms is not needed.
+    assert home("rmi", "example.com/kept:1").good().text.count("Deleted: ") == 1
     assert (home.target / "usr/big").read_bytes() == BIG
     home("umount", home.target).good()
 
