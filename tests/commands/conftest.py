@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import Soci
-from tests.index.images import make_image
+from tests.support.commands import Soci
+from tests.support.images import make_image
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from soci_cli.commands.durations import ago, parse_duration
 from soci_cli.errors import UsageError
-from tests.commands.tools import Soci, process
-from tests.index.images import (
+from tests.support.commands import Soci, process
+from tests.support.images import (
     LayoutMaker,
     check_complete,
     gz,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import Soci
-from tests.index.images import (
+from tests.support.commands import Soci
+from tests.support.images import (
     GOLDEN,
     REFERENCE_TOOL,
     LayoutMaker,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from soci_cli.commands.docker_plugin import run_plugin
-from tests.commands.tools import PROJECT, environment
-from tests.support.machine import need
+from tests.support.commands import environment
+from tests.support.machine import PROJECT, need
 
 
 def test_metadata(capsys: pytest.CaptureFixture[str]) -> None:

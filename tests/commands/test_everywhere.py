@@ -11,8 +11,9 @@ import pytest
 
 from soci_cli import __version__
 from tests.commands.test_convert import CONVERT, span_sizes
-from tests.commands.tools import PROJECT, SOCI, Soci, environment, on_terminal, process
-from tests.index.images import make_image, make_zstd_image
+from tests.support.commands import SOCI, Soci, environment, on_terminal, process
+from tests.support.images import make_image, make_zstd_image
+from tests.support.machine import PROJECT
 
 COMMANDS = [
     [],

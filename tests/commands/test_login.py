@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from soci_cli.commands.registry_flags import RegistryFlags, registry_flags, transfer_flags
 from soci_cli.errors import SociError, UsageError
 from soci_cli.targets.registry.options import Credentials, RegistryOptions
-from tests.commands.tools import SOCI, Done, Soci, environment, process
+from tests.support.commands import SOCI, Done, Soci, environment, process
 from tests.support.machine import need
 from tests.support.servers.ca import Ca, make_ca
 from tests.support.servers.docker_registry import DockerRegistry

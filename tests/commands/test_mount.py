@@ -22,9 +22,9 @@ from soci_cli import inspect, open_source, parse_place
 from soci_cli.kernel.points import mount_at
 from soci_cli.trial_registry import RegistryServer
 from tests.commands.test_reading import BIG, indexed_layout
-from tests.commands.tools import PROJECT, SOCI, Done, environment, process
-from tests.index.images import make_image, noise, run_convert
-from tests.support.machine import need
+from tests.support.commands import SOCI, Done, environment, process
+from tests.support.images import make_image, noise, run_convert
+from tests.support.machine import PROJECT, need
 from tests.support.servers.actions import Hang, Reply
 from tests.support.servers.fault_proxy import Fault, FaultProxy
 

@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from soci_cli.trial_registry import RegistryServer
-from tests.commands.tools import PROJECT, SOCI, Soci, environment, on_terminal, process
-from tests.index.images import LayoutMaker, gz, noise, run_convert, sha256, tar_of
+from tests.support.commands import SOCI, Soci, environment, on_terminal, process
+from tests.support.images import LayoutMaker, gz, noise, run_convert, sha256, tar_of
+from tests.support.layers import mixed_data
+from tests.support.machine import PROJECT
 from tests.support.servers.actions import Hang
 from tests.support.servers.fault_proxy import Fault, FaultProxy
-from tests.ztoc.tools import mixed_data
 
 BIG = mixed_data(3_000_000)
 

@@ -15,8 +15,8 @@ import requests
 
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.places import connect
-from tests.commands.tools import SOCI, Done, Soci, environment, process
-from tests.index.images import Json, LayoutMaker, gz, layer_tar, noise, sha256, tar_of
+from tests.support.commands import SOCI, Done, Soci, environment, process
+from tests.support.images import Json, LayoutMaker, gz, layer_tar, noise, sha256, tar_of
 from tests.support.servers.containerd import ContainerdServer
 from tests.support.servers.docker_registry import DockerRegistry
 

@@ -14,8 +14,8 @@ import requests
 
 from soci_cli.targets import Layout
 from soci_cli.trial_registry import RegistryServer
-from tests.commands.tools import Soci, on_terminal, process
-from tests.index.images import (
+from tests.support.commands import Soci, on_terminal, process
+from tests.support.images import (
     Json,
     LayoutMaker,
     check_complete,

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 from tests.commands.test_convert import CONVERT
-from tests.commands.tools import Soci, process
-from tests.index.images import (
+from tests.support.commands import Soci, process
+from tests.support.images import (
     GOLDEN,
     LayoutMaker,
     check_complete,

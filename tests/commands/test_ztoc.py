@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import PROJECT, SOCI, Soci, environment, process
-from tests.index.images import GOLDEN, REFERENCE_TOOL, gz, noise, sha256, tar_of
+from tests.support.commands import SOCI, Soci, environment, process
+from tests.support.images import GOLDEN, REFERENCE_TOOL, gz, noise, sha256, tar_of
+from tests.support.machine import PROJECT
 
 ROWS = json.loads((GOLDEN / "ztocs.json").read_text())
 LAYER = GOLDEN / "layers" / "gnu-big-l6.tar.gz"

@@ -13,9 +13,9 @@ import pytest
 from soci_cli import inspect, open_source, parse_place
 from soci_cli.targets.registry import Credentials, RegistryOptions
 from soci_cli.targets.registry.place import Registries
-from tests.commands.tools import PROJECT
 from tests.examples.images import EXAMPLES, push_layout
-from tests.index.images import make_image, sha256
+from tests.support.images import make_image, sha256
+from tests.support.machine import PROJECT
 from tests.support.servers import DockerRegistry
 from tests.support.servers.fixtures import PASSWORD, USER
 

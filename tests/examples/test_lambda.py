@@ -16,7 +16,7 @@ from soci_cli import NotFoundError, inspect, open_source, parse_place
 from soci_cli.index.model import INDEX_TYPE_V1
 from soci_cli.trial_registry import RegistryServer
 from tests.examples.images import EXAMPLES, push_layout
-from tests.index.images import LayoutMaker, gz, layer_tar, make_image, sha256
+from tests.support.images import LayoutMaker, gz, layer_tar, make_image, sha256
 from tests.support.servers import DockerRegistry
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from soci_cli.commands import run
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     check_complete,
     listing,

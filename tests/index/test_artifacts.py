@@ -28,7 +28,7 @@ from soci_cli.index.rebuild import rebuild
 from soci_cli.oci import parse_reference
 from soci_cli.targets import LOCAL_CONTENT, Layout, Store
 from soci_cli.targets.containerd.client import Containerd
-from tests.index.images import LINUX_AMD64, gz, layer_tar, make_image, run_convert
+from tests.support.images import LINUX_AMD64, gz, layer_tar, make_image, run_convert
 
 NAME = parse_reference("app")
 

@@ -12,7 +12,7 @@ import pytest
 
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, SociError
 from soci_cli.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     Json,
     LayoutMaker,

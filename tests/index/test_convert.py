@@ -12,7 +12,7 @@ import pytest
 from soci_cli.errors import NotFoundError
 from soci_cli.oci import platforms
 from soci_cli.ztoc import BuiltZtoc, build_ztoc
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     Json,
     LayoutMaker,

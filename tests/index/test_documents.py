@@ -17,7 +17,7 @@ from soci_cli.oci.media_types import (
     OCI_INDEX,
     OCI_MANIFEST,
 )
-from tests.index.images import (
+from tests.support.images import (
     Json,
     LayoutMaker,
     blob_json,

@@ -12,7 +12,7 @@ import pytest
 from soci_cli.errors import SociError
 from soci_cli.index import ConvertOptions
 from soci_cli.oci import platforms
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     LINUX_AMD64,
     REFERENCE_TOOL,

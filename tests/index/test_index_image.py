@@ -13,7 +13,7 @@ from soci_cli.index.inspect import ImageFacts, inspect, summarize
 from soci_cli.oci import Descriptor
 from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.targets import Layout, WritableLayout, open_source, parse_place
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     LINUX_AMD64,
     LayoutMaker,

@@ -21,7 +21,7 @@ from soci_cli.oci.media_types import (
     OCI_LAYER_ZSTD,
 )
 from soci_cli.ztoc import FileTree, LayerReader, decode_ztoc
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     LayoutMaker,
     Listener,

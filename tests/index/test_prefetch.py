@@ -10,7 +10,7 @@ import pytest
 from soci_cli.errors import UsageError
 from soci_cli.index.prefetch import merge_spans, read_prefetch_list
 from soci_cli.oci.media_types import OCI_LAYER
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     Json,
     LayoutMaker,

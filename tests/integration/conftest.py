@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.index.images import LayoutMaker, sha256
-from tests.integration.tools import skopeo
+from tests.support.images import LayoutMaker, sha256
+from tests.support.tools import skopeo
 
 
 def large_tar(path: Path, megabytes: int) -> None:

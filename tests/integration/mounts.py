@@ -27,8 +27,9 @@ from typing import Any
 import pytest
 
 from soci_cli.oci.media_types import OCI_LAYER, OCI_LAYER_ZSTD
-from tests.commands.tools import PROJECT, Done, environment
-from tests.index.images import LayoutMaker, gz, noise, sha256, tar_of, zst
+from tests.support.commands import Done, environment
+from tests.support.images import LayoutMaker, gz, noise, sha256, tar_of, zst
+from tests.support.machine import PROJECT
 
 NOBODY = 65534
 PATIENCE = 60.0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import SOCI, environment, process
-from tests.index.images import make_image, run_convert
-from tests.integration.tools import CONVERT
+from tests.support.commands import SOCI, environment, process
+from tests.support.images import make_image, run_convert
 from tests.support.servers.containerd import ContainerdServer, Programs
+from tests.support.tools import CONVERT
 
 
 def start(server: ContainerdServer, *arguments: str, home: Path) -> subprocess.Popen[str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.tools import SOCI, environment
-from tests.index.images import (
+from tests.support.commands import SOCI, environment
+from tests.support.images import (
     check_complete,
     gz,
     layer_tar,
@@ -24,7 +24,7 @@ from tests.index.images import (
     run_convert,
     temporary,
 )
-from tests.integration.tools import CONVERT, soci, start
+from tests.support.tools import CONVERT, soci, start
 
 PLACES = {"layout": "oci:d:v1", "archive": "oci-archive:a.tar:v1", "store": "app:v1"}
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}

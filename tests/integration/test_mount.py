@@ -29,21 +29,6 @@ from hypothesis import strategies as st
 from soci_cli.lazy.mounts.control import ask
 from soci_cli.trial_registry import RegistryServer
 from soci_cli.ztoc import Ztoc, decode_ztoc
-from tests.index.images import (
-    GOLDEN,
-    REFERENCE_TOOL,
-    Json,
-    LayoutMaker,
-    blob_json,
-    gz,
-    noise,
-    options,
-    read_index,
-    run_convert,
-    sha256,
-    soci_entries,
-    tar_of,
-)
 from tests.integration.mounts import (
     NOBODY,
     PATIENCE,
@@ -58,7 +43,21 @@ from tests.integration.mounts import (
     python_for,
     wait_for,
 )
-from tests.integration.tools import run
+from tests.support.images import (
+    GOLDEN,
+    REFERENCE_TOOL,
+    Json,
+    LayoutMaker,
+    blob_json,
+    gz,
+    noise,
+    options,
+    read_index,
+    run_convert,
+    sha256,
+    soci_entries,
+    tar_of,
+)
 from tests.support.scale import examples
 from tests.support.servers import DockerRegistry, Fault, FaultProxy, TokenServer
 from tests.support.servers.actions import (
@@ -74,6 +73,7 @@ from tests.support.servers.actions import (
     pass_on,
 )
 from tests.support.servers.exchange import Body, Exchange
+from tests.support.tools import run
 
 SPAN = 1 << 16
 CONVERT = ("image", "convert", "-q", "--soci", "--platform", "linux/amd64", "--force")

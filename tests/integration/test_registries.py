@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from soci_cli.trial_registry import RegistryServer
-from tests.commands.tools import SOCI, Done, environment, process
-from tests.index.images import blob_json, check_complete, make_image, read_index
-from tests.integration.tools import CONVERT, run
+from tests.support.commands import SOCI, Done, environment, process
+from tests.support.images import blob_json, check_complete, make_image, read_index
 from tests.support.servers.actions import Pause
 from tests.support.servers.ca import Ca
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.support.servers.fixtures import PASSWORD, USER
 from tests.support.servers.token_server import TokenServer
+from tests.support.tools import CONVERT, run
 
 SKOPEO = ("skopeo", "--insecure-policy", "copy", "--quiet", "--all")
 PUSH = ("push", "--soci-min-layer-size", "0")

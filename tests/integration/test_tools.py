@@ -13,7 +13,7 @@ import pytest
 
 from soci_cli.oci.media_types import OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from soci_cli.ztoc import FileTree, LayerReader, decode_ztoc
-from tests.index.images import (
+from tests.support.images import (
     GOLDEN,
     LayoutMaker,
     blob_json,
@@ -25,7 +25,7 @@ from tests.index.images import (
     sha256,
     soci_entries,
 )
-from tests.integration.tools import CONVERT, layers_of, only_image_manifest, run, skopeo, soci, tree
+from tests.support.tools import CONVERT, layers_of, only_image_manifest, run, skopeo, soci, tree
 
 IMAGES = GOLDEN / "images"
 

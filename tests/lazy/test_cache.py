@@ -22,7 +22,7 @@ from soci_cli.lazy.cache import (
     default_limit,
     span_key,
 )
-from tests.commands.tools import PROJECT
+from tests.support.machine import PROJECT
 
 
 def script(text: str, *arguments: str | Path) -> subprocess.Popen[str]:

@@ -24,7 +24,6 @@ from soci_cli.lazy import Archive, Cache, Fetching, LayerSpans
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.cache import OpenEntries
 from soci_cli.lazy.fetching import Priority
-from tests.commands.tools import PROJECT
 from tests.lazy.tools import (
     NoArchive,
     Place,
@@ -34,6 +33,7 @@ from tests.lazy.tools import (
     ready,
     spans_of,
 )
+from tests.support.machine import PROJECT
 
 SPAN = 1 << 20
 COUNT = 16

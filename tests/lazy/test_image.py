@@ -33,7 +33,8 @@ from soci_cli.targets.registry.options import RegistryOptions
 from soci_cli.targets.registry.place import Registries
 from soci_cli.targets.registry.retry import RetryPolicy
 from soci_cli.trial_registry import RegistryServer
-from tests.index.images import (
+from tests.lazy.tools import opened
+from tests.support.images import (
     LayoutMaker,
     gz,
     noise,
@@ -43,9 +44,7 @@ from tests.index.images import (
     tar_of,
     zst,
 )
-from tests.integration.tools import CONVERT
-from tests.integration.tools import run as tool
-from tests.lazy.tools import opened
+from tests.support.layers import mixed_data, pax
 from tests.support.machine import need
 from tests.support.servers.actions import (
     CutAnswer,
@@ -56,7 +55,8 @@ from tests.support.servers.actions import (
     error_reply,
 )
 from tests.support.servers.fault_proxy import Fault, FaultProxy
-from tests.ztoc.tools import mixed_data, pax
+from tests.support.tools import CONVERT
+from tests.support.tools import run as tool
 
 BIG = mixed_data(400_000)
 

@@ -19,8 +19,8 @@ from soci_cli.lazy import File, LayerFiles, LazyImage, Node
 from soci_cli.lazy.layer import IMPLIED
 from soci_cli.ztoc import FileMetadata, decode_ztoc
 from tests.lazy.tools import NoArchive, entry, files_of, image_of, opened_layer
+from tests.support.layers import tar_ztoc
 from tests.support.scale import examples
-from tests.ztoc.tools import tar_ztoc
 
 
 def listing(image: LazyImage) -> list[str]:

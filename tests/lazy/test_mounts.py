@@ -31,7 +31,7 @@ from soci_cli.lazy.mounts.state import (
     state_root,
 )
 from soci_cli.processes.identity import this_process
-from tests.commands.tools import PROJECT
+from tests.support.machine import PROJECT
 
 
 def record_of(target: str = "/mnt/app", **more: object) -> MountRecord:

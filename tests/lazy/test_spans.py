@@ -19,10 +19,9 @@ from soci_cli.errors import IntegrityError, InvalidDataError
 from soci_cli.lazy import Cache, Fetching, LayerSpans
 from soci_cli.oci import Descriptor
 from soci_cli.ztoc import FileMetadata, decode_ztoc
-from tests.index.images import sha256
 from tests.lazy.tools import LAYER, Place, fetching_at, spans_of
-from tests.support.scale import examples
-from tests.ztoc.tools import (
+from tests.support.images import sha256
+from tests.support.layers import (
     golden_layer,
     golden_ztoc,
     gz,
@@ -32,6 +31,7 @@ from tests.ztoc.tools import (
     scan,
     uncompressed,
 )
+from tests.support.scale import examples
 
 WHOLE = make_tar([("a", mixed_data(700_000)), ("b", b"x" * 90_000), ("c", mixed_data(400_000, 2))])
 PLAIN = WHOLE[: scan(WHOLE)[1]]

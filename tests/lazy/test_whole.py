@@ -16,9 +16,9 @@ from soci_cli.lazy.whole import WholeLayer
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.progress import SilentObserver
-from tests.index.images import sha256
 from tests.lazy.tools import LAYER, Place, ready
-from tests.ztoc.tools import gz, make_tar, mixed_data
+from tests.support.images import sha256
+from tests.support.layers import gz, make_tar, mixed_data
 
 PLAIN = make_tar([("a", mixed_data(5_000_000)), ("b", b"x" * 90_000)])
 PACKED = gz(PLAIN)

@@ -27,8 +27,8 @@ from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.targets import BlobReader, Source, open_source, parse_place
 from soci_cli.ztoc import Compression, FileMetadata, build_ztoc, decode_ztoc
-from tests.index.images import sha256
-from tests.ztoc.tools import tar_ztoc
+from tests.support.images import sha256
+from tests.support.layers import tar_ztoc
 
 LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "1" * 64, 1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from soci_cli.processes.identity import is_dying, this_process
-from tests.commands.tools import PROJECT
+from tests.support.machine import PROJECT
 
 
 def test_signals_reach_only_the_process_that_is_meant() -> None:

@@ -15,7 +15,8 @@ import pytest
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, StorageError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.targets import Archive, ArchiveTarget, Layout, copy_graph, read_blob
-from tests.targets.images import GOLDEN, describe, noise, push_image, temporary_files
+from tests.support.images import noise
+from tests.support.places import GOLDEN, describe, push_image, temporary_files
 
 
 def make(path: Path, tag: str | None, seed: int = 0) -> Descriptor:

@@ -25,14 +25,8 @@ from soci_cli.targets import (
     parse_place,
     read_blob,
 )
-from tests.targets.images import (
-    describe,
-    noise,
-    push_image,
-    push_index,
-    push_json,
-    temporary_files,
-)
+from tests.support.images import noise
+from tests.support.places import describe, push_image, push_index, push_json, temporary_files
 
 
 class Recorder:

@@ -22,11 +22,11 @@ from soci_cli.errors import (
 from soci_cli.oci.descriptor import Descriptor, Platform
 from soci_cli.oci.media_types import OCI_INDEX
 from soci_cli.targets import Layout, WritableLayout, copy_graph, read_blob
-from tests.targets.images import (
+from tests.support.images import noise
+from tests.support.places import (
     GOLDEN,
     describe,
     index_json,
-    noise,
     push_image,
     push_index,
     ref_names,

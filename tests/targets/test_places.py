@@ -17,7 +17,7 @@ from soci_cli.targets import (
     open_target,
     parse_place,
 )
-from tests.targets.images import push_image
+from tests.support.places import push_image
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 

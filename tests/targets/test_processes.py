@@ -23,7 +23,7 @@ from soci_cli.targets import (
     parse_place,
     read_blob,
 )
-from tests.targets.images import push_image, ref_names, temporary_files
+from tests.support.places import push_image, ref_names, temporary_files
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -32,7 +32,7 @@ import sys, time
 from pathlib import Path
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.targets import open_target, parse_place
-from tests.targets.images import push_image
+from tests.support.places import push_image
 
 with open_target(parse_place(sys.argv[1]), Path(sys.argv[2])) as target:
     push_image(target, 5)
@@ -46,7 +46,7 @@ TAG_MANY = """
 import sys
 from pathlib import Path
 from soci_cli.targets import open_target, parse_place
-from tests.targets.images import push_image
+from tests.support.places import push_image
 
 for number in range(20):
     place = parse_place(sys.argv[1].replace("NUMBER", sys.argv[3] + str(number)))

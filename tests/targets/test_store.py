@@ -16,7 +16,8 @@ from soci_cli.errors import InvalidDataError, NotFoundError, StorageError, Usage
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.references import parse_reference
 from soci_cli.targets import BlobReader, Layout, Store, read_blob
-from tests.targets.images import describe, index_json, noise, push_image, push_index
+from tests.support.images import noise
+from tests.support.places import describe, index_json, push_image, push_index
 
 A = parse_reference("alpine:3")
 B = parse_reference("ghcr.io/x/b:1")

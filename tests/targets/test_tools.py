@@ -18,7 +18,7 @@ from soci_cli.targets import (
     WritableLayout,
     copy_graph,
 )
-from tests.targets.images import GOLDEN, ref_names
+from tests.support.places import GOLDEN, ref_names
 
 IMAGE = GOLDEN / "single-gzip"
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")

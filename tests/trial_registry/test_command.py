@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.commands.tools import SOCI, environment, process
+from tests.support.commands import SOCI, environment, process
 from tests.trial_registry.client import Client
 
 READY = re.compile(r"serving (.+) at http://(\S+)\n")

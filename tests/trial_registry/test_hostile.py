@@ -16,7 +16,7 @@ from soci_cli.oci.digest import parse_digest
 from soci_cli.trial_registry import RegistryServer
 from soci_cli.trial_registry._http import Refused, parse_content_range, parse_range, split_target
 from soci_cli.trial_registry._names import entry_annotations, is_repository, is_tag, place_of_entry
-from tests.index.images import sha256
+from tests.support.images import sha256
 from tests.support.scale import examples
 from tests.trial_registry.client import Client, digest_of, index_of
 

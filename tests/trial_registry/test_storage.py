@@ -12,9 +12,9 @@ import pytest
 from soci_cli.errors import SociError, StorageError, UsageError
 from soci_cli.targets import Layout, WritableLayout, children_of, read_blob
 from soci_cli.trial_registry import RegistryServer
-from tests.index.images import LayoutMaker, sha256
-from tests.integration.tools import skopeo
-from tests.targets.images import index_json, push_image
+from tests.support.images import LayoutMaker, sha256
+from tests.support.places import index_json, push_image
+from tests.support.tools import skopeo
 from tests.trial_registry.client import Client, described, digest_of, encode, index_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "images"

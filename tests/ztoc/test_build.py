@@ -25,8 +25,7 @@ from hypothesis import given
 from soci_cli.errors import IntegrityError, InvalidDataError, SociError, UsageError
 from soci_cli.ztoc import Compression, LayerReader, Ztoc, build_ztoc, builder, decode_ztoc
 from soci_cli.ztoc.inflate import backend
-from tests.support.scale import examples
-from tests.ztoc.tools import (
+from tests.support.layers import (
     END,
     Pieces,
     build,
@@ -42,6 +41,7 @@ from tests.ztoc.tools import (
     pax,
     reader_of,
 )
+from tests.support.scale import examples
 
 NAMES = [
     (f"folder/file-{i}", mixed_data(size, i)) for i, size in enumerate((0, 10, 70_000, 200_000, 5))
@@ -226,7 +226,7 @@ def test_a_checkpoint_bomb_is_refused_early() -> None:
         import io, sys
         from soci_cli.errors import InvalidDataError
         from soci_cli.ztoc import build_ztoc
-        from tests.ztoc.tools import peak_memory
+        from tests.support.layers import peak_memory
         head = bytes.fromhex("1f8b08000000000000ff")
         try:
             build_ztoc(io.BytesIO(head + bytes.fromhex("000000ffff") * 1_000_000))
@@ -651,7 +651,7 @@ def test_memory_does_not_grow_with_the_layer() -> None:
     script = """
         import io, zlib
         from soci_cli.ztoc import build_ztoc
-        from tests.ztoc.tools import END, header, peak_memory
+        from tests.support.layers import END, header, peak_memory
 
         SIZE = 300 << 20
 
@@ -683,7 +683,7 @@ def test_memory_does_not_grow_with_the_layer() -> None:
 def test_memory_of_a_plain_layer() -> None:
     script = """
         from soci_cli.ztoc import Compression, build_ztoc
-        from tests.ztoc.tools import END, header, peak_memory
+        from tests.support.layers import END, header, peak_memory
 
         SIZE = 300 << 20
 
@@ -715,7 +715,7 @@ def test_memory_of_many_files() -> None:
     script = """
         import io, zlib
         from soci_cli.ztoc import build_ztoc
-        from tests.ztoc.tools import END, header, peak_memory
+        from tests.support.layers import END, header, peak_memory
 
         deflater = zlib.compressobj(1, zlib.DEFLATED, 31)
         layer = bytearray()

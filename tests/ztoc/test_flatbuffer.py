@@ -17,8 +17,7 @@ from soci_cli.ztoc import Compression, FileMetadata, FileTree, LayerReader, deco
 from soci_cli.ztoc.codec import encode_ztoc
 from soci_cli.ztoc.model import WINDOW_SIZE
 from soci_cli.ztoc.zinfo import encode_gzip, encode_tar
-from tests.support.scale import examples
-from tests.ztoc.tools import (
+from tests.support.layers import (
     DIGEST,
     GOLDEN,
     build,
@@ -31,6 +30,7 @@ from tests.ztoc.tools import (
     toc_of,
     uncompressed,
 )
+from tests.support.scale import examples
 
 # The oracle: the same calls, in the same order, to the FlatBuffers package.
 

@@ -9,7 +9,7 @@ import pytest
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc import BuiltZtoc, Compression, build_ztoc, builder, decode_ztoc
-from tests.ztoc.tools import (
+from tests.support.layers import (
     BUILD_TOOL,
     GOLDEN,
     Pieces,

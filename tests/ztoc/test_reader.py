@@ -27,8 +27,7 @@ from soci_cli.ztoc.codec import encode_ztoc
 from soci_cli.ztoc.model import WINDOW_SIZE
 from soci_cli.ztoc.reader import clean_path
 from soci_cli.ztoc.zinfo import encode_tar
-from tests.support.scale import examples
-from tests.ztoc.tools import (
+from tests.support.layers import (
     DIGEST,
     build,
     entries_of,
@@ -45,6 +44,7 @@ from tests.ztoc.tools import (
     toc_of,
     uncompressed,
 )
+from tests.support.scale import examples
 
 LAYERS = [
     "gnu-big-l6.tar.gz",

@@ -17,8 +17,7 @@ from hypothesis import given
 
 from soci_cli.errors import InvalidDataError, UnsupportedLayerError
 from soci_cli.ztoc import FileMetadata
-from tests.support.scale import examples
-from tests.ztoc.tools import (
+from tests.support.layers import (
     END,
     GNU,
     V7,
@@ -32,6 +31,7 @@ from tests.ztoc.tools import (
     scan,
     scan_one,
 )
+from tests.support.scale import examples
 
 STAR_TRAILER = b"tar\0"
 

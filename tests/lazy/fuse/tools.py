@@ -21,7 +21,7 @@ from soci_cli.lazy.fuse.session import Session
 from soci_cli.lazy.spans import Name, no_name
 from soci_cli.ztoc import FileMetadata, decode_ztoc
 from tests.lazy.tools import NoArchive, opened_layer
-from tests.ztoc.tools import tar_ztoc
+from tests.support.layers import tar_ztoc
 
 PATIENCE = 30.0
 

@@ -15,7 +15,16 @@ from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import ContainerdSource
 from soci_cli.targets.registry import RegistryOptions
 from soci_cli.targets.registry.place import Registries
-from tests.index.images import check_complete, gz, layer_tar, make_image, make_zstd_image, options
+from tests.support.images import (
+    check_complete,
+    gz,
+    layer_tar,
+    make_image,
+    make_zstd_image,
+    noise,
+    options,
+)
+from tests.support.places import GOLDEN, describe
 from tests.support.servers.containerd import DEBIAN, ContainerdServer
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.targets.containerd.tools import (
@@ -27,7 +36,6 @@ from tests.targets.containerd.tools import (
     source_at,
     target_at,
 )
-from tests.targets.images import GOLDEN, describe, noise
 
 IMAGES = sorted(path.name for path in GOLDEN.iterdir())
 

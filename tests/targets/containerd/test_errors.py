@@ -31,9 +31,9 @@ from soci_cli.targets.containerd.api import (
 )
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.places import connect
+from tests.support.places import describe
 from tests.support.servers.containerd import ContainerdServer
 from tests.targets.containerd.tools import fails, finish, push, read, source_at, start, write
-from tests.targets.images import describe
 
 NOBODY = """
 import os, sys

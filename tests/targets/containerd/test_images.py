@@ -12,9 +12,10 @@ from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.targets import copy_graph
 from soci_cli.targets.containerd.client import Containerd, Lease
 from soci_cli.targets.containerd.place import gc_labels
+from tests.support.images import noise
+from tests.support.places import describe, push_image, push_index
 from tests.support.servers.containerd import ContainerdServer
 from tests.targets.containerd.tools import FULL, fails, push, read, source_at, target_at, write
-from tests.targets.images import describe, noise, push_image, push_index
 
 
 def test_create_and_update(client: Containerd, containerd: ContainerdServer) -> None:

@@ -27,8 +27,8 @@ from soci_cli.targets.containerd.api import (
     version_pb2_grpc,
 )
 from soci_cli.targets.containerd.client import Containerd
+from tests.support.places import describe, push_image
 from tests.targets.containerd.tools import FULL, source_at, target_at
-from tests.targets.images import describe, push_image
 
 FIRST = Descriptor("application/vnd.oci.image.index.v1+json", f"sha256:{'1' * 64}", 11)
 SECOND = Descriptor(

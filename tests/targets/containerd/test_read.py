@@ -16,10 +16,11 @@ from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.targets import read_blob
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import GC_REF, SOCI_INDEX_LABEL
+from tests.support.images import noise
+from tests.support.places import describe, push_index, push_json
 from tests.support.scale import examples
 from tests.support.servers.containerd import ContainerdServer, Programs
 from tests.targets.containerd.tools import FULL, fails, push, read, source_at, target_at, write
-from tests.targets.images import describe, noise, push_index, push_json
 
 LARGE = noise(1, 5_500_000)
 

@@ -19,6 +19,8 @@ from soci_cli.targets import WritableLayout, copy_blob
 from soci_cli.targets.containerd import streams
 from soci_cli.targets.containerd.api import content_pb2
 from soci_cli.targets.containerd.client import Containerd, Lease
+from tests.support.images import noise
+from tests.support.places import describe
 from tests.support.servers.containerd import DEBIAN, ContainerdServer, Programs
 from tests.targets.containerd.tools import (
     Sent,
@@ -31,13 +33,13 @@ from tests.targets.containerd.tools import (
     wait_until_it_answers,
     write,
 )
-from tests.targets.images import describe, noise
 
 WRITE = """
 import sys, time
 from soci_cli.targets.containerd.client import Containerd
 from tests.targets.containerd.tools import target_at
-from tests.targets.images import describe, noise
+from tests.support.images import noise
+from tests.support.places import describe
 
 address, namespace, seed, size, upto = sys.argv[1:]
 data = noise(int(seed), int(size))
@@ -56,7 +58,8 @@ import json, resource, sys
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.targets.containerd.client import Containerd
 from tests.targets.containerd.tools import target_at
-from tests.targets.images import describe, noise
+from tests.support.images import noise
+from tests.support.places import describe
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

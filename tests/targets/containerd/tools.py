@@ -19,8 +19,8 @@ from soci_cli.targets.containerd.api import content_pb2
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import ContainerdSource, ContainerdTarget
 from soci_cli.targets.containerd.streams import _Writing
+from tests.support.places import push_image
 from tests.support.servers.containerd import ContainerdServer
-from tests.targets.images import push_image
 
 PROJECT = Path(__file__).parent.parent.parent.parent
 FULL = "docker.io/library/app:1"

@@ -11,6 +11,8 @@ from soci_cli.errors import LostUploadError, RegistryError, UnreachableError
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.retry import Attempts
+from tests.support.images import noise
+from tests.support.places import describe
 from tests.support.servers.actions import (
     Action,
     CutAnswer,
@@ -22,7 +24,6 @@ from tests.support.servers.actions import (
 )
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.fault_proxy import Fault, FaultProxy
-from tests.targets.images import describe, noise
 from tests.targets.registry.tools import LOGIN, fails, push, source_at, target_at
 
 SIX = RetryPolicy(first=0.001, longest=0.002)

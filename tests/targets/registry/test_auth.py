@@ -24,13 +24,14 @@ from soci_cli.targets.registry.auth import Challenge, RegistryAuth, parse_challe
 from soci_cli.targets.registry.client import Client, check_login
 from soci_cli.targets.registry.options import Credentials
 from soci_cli.targets.registry.request import Request
+from tests.support.images import noise
+from tests.support.places import describe, push_image
 from tests.support.servers.actions import Reply, error_reply, html_reply
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.exchange import Exchange
 from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.support.servers.fixtures import PASSWORD, USER
 from tests.support.servers.token_server import TokenServer
-from tests.targets.images import describe, noise, push_image
 from tests.targets.registry.tools import (
     LOGIN,
     copy,

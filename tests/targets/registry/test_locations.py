@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from soci_cli.errors import RegistryError
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry.locations import Guard, kind_of_address, led_to
+from tests.support.places import describe
 from tests.support.servers import ForwardProxy
 from tests.support.servers.actions import Redirect, Reply
 from tests.support.servers.fault_proxy import Fault, FaultProxy
-from tests.targets.images import describe
 from tests.targets.registry.tools import LOGIN, fails, source_at, target_at
 
 METADATA = "169.254.169.254"

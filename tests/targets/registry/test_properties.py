@@ -23,7 +23,7 @@ from soci_cli.targets.registry.messages import reason_of, redacted
 from soci_cli.targets.registry.retry import retry_after
 from soci_cli.targets.registry.upload import _RANGE
 from soci_cli.trial_registry import RegistryServer
-from tests.commands.tools import Soci
+from tests.support.commands import Soci
 from tests.support.scale import examples
 from tests.support.servers.actions import (
     Action,

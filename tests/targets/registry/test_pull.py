@@ -18,6 +18,8 @@ from soci_cli.targets.copy import read_blob
 from soci_cli.targets.layout import Layout
 from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.place import RegistrySource
+from tests.support.images import noise
+from tests.support.places import describe, index_json
 from tests.support.servers.actions import (
     Action,
     CutAnswer,
@@ -39,7 +41,6 @@ from tests.support.servers.actions import (
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.exchange import Exchange
 from tests.support.servers.fault_proxy import Fault, FaultProxy
-from tests.targets.images import describe, index_json, noise
 from tests.targets.registry.tools import (
     QUICK,
     fails,

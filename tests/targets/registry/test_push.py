@@ -29,6 +29,8 @@ from soci_cli.targets.registry.place import RegistryTarget
 from soci_cli.targets.registry.repository import Repository
 from soci_cli.targets.registry.upload import BlobUpload
 from soci_cli.trial_registry import RegistryServer
+from tests.support.images import noise
+from tests.support.places import describe, push_image
 from tests.support.servers.actions import (
     Action,
     ForgetUpload,
@@ -45,7 +47,6 @@ from tests.support.servers.actions import (
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.exchange import Exchange
 from tests.support.servers.fault_proxy import Fault, FaultProxy
-from tests.targets.images import describe, noise, push_image
 from tests.targets.registry.tools import (
     copy,
     fails,

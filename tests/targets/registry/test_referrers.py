@@ -19,11 +19,11 @@ from soci_cli.targets.registry import referrers
 from soci_cli.targets.registry.place import RegistryTarget
 from soci_cli.targets.registry.referrers import fallback_tag
 from soci_cli.trial_registry import RegistryServer
+from tests.support.places import describe, push_json
 from tests.support.servers.actions import DropHeaders, Reply, error_reply, html_reply
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.exchange import Exchange
 from tests.support.servers.fault_proxy import Fault, FaultProxy
-from tests.targets.images import describe, push_json
 from tests.targets.registry.tools import fails, push, source_at, target_at
 
 KIND = "application/vnd.example.index"

@@ -13,6 +13,8 @@ from soci_cli.errors import ConfigError, IntegrityError, NotFoundError, Registry
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry import RegistryOptions
+from tests.support.images import noise
+from tests.support.places import describe, push_image
 from tests.support.servers import ForwardProxy
 from tests.support.servers.actions import (
     CutAnswer,
@@ -34,7 +36,6 @@ from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.support.servers.fixtures import USERS
 from tests.support.servers.token_server import TokenServer
-from tests.targets.images import describe, noise, push_image
 from tests.targets.registry.tools import (
     LOGIN,
     copy,

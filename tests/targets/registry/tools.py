@@ -18,9 +18,9 @@ from soci_cli.targets.protocol import Source, Target
 from soci_cli.targets.registry import Credentials, RegistryOptions, RetryPolicy
 from soci_cli.targets.registry.place import Registries, RegistrySource, RegistryTarget
 from soci_cli.targets.registry.upload import BlobUpload
+from tests.support.places import push_image
 from tests.support.servers.exchange import Exchange
 from tests.support.servers.fixtures import PASSWORD, USER
-from tests.targets.images import push_image
 
 QUICK = RetryPolicy(attempts=4, first=0.01, longest=0.02, patience=1.5)
 LOGIN = Credentials(USER, PASSWORD)

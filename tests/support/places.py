@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,13 @@ from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import digest_of
 from soci_cli.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from soci_cli.targets import Target
+from tests.support.images import noise
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "images"
 
 
 def describe(data: bytes, media_type: str = OCI_LAYER) -> Descriptor:
     return Descriptor(media_type, digest_of(data), len(data))
-
-
-def noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 def push_json(target: Target, value: object, media_type: str) -> Descriptor:

@@ -8,8 +8,8 @@ import stat
 import subprocess
 from pathlib import Path
 
-from tests.commands.tools import SOCI, environment
-from tests.index.images import Json, blob_json, read_index
+from tests.support.commands import SOCI, environment
+from tests.support.images import Json, blob_json, read_index
 
 CONVERT = ("image", "convert", "--soci", "--soci-min-layer-size", "0")
 

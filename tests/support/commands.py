@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from soci_cli.commands import run
+from tests.support.machine import PROJECT
 
 SOCI = [sys.executable, "-m", "soci_cli"]
-PROJECT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True)
