@@ -23,7 +23,7 @@ class Lines:
     def start(self, name: str, total: int | None) -> Line:
         return Line(name)
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, kind: str = "") -> None:
         print(f"note: {message}")
 
 

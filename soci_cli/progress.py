@@ -25,8 +25,11 @@ class Observer(Protocol):
     def start(self, name: str, total: int | None) -> Task:
         """A piece of work begins: its short name and its size in bytes, if that is known."""
 
-    def note(self, message: str) -> None:
-        """One line that the user should see, such as a layer that was skipped and why."""
+    def note(self, message: str, kind: str = "") -> None:
+        """One line that the user should see, such as a layer that was skipped and why.
+
+        There may be as many as an image has parts. `kind` is what those say that may be summed up.
+        """
 
 
 class _SilentTask:
@@ -43,5 +46,5 @@ class SilentObserver:
     def start(self, name: str, total: int | None) -> Task:
         return _SilentTask()
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, kind: str = "") -> None:
         pass

@@ -47,8 +47,6 @@ def command(app: App, index: IndexFlags, ref: str, registry: RegistryFlags) -> N
         )
     options = index.options(app, registry)
     reports = _create(app, place, options, registry, in_containerd=content_store != LOCAL_CONTENT)
-    # nerdctl reads stdout to its end before it reads stderr: more than 64 KiB here, which a pipe holds,
-    # would make both wait for ever. So there is one line a platform.
     for report in reports:
         app.output.note(_line(report))
         if app.quiet and report.index:

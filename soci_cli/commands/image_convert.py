@@ -94,8 +94,6 @@ def run_conversion(
             except StorageError as error:
                 # The image itself is complete.
                 app.output.warn(f"its SOCI indexes could not be listed: {error}")
-    # nerdctl reads stdout to its end before it reads stderr: more than 64 KiB there, which a pipe holds,
-    # would make both wait for ever. So little is said where stderr is no terminal.
     if result.changed:
         _summarize(app, result)
     else:

@@ -136,10 +136,9 @@ class _Progress(Closing):
             self._running += 1
             return _Task(self, self._drawn.start(name, total))
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, kind: str = "") -> None:
         """See `Observer.note`."""
-        with self._mutex:
-            (self._drawn or self._output).note(message)
+        self._output.note(message, kind)
 
     def ended(self) -> None:
         """A task has ended."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from soci_cli.commands.remarks import Remarks
 from soci_cli.progress import Observer, SilentObserver, Task
 from soci_cli.text import printable
 
@@ -24,6 +25,7 @@ class Output:
     def __init__(self) -> None:
         self.quiet = False
         self.debug = False
+        self._remarks = Remarks(_to_stderr, lambda: not (self.debug or sys.stderr.isatty()))
 
     def result(self, text: str) -> None:
         """One line of the result, to stdout."""
@@ -33,10 +35,10 @@ class Output:
         """A result for scripts, to stdout."""
         print(json.dumps(value, indent=indent, ensure_ascii=False))
 
-    def note(self, text: str) -> None:
-        """A remark that the user should see."""
+    def note(self, text: str, kind: str = "") -> None:
+        """A remark that the user should see; `kind` as for `Observer.note`."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr)
+            self._remarks.add(printable(text), "" if self.debug else printable(kind))
 
     def detail(self, text: str) -> None:
         """A remark for somebody who sits at a terminal."""
@@ -45,7 +47,15 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Something looks wrong but does not stop the command."""
-        print(f"soci: warning: {printable(text)}", file=sys.stderr)
+        self._remarks.add(f"soci: warning: {printable(text)}")
+
+    def error(self, text: str) -> None:
+        """What went wrong."""
+        self._remarks.error(f"soci: {printable(text)}")
+
+    def close(self) -> None:
+        """The last of the remarks."""
+        self._remarks.close()
 
     @contextmanager
     def progress(self) -> Iterator[Observer]:
@@ -54,9 +64,19 @@ class Output:
             yield SilentObserver()
         elif not sys.stderr.isatty():
             yield _Lines(self)
+            self._remarks.sum_up()
         else:
             with _bars() as progress:
-                yield _Bars(progress)
+                self._remarks.write = _Bars(self, progress).write
+                try:
+                    yield _Bars(self, progress)
+                    self._remarks.sum_up()
+                finally:
+                    self._remarks.write = _to_stderr
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 class _Lines(SilentObserver):
@@ -65,8 +85,8 @@ class _Lines(SilentObserver):
     def __init__(self, output: Output) -> None:
         self._output = output
 
-    def note(self, message: str) -> None:
-        self._output.note(message)
+    def note(self, message: str, kind: str = "") -> None:
+        self._output.note(message, kind)
 
 
 def _bars() -> Progress:
@@ -92,17 +112,17 @@ def _bars() -> Progress:
     )
 
 
-class _Bars:
-    def __init__(self, progress: Progress) -> None:
+class _Bars(_Lines):
+    def __init__(self, output: Output, progress: Progress) -> None:
+        super().__init__(output)
         self._progress = progress
 
     def start(self, name: str, total: int | None) -> Task:
         return _Bar(self._progress, self._progress.add_task(name, total=total, outcome=""))
 
-    def note(self, message: str) -> None:
-        self._progress.console.print(
-            printable(message), markup=False, highlight=False, soft_wrap=True
-        )
+    def write(self, line: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bar:

@@ -151,8 +151,6 @@ def _push_artifacts(app: App, name: str, options: PushOptions, registry: Registr
         app.output.progress() as observer,
     ):
         result = push_artifacts(artifacts, image, target, options, observer)
-    # nerdctl reads stdout to its end before it reads stderr: more than 64 KiB there, which a pipe holds,
-    # would make both wait for ever. So there are a few lines a platform.
     for one in result:
         platform = platforms.format_platform(one.platform)
         if one.has_v2:

@@ -12,7 +12,6 @@ import click
 
 from soci_cli.commands.app import App
 from soci_cli.errors import SociError
-from soci_cli.text import printable
 
 
 class ReaderIsGone(Exception):
@@ -25,7 +24,10 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
     0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 130 for Ctrl-C.
     """
     try:
-        status = command()
+        try:
+            status = command()
+        finally:
+            app.output.close()
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as exit_:
@@ -34,7 +36,7 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print("soci: interrupted", file=sys.stderr)
+        app.output.error("interrupted")
         return 130
     except (BrokenPipeError, ReaderIsGone):
         _drop_output()
@@ -64,4 +66,4 @@ def report(app: App, message: str) -> None:
     """Says on stderr what went wrong."""
     if app.debug:
         traceback.print_exc()
-    print(f"soci: {printable(message)}", file=sys.stderr)
+    app.output.error(message)

@@ -105,6 +105,8 @@ class IndexBuilder:
 
         `hint` is added to the remark on a zstd layer.
         """
+        if layer.digest in self.reports:
+            return None
         reason = skip_reason(layer, source, self._options.min_layer_size)
         if not reason:
             return lambda stop: self.index(layer, stop)
@@ -113,7 +115,7 @@ class IndexBuilder:
         if layer.size >= self._options.min_layer_size:
             if hint and compression_of(layer, source) == "zstd":
                 reason += hint
-            self._observer.note(f"layer {layer.digest} is not indexed: {reason}")
+            self._note(layer, reason)
         return None
 
     def index(self, layer: Descriptor, stop: Stop, indexer: LayerIndexer | None = None) -> None:
@@ -126,7 +128,7 @@ class IndexBuilder:
         finally:
             task.finish(outcome)
         if report.outcome == "skipped":
-            self._observer.note(f"layer {layer.digest} is not indexed: {report.reason}")
+            self._note(layer, report.reason)
         self.reports[layer.digest] = report
 
     def make(
@@ -152,7 +154,9 @@ class IndexBuilder:
         if self._options.prefetch_files:
             plan = plan_prefetch(self._options.prefetch_files, layers, read)
             for name in plan.missing:
-                self._observer.note(f"prefetch file {name} is in no indexed layer")
+                self._observer.note(
+                    f"prefetch file {name} is in no indexed layer", "a file is in no indexed layer"
+                )
             for descriptor, data in plan.artifacts:
                 self._target.push(descriptor, data)
                 blobs.append(descriptor)
@@ -161,6 +165,10 @@ class IndexBuilder:
         self._target.push(empty, EMPTY_CONFIG)
         self._target.push(index.descriptor, index.data)
         return index
+
+    def _note(self, layer: Descriptor, reason: str) -> None:
+        text = f"is not indexed: {reason}"
+        self._observer.note(f"layer {layer.digest} {text}", f"a layer {text}")
 
     def _read_ztocs(self, layers: Sequence[Descriptor]) -> Mapping[str, Ztoc]:
         """The zTOCs of layers by layer digest, when something needs to look into them."""

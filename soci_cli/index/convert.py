@@ -333,5 +333,6 @@ class _Conversion:
                     raise
                 self.observer.note(
                     f"manifest {descriptor.digest} is not in {self.source.name}; "
-                    "the converted image names it all the same"
+                    "the converted image names it all the same",
+                    "a manifest that is named is missing",
                 )

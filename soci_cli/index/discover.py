@@ -63,14 +63,18 @@ def find_index(
         try:
             return _read(place, place.find(bound), entry)
         except (NotFoundError, InvalidDataError) as error:
-            observer.note(f"its SOCI index cannot be used: {error}")
+            _note(observer, f"its SOCI index cannot be used: {error}")
     if sources.v1:
         for referrer in place.referrers(entry.descriptor, INDEX_TYPE_V1):
             try:
                 return _read(place, referrer, entry)
             except SociError as error:
-                observer.note(f"a SOCI index cannot be used: {error}")
+                _note(observer, f"a SOCI index cannot be used: {error}")
     return None
+
+
+def _note(observer: Observer, message: str) -> None:
+    observer.note(message, "a SOCI index cannot be used")
 
 
 def _read(place: Source, descriptor: Descriptor, entry: ImageManifest) -> FoundIndex:

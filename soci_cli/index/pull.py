@@ -176,7 +176,7 @@ class _Pull:
                 allow_missing_manifests=True,
             )
         except NotFoundError as error:
-            self._observer.note(f"left out: {error}")
+            self._observer.note(f"left out: {error}", "a part that is missing is left out")
 
     def _copy_manifest(self, descriptor: Descriptor) -> None:
         self._target.push(descriptor, read_blob(self._place, descriptor))

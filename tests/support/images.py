@@ -170,7 +170,7 @@ class Listener:
     def start(self, name: str, total: int | None) -> _Task:
         return _Task(self, name)
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, kind: str = "") -> None:
         self.notes.append(message)
 
     def outcomes(self, digest: str) -> list[str]:

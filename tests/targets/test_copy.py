@@ -40,7 +40,7 @@ class Recorder:
     def start(self, name: str, total: int | None) -> Recorder:
         return self
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, kind: str = "") -> None:
         raise AssertionError(message)
 
     def advance(self, amount: int) -> None:
