@@ -24,7 +24,7 @@ from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
 from soci_cli.lazy.merged import LazyImage, LazyLayer
 from soci_cli.lazy.mounts.control import ControlServer
 from soci_cli.lazy.mounts.log import Log
-from soci_cli.lazy.mounts.record import Recorder
+from soci_cli.lazy.mounts.readlist import ReadList
 from soci_cli.lazy.mounts.state import MountRecord, OwnFolder
 from soci_cli.lazy.spans import LayerSpans
 from soci_cli.lazy.stats import Presence
@@ -71,7 +71,7 @@ class Server(Closing):
         with ExitStack() as stack:
             recorder = None
             if options.record is not None:
-                recorder = Recorder(image, options.record)
+                recorder = ReadList(image.layers, options.record)
                 stack.callback(self._quietly, recorder.close)
             target = Path(record.target)
             self._mounted: MountedImage = mount_image(

@@ -11,18 +11,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
 from soci_cli.errors import ConfigError, StorageError
-from soci_cli.index.prefetch import read_prefetch_list
 from soci_cli.kernel.points import MountIdentity
 from soci_cli.lazy.mounts.control import ControlServer, NoAnswerError, ask
 from soci_cli.lazy.mounts.log import Log, LogFile
-from soci_cli.lazy.mounts.record import Recorder
 from soci_cli.lazy.mounts.state import (
     MountFolder,
     MountRecord,
@@ -303,40 +300,3 @@ def test_log_file_stays_small(tmp_path: Path) -> None:
     numbers = [int(line.rpartition(" ")[2]) for line in lines]
     assert numbers == list(range(numbers[0], 2000))
     assert path.stat().st_mode & 0o777 == 0o600
-
-
-# The list of files that were read
-
-
-class Named:
-    """As much of an image as a recorder needs: its layers have files with names, and nothing else."""
-
-    def __init__(self, *layers: list[bytes]) -> None:
-        self.layers = [
-            SimpleNamespace(files=SimpleNamespace(name=names.__getitem__)) for names in layers
-        ]
-
-
-def recorder_of(image: Named, path: Path) -> Recorder:
-    return Recorder(image, path)  # type: ignore[arg-type]  # see Named
-
-
-def test_record(tmp_path: Path) -> None:
-    path = tmp_path / "files.json"
-    path.write_text("old")
-    odd = b"./usr//lib/\xff\xfe \xc3\xbc\n"
-    with recorder_of(Named([b"bin/a", b"bin/b"], [odd, b"/bin/a"]), path) as recorder:
-        assert read_prefetch_list(path) == []
-        for layer, entry in ((1, 0), (0, 1), (1, 0), (0, 0), (1, 1)):
-            recorder(layer, entry)
-    files = read_prefetch_list(path)
-    assert files == ["/usr/lib/\udcff\udcfe ü\n", "/bin/b", "/bin/a"]
-    assert os.fsencode(files[0]) == b"/usr/lib/\xff\xfe \xc3\xbc\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["files.json"]
-
-
-def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(
-        StorageError, match=r"absent/files.json: the list of files cannot be written"
-    ):
-        recorder_of(Named(), tmp_path / "absent" / "files.json")
