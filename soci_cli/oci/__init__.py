@@ -23,6 +23,7 @@ from soci_cli.oci.manifest import (
     parse_index,
     parse_manifest,
 )
+from soci_cli.oci.platforms import parse as parse_platform
 from soci_cli.oci.references import Reference, familiar, parse_reference
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "parse_digest",
     "parse_index",
     "parse_manifest",
+    "parse_platform",
     "parse_reference",
     "platforms",
 ]
