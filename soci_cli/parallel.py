@@ -56,8 +56,9 @@ class StoppableTask:
 def run_all(work: Callable[[_T, Stop], _R], items: Sequence[_T], concurrency: int) -> list[_R]:
     """`work(item, stop)` for every item, `concurrency` at a time; the results in order.
 
-    After an error or Ctrl-C what runs ends at its next `stop.check()` and what waits never starts; then
-    the first error is raised. After Ctrl-C what hangs in the network is left behind after a moment.
+    The first error is raised at once, as Ctrl-C is: what waits never starts, what runs ends at its next
+    `stop.check()`, and what does not end within a moment, because it hangs in the network, is left behind.
+    So close what the work writes to: what is left behind can write no more then.
     """
     stop = Stop()
     futures: list[Future[_R]] = [Future() for _ in items]
@@ -88,15 +89,11 @@ def run_all(work: Callable[[_T, Stop], _R], items: Sequence[_T], concurrency: in
             begun.append(thread)
         wait(futures, return_when=FIRST_EXCEPTION)
         errors = [future.exception() for future in futures if future.done()]
-        stop.set()
-        for thread in begun:
-            thread.join()
-    except BaseException:
+    finally:
         stop.set()
         deadline = time.monotonic() + _FAREWELL
         for thread in begun:
             thread.join(max(0.0, deadline - time.monotonic()))
-        raise
     for error in errors:
         if error is not None:
             raise error

@@ -57,6 +57,21 @@ def test_an_error_ends_the_others() -> None:
     assert ended == [0]  # and those that waited never began
 
 
+def test_an_error_does_not_wait_for_what_hangs() -> None:
+    released, ended = threading.Event(), threading.Event()
+
+    def work(item: int, stop: Stop) -> None:
+        if item:
+            raise NotFoundError("one")
+        released.wait(60)  # as a registry that says nothing
+        ended.set()
+
+    with pytest.raises(NotFoundError, match="one"):
+        run_all(work, range(2), 2)
+    assert not ended.is_set()
+    released.set()
+
+
 def test_ctrl_c_leaves_what_hangs_behind() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HANG], capture_output=True, text=True, cwd=PROJECT, timeout=60

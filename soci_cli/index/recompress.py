@@ -30,6 +30,9 @@ from soci_cli.targets import Source, Target
 _CHUNK = 1 << 20
 _LEVEL = 6
 _MAX_WINDOW = 128 << 20
+_GROWTH = 16  # gzip takes about 1.3 times what zstd does, more where zstd finds what is far away
+_EXPANSION = 1032  # the most that deflate can do, so that zstd is trusted no further than gzip
+_LEAST = 256 << 20
 
 
 def recompress_layer(
@@ -38,13 +41,15 @@ def recompress_layer(
     """Writes the gzip form of a zstd layer to the target; returns its descriptor.
 
     A digest is known only at the end, so the new layer goes through an unnamed file in the folder for
-    temporary files (TMPDIR). Raises IntegrityError when the layer or its diff ID is wrong and
-    InvalidDataError when it is no zstd stream.
+    temporary files (TMPDIR), of at most 16 times the layer's size; 256 MiB are always allowed. Raises
+    IntegrityError when the layer or its diff ID is wrong, InvalidDataError when it is no zstd stream, grows
+    past that, or unpacks to more than a gzip layer of its size could.
     """
     what = f"layer {layer.digest} in {source.name}"
     compressor = zlib_ng.compressobj(_LEVEL, zlib_ng.DEFLATED, 31)
     plain_hash, new_hash = hashlib.sha256(), hashlib.sha256()
-    size = 0
+    size = unpacked = 0
+    most, most_unpacked = (max(_LEAST, layer.size * times) for times in (_GROWTH, _EXPANSION))
     try:
         with tempfile.TemporaryFile() as spool, source.fetch(layer) as stream:
             checked = VerifyingReader(stream, layer.digest, layer.size, what)
@@ -58,10 +63,17 @@ def recompress_layer(
                 while not done:
                     piece = plain.read(_CHUNK)
                     plain_hash.update(piece)
+                    unpacked += len(piece)
                     done = not piece
                     packed = compressor.flush() if done else compressor.compress(piece)
                     new_hash.update(packed)
                     size += len(packed)
+                    if size > most or unpacked > most_unpacked:
+                        raise InvalidDataError(
+                            f"{what} has {layer.size} bytes and would become a gzip layer of more than "
+                            f"{most} bytes, or unpack to more than {most_unpacked}; this is not done, "
+                            "leave it as it is with --zstd-layers skip"
+                        )
                     spool.write(packed)
             checked.finish()
             plain_digest = f"sha256:{plain_hash.hexdigest()}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -234,6 +237,30 @@ def test_a_broken_zstd_layer(tmp_path: Path, damage: str) -> None:
     maker.tag(maker.manifest([layer], maker.config([sha256(layer_tar(1))])))
     with pytest.raises((IntegrityError, InvalidDataError), match=layer["digest"]):
         run_convert(maker.root, tmp_path / "d", recompress())
+    assert not (tmp_path / "d" / "index.json").exists()
+
+
+@pytest.mark.parametrize("bomb", ["zeros", "far repeats"])
+def test_what_a_zstd_layer_grows_to_is_bounded(
+    tmp_path: Path, bomb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zstd packs zeros, and repeats beyond deflate's window, a thousand times better than gzip does."""
+    monkeypatch.setattr("soci_cli.index.recompress._LEAST", 1 << 20)
+    written: list[int] = []
+
+    class Spool(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            written.append(len(data))
+            return super().write(data)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Spool)
+    plain = bytes(64 << 20) if bomb == "zeros" else noise(1, 1 << 20) * 64
+    maker = LayoutMaker(tmp_path / "image")
+    layer = maker.blob(zst(plain), OCI_LAYER_ZSTD)
+    maker.tag(maker.manifest([layer], maker.config([sha256(plain)])))
+    with pytest.raises(InvalidDataError, match=f"{layer['digest']}.*--zstd-layers skip"):
+        run_convert(maker.root, tmp_path / "d", recompress(min_layer_size=0))
+    assert sum(written) <= max(1 << 20, 16 * layer["size"])
     assert not (tmp_path / "d" / "index.json").exists()
 
 

@@ -19,7 +19,7 @@ from soci_cli.targets.layout import Layout
 from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.place import RegistrySource
 from tests.support.images import noise
-from tests.support.places import describe, index_json
+from tests.support.places import describe, index_json, temporary_files
 from tests.support.servers.actions import (
     Action,
     CutAnswer,
@@ -407,6 +407,21 @@ def test_tag_is_asked_once(docker_registry: DockerRegistry, image: Descriptor) -
         assert source.resolve() == source.resolve() == image
         assert len(read_blob(source, image)) == image.size
         assert len(proxy.log) == 1
+
+
+def test_an_error_does_not_wait_for_a_blob_that_hangs(struck: Struck, tmp_path: Path) -> None:
+    first, second = (f"/blobs/{describe(noise(seed, SIZE)).digest}" for seed in (0, 1))
+    proxy = struck(Fault(Hang(), path=first), Fault(error_reply(404, "BLOB_UNKNOWN"), path=second))
+    ended = threading.Event()
+
+    def copy_all() -> None:
+        with fails("BLOB_UNKNOWN", kind=NotFoundError):
+            pull(app(proxy, timeout=3600), tmp_path / "out")
+        ended.set()
+
+    threading.Thread(target=copy_all, daemon=True).start()
+    assert ended.wait(60)
+    assert not temporary_files(tmp_path / "out")
 
 
 # Redirects
