@@ -15,7 +15,7 @@ from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import image_flags, reading
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.lazy import File, LazyImage, Node
-from soci_cli.lazy.layer import FORMATS
+from soci_cli.lazy.attributes import FORMATS
 from soci_cli.text import printable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -19,7 +19,7 @@ from typing import IO, cast
 
 from soci_cli.closing import Closing
 from soci_cli.errors import NotFoundError, StorageError
-from soci_cli.lazy.layer import Node
+from soci_cli.lazy.attributes import Node
 from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.progress import Observer, Task
 from soci_cli.text import brief

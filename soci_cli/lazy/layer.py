@@ -1,7 +1,7 @@
 """The files of one layer by path, straight from its zTOC: what nobody asks for is not decoded.
 
-When the first file is asked for, all names are read once, only to sort the entries by their folders. A
-folder's table of names is made when somebody looks into the folder.
+When the first file is asked for, all names are read once, only to sort the entries by their folders
+(`folders.py`). A folder's table of names is made when somebody looks into the folder.
 
 The tables say what unpacking the archive from its first entry to its last would leave: a later entry of a
 name replaces an earlier one, parents that are never named exist, and what cannot be unpacked safely (names
@@ -10,103 +10,58 @@ with `..` or NUL, files below something that is no folder) is not there.
 
 from __future__ import annotations
 
-import stat
 import threading
-from array import array
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import date
-from functools import lru_cache
+from collections.abc import Mapping
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError
+from soci_cli.lazy.attributes import (
+    IMPLIED_ATTRIBUTES,
+    IMPLIED_DIRECTORY,
+    TYPES,
+    Attributes,
+    Node,
+    nanoseconds,
+    xattrs_of,
+)
+from soci_cli.lazy.folders import (
+    ALWAYS,
+    DIRECTORY,
+    FOLDER,
+    IMPLIED,
+    WHITEOUT,
+    Folders,
+    base_of,
+    placed,
+    there_since,
+)
+from soci_cli.lazy.spans import Archive
+from soci_cli.oci import Descriptor
+from soci_cli.parallel import Stop
 from soci_cli.text import brief
 from soci_cli.ztoc import Ztoc
 from soci_cli.ztoc.model import OPAQUE_WHITEOUT, XATTR_PREFIX
 from soci_cli.ztoc.reader import clean_path
 
-IMPLIED = -1
-"""In place of an entry: a folder that the archive has files in but never names."""
-
-DIRECTORY = b"dir"
 SYMLINK = b"symlink"
 _REGULAR = b"reg"
 _HARDLINK = b"hardlink"
 _GLANCE = 8
-_WHITEOUT = b".wh."
-_META = b".wh..wh."  # what AUFS kept beside the files; only the opaque mark means anything
-_DOT = ord(".")
 _LINK_MODE = 0o777  # of symlinks, whatever the archive says: Linux knows no other
 _MAX_LINKS = 40
 _MAX_TYPE = 16
-_MAX_PATH = 4096  # as Linux's PATH_MAX; nobody could name a longer one
 _MAX_FOLDERS = 256 << 20  # a long name makes many folders that cost far more than the name
-_FOLDER_COST = 300
-_LARGE = 256  # names of a folder whose table is not dropped: it would take long to make again
+_LARGE = 256  # names of a folder whose table would take long to make again
 _KEPT = 32768  # names in the tables of other folders
+_KEPT_LARGE = 1 << 18
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # as Linux numbers devices
-_EPOCH = date(1970, 1, 1).toordinal()
 _NO_NAMES: Mapping[bytes, int] = {}
 _NO_WHITEOUTS: frozenset[bytes] = frozenset()
 _NONE_EARLIER: Mapping[bytes, list[int]] = {}
 _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
-FORMATS: Mapping[str, int] = {
-    "reg": stat.S_IFREG,
-    "dir": stat.S_IFDIR,
-    "symlink": stat.S_IFLNK,
-    "char": stat.S_IFCHR,
-    "block": stat.S_IFBLK,
-    "fifo": stat.S_IFIFO,
-}
-"""The types of `Node` as `st_mode` has them."""
-
-_TYPES = {kind.encode(): kind for kind in FORMATS}
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """What is known of a file, as `lstat` would say it.
-
-    `type` is "reg", "dir", "symlink", "char", "block" or "fifo", `mode` the twelve permission bits,
-    `size` the bytes of a regular file or of a symlink's target, and `offset` where the bytes begin in the
-    layer's archive. `xattrs` have their full names.
-    """
-
-    type: str
-    mode: int
-    uid: int = 0
-    gid: int = 0
-    uname: bytes = b""
-    gname: bytes = b""
-    size: int = 0
-    mtime_ns: int = 0
-    linkname: bytes = b""
-    devmajor: int = 0
-    devminor: int = 0
-    xattrs: tuple[tuple[bytes, bytes], ...] = ()
-    offset: int = 0
-
-
-IMPLIED_DIRECTORY = Node("dir", 0o755)
-
-
-class Attributes(NamedTuple):
-    """What `stat` says of a file, as in its `Node`; `rdev` numbers are clamped to what Linux has."""
-
-    type: str
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    devmajor: int
-    devminor: int
-
-
-IMPLIED_ATTRIBUTES = Attributes("dir", 0o755, 0, 0, 0, 0, 0, 0)
 
 
 class _Table(NamedTuple):
@@ -121,8 +76,9 @@ class _Table(NamedTuple):
 class LayerFiles:
     """The files of the layer that `ztoc` is of. Several threads may use it.
 
-    Paths are bytes without slashes at either end; the root is b"". An entry is a number. Everything
-    raises InvalidDataError where the zTOC is not valid.
+    Paths are bytes without slashes at either end; the root is b"". `entry` is the number of an entry, or
+    `FOLDER + n` for folder n of the layer where no entry names that: both follow from the zTOC alone.
+    Everything raises InvalidDataError where the zTOC is not valid.
     """
 
     def __init__(self, ztoc: Ztoc) -> None:
@@ -131,11 +87,15 @@ class LayerFiles:
         self._files = ztoc.files
         self._max_cost = _MAX_FOLDERS + 4 * ztoc.size
         self._mutex = threading.RLock()
-        self._folders: _Folders | None = None
+        self._folders: Folders | None = None
         self._broken = ""  # why there are none
         self._tables: dict[bytes, _Table] = {}
-        self._small = 0  # names in tables that may be dropped
+        self._kept = [0, 0]  # names in small tables, and in large ones
         self._links: dict[int, int] | None = None
+
+    def __len__(self) -> int:
+        """The number of entries in the zTOC."""
+        return len(self._files)
 
     def names(self, path: bytes) -> Mapping[bytes, int]:
         """What is in a folder, by name, hard links as their own entries; empty for all else."""
@@ -152,27 +112,32 @@ class LayerFiles:
         table = self._tables.get(path) or self._table(path)
         return table is not None and table.opaque
 
-    def look(self, folder: bytes, name: bytes, path: bytes) -> tuple[int, bool] | None:
+    def look(self, folder: bytes, name: bytes) -> tuple[int, bool] | None:
         """The entry of a name in a folder, hard links followed, and whether it is a folder itself.
 
-        `path` is both together. None when it is not there.
+        None when it is not there.
         """
         table = self._tables.get(folder) or self._table(folder)
         entry = table.names.get(name) if table else None
         if entry is None:
             return None
-        kind = DIRECTORY if entry == IMPLIED else self._files.type_of(entry)
+        kind = DIRECTORY if entry < 0 else self._files.type_of(entry)
         if kind != _HARDLINK:
             return entry, kind == DIRECTORY
         target = self._follow(entry)
         return None if target is None else (target, False)
+
+    def find(self, path: bytes) -> tuple[int, bool] | None:
+        """As `look`, for a path."""
+        folder, _, name = path.rpartition(b"/")
+        return self.look(folder, name) if path else (IMPLIED, True)
 
     def listing(self, folder: bytes) -> list[tuple[bytes, int, bool]]:
         """As `look` for all names in a folder, in the order of the archive: each with what that says."""
         found = []
         type_of = self._files.type_of
         for name, entry in sorted(self.names(folder).items(), key=itemgetter(1)):
-            kind = DIRECTORY if entry == IMPLIED else type_of(entry)
+            kind = DIRECTORY if entry < 0 else type_of(entry)
             if kind != _HARDLINK:
                 found.append((name, entry, kind == DIRECTORY))
                 continue
@@ -180,6 +145,21 @@ class LayerFiles:
             if target is not None:
                 found.append((name, target, False))
         return found
+
+    def path_of(self, entry: int) -> bytes:
+        """The path of an entry that has a place, or of a folder. InvalidDataError where there is none."""
+        if entry >= 0:
+            return clean_path(self._files.name_of(entry))
+        if entry == IMPLIED:
+            return b""
+        paths = self._sorted().paths
+        if entry - FOLDER >= len(paths):
+            raise InvalidDataError(f"the layer has no folder {entry - FOLDER}")
+        return paths[entry - FOLDER]
+
+    def is_directory(self, entry: int) -> bool:
+        """Whether it is a folder."""
+        return entry < 0 or self._files.type_of(entry) == DIRECTORY
 
     @property
     def root(self) -> int:
@@ -196,7 +176,7 @@ class LayerFiles:
         count = len(self._files)
         found = IMPLIED
         for entry in (*range(min(count, _GLANCE)), *range(max(_GLANCE, count - _GLANCE), count)):
-            is_root = _placed(self._files.name_of(entry)) == b""
+            is_root = placed(self._files.name_of(entry)) == b""
             if is_root and self._files.type_of(entry) == DIRECTORY:
                 found = entry
         return found
@@ -207,11 +187,11 @@ class LayerFiles:
 
     def name(self, entry: int) -> bytes:
         """The name of an entry as the archive has it."""
-        return b"" if entry == IMPLIED else self._files.name_of(entry)
+        return b"" if entry < 0 else self._files.name_of(entry)
 
     def attributes(self, entry: int) -> Attributes:
         """What is needed of an entry most often, for less work than `node`."""
-        if entry == IMPLIED:
+        if entry < 0:
             return IMPLIED_ATTRIBUTES
         files = self._files
         found = files.fields(entry)
@@ -223,36 +203,36 @@ class LayerFiles:
         elif kind == SYMLINK:
             size, mode = files.string_size(linkname), _LINK_MODE
         return Attributes(
-            _TYPES.get(kind) or kind.decode("ascii", "replace"),
+            TYPES.get(kind) or kind.decode("ascii", "replace"),
             mode & 0o7777,
             uid,
             gid,
             size,
-            _nanoseconds(files.string(mod_time)),
+            nanoseconds(files.string(mod_time)),
             major and min(max(major, 0), _MAX_MAJOR),
             minor and min(max(minor, 0), _MAX_MINOR),
         )
 
     def xattrs(self, entry: int) -> tuple[tuple[bytes, bytes], ...]:
         """The extended attributes of an entry, without those that would steer overlayfs."""
-        if entry == IMPLIED:
+        if entry < 0:
             return ()
         records = self._files.xattrs(self._files.fields(entry).xattrs)
-        return tuple(one for one in _xattrs(records) if not one[0].startswith(_OVERLAY))
+        return tuple(one for one in xattrs_of(records) if not one[0].startswith(_OVERLAY))
 
     def may_need_xattrs(self) -> bool:
         """Whether an entry may have extended attributes, or a folder be opaque; quick where none is."""
         contains = self._files.contains
         if contains(XATTR_PREFIX):
             return True
-        return contains(_WHITEOUT) and (contains(OPAQUE_WHITEOUT) or self._replaces_folders())
+        return contains(WHITEOUT) and (contains(OPAQUE_WHITEOUT) or self._replaces_folders())
 
     def _replaces_folders(self) -> bool:
         """Whether a folder is beside a whiteout of its name, and so hides what is below."""
-        hiding = (clean_path(name) for name in self._files.names() if _WHITEOUT in name)
+        hiding = (clean_path(name) for name in self._files.names() if WHITEOUT in name)
         for path in {name.rpartition(b"/")[0] for name in hiding}:
             for name in self.whiteouts(path):
-                found = self.look(path, name, path + b"/" + name if path else name)
+                found = self.look(path, name)
                 if found is not None and found[1]:
                     return True
         return False
@@ -263,7 +243,7 @@ class LayerFiles:
 
     def node(self, entry: int) -> Node:
         """All about an entry, which is no hard link."""
-        if entry == IMPLIED:
+        if entry < 0:
             return IMPLIED_DIRECTORY
         files = self._files
         found = files.fields(entry)
@@ -274,18 +254,18 @@ class LayerFiles:
             raise InvalidDataError(f"{name} is a link to a name with a NUL in it")
         offset, size = files.extent(found) if kind == _REGULAR else (0, 0)
         return Node(
-            _TYPES.get(kind) or kind.decode("ascii", "replace"),
+            TYPES.get(kind) or kind.decode("ascii", "replace"),
             _LINK_MODE if kind == SYMLINK else found.mode & 0o7777,
             found.uid,
             found.gid,
             files.string(found.uname),
             files.string(found.gname),
             len(linkname) if kind == SYMLINK else size,
-            _nanoseconds(files.string(found.mod_time)),
+            nanoseconds(files.string(found.mod_time)),
             linkname,
             found.devmajor,
             found.devminor,
-            _xattrs(files.xattrs(found.xattrs)) if found.xattrs else (),
+            xattrs_of(files.xattrs(found.xattrs)) if found.xattrs else (),
             offset,
         )
 
@@ -297,7 +277,7 @@ class LayerFiles:
                     self._links = self._count_links()
         return self._links.get(entry, 0) + 1
 
-    def _sorted(self) -> _Folders:
+    def _sorted(self) -> Folders:
         """The entries by folder, which takes a moment the first time."""
         if self._folders is None:
             with self._mutex:
@@ -305,78 +285,75 @@ class LayerFiles:
                     raise InvalidDataError(self._broken)
                 if self._folders is None:
                     try:
-                        self._folders = _Folders(self._files.names(), self.type_of, self._max_cost)
+                        self._folders = Folders(self._files.names(), self.type_of, self._max_cost)
                     except InvalidDataError as error:
-                        self._broken = str(error)
+                        self._broken = error.message
                         raise
         return self._folders
 
     def _table(self, path: bytes) -> _Table | None:
         """The table of a folder, made now if need be; None where no entry has it as its folder."""
         folders = self._sorted()
-        if path not in folders.entries:
+        number = folders.numbers.get(path)
+        if number is None:
             return None
         with self._mutex:
             table = self._tables.get(path)
             if table is None:
-                for folder in folders.unknown_above(path):
-                    self._make(folder)
-                table = self._make(path)
+                for above in folders.unknown_above(number):
+                    self._make(folders, above)
+                table = self._make(folders, number)
             return table
 
-    def _make(self, path: bytes) -> _Table:
+    def _make(self, folders: Folders, number: int) -> _Table:
         """Makes and keeps a table; what its entries are to the folders below is known from then on."""
-        folders = self._sorted()
-        chain = folders.switches_above(path)
-        since = _since(chain, len(self._files))
+        chain = folders.switches_above(number)
+        since = there_since(chain, len(self._files))
         names: dict[bytes, int] = {}
         earlier: dict[bytes, list[int]] = {}
         hidden: list[bytes] = []
         opaque = False
         below: dict[bytes, int] = {}
-        for number in folders.entries[path][1:]:
-            if number < 0:
-                base = folders.paths[-number].rpartition(b"/")[2]
-                below[base] = -number
-                if since == _ALWAYS:
-                    names.setdefault(base, IMPLIED)
+        for one in folders.inside(number):
+            if one < 0:
+                below[folders.paths[one - FOLDER].rpartition(b"/")[2]] = one
                 continue
-            base = _base(self._files.name_of(number))
-            if since is None or number <= since:
-                if not base.startswith(_WHITEOUT) and _since(chain, number) is not None:
-                    earlier.setdefault(base, []).append(number)
-            elif base.startswith(_WHITEOUT):
+            base = base_of(self._files.name_of(one))
+            if since is None or one <= since:
+                if not base.startswith(WHITEOUT) and there_since(chain, one) is not None:
+                    earlier.setdefault(base, []).append(one)
+            elif base.startswith(WHITEOUT):
                 if base == OPAQUE_WHITEOUT:
                     opaque = True
                 else:
-                    hidden.append(base.removeprefix(_WHITEOUT))
+                    hidden.append(base.removeprefix(WHITEOUT))
             else:
-                old = names.get(base, IMPLIED)
-                if old != IMPLIED:
+                old = names.get(base)
+                if old is not None:
                     earlier.setdefault(base, []).append(old)
-                names[base] = number
+                names[base] = one
         for base, folder in below.items():
-            if since is not None and since != _ALWAYS and folders.last_of(folder) > since:
-                names.setdefault(base, IMPLIED)
-            entries = [*earlier.get(base, ()), names.get(base, IMPLIED)]
-            folders.know(folder, [one for one in entries if one != IMPLIED])
+            own = [*earlier.get(base, ()), names[base]] if base in names else earlier.get(base, ())
+            folders.know(folder - FOLDER, own)
+            if since is not None and (since == ALWAYS or folders.last_of(folder - FOLDER) > since):
+                names.setdefault(base, folder)
         whiteouts = frozenset(hidden) if hidden else _NO_WHITEOUTS
         table = _Table(names, whiteouts, opaque, earlier or _NONE_EARLIER)
-        self._keep(path, table)
+        self._keep(folders.paths[number], table)
         return table
 
     def _keep(self, path: bytes, table: _Table) -> None:
-        count = len(table.names)
+        """Keeps a table, in place of others that are older."""
+        is_large = len(table.names) > _LARGE
+        limit = _KEPT_LARGE if is_large else _KEPT
         self._tables[path] = table
-        if count > _LARGE:
-            return
-        self._small += count + 1
-        if self._small > _KEPT:
+        self._kept[is_large] += len(table.names) + 1
+        if self._kept[is_large] > limit:
             for old, one in list(self._tables.items()):
-                if len(one.names) <= _LARGE and old != path:
+                if (len(one.names) > _LARGE) == is_large and old != path:
                     del self._tables[old]
-                    self._small -= len(one.names) + 1
-                    if self._small <= _KEPT // 2:
+                    self._kept[is_large] -= len(one.names) + 1
+                    if self._kept[is_large] <= limit // 2:
                         break
 
     def _follow(self, entry: int) -> int | None:
@@ -400,7 +377,7 @@ class LayerFiles:
         if table is None:
             return None
         current = table.names.get(base)
-        if current == IMPLIED:
+        if current is not None and current < 0:
             return None
         earlier = table.earlier.get(base, [])
         before = bisect_left(earlier, entry)
@@ -413,229 +390,84 @@ class LayerFiles:
 
     def _count_links(self) -> dict[int, int]:
         links: dict[int, int] = {}
+        if not self._files.contains(_HARDLINK):
+            return links
         for entry in range(len(self._files)):
             if self._files.type_of(entry) != _HARDLINK:
                 continue
-            path = _placed(self.name(entry)) or b""
-            parent, _, base = path.rpartition(b"/")
-            if self.names(parent).get(base) == entry:
+            if self._is_named(entry):
                 target = self._follow(entry)
                 if target is not None:
                     links[target] = links.get(target, 0) + 1
         for target in links:
             # Its own name may be that of something else by now.
-            parent, _, base = (_placed(self.name(target)) or b"").rpartition(b"/")
-            if self.names(parent).get(base) != target:
+            if not self._is_named(target):
                 links[target] -= 1
         return links
 
+    def _is_named(self, entry: int) -> bool:
+        """Whether the name of an entry is still its own at the end."""
+        parent, _, base = (placed(self.name(entry)) or b"").rpartition(b"/")
+        return self.names(parent).get(base) == entry
 
-_ALWAYS = -1  # in place of an entry: from the beginning
-_UNKNOWN, _KNOWN = 0, 1
+
+class Opener(Protocol):
+    """Opens layers when they are needed."""
+
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        """The files of a layer and its bytes; setting `stop` ends unpacking."""
+
+    def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
+        """See `LazyLayer.prefetch_ranges`; the layer has `count` spans."""
 
 
-class _Switches(NamedTuple):
-    """What a path that is a folder for some entries is itself: its own entries, in order.
+class LazyLayer(Closing):
+    """One layer: its files, and its bytes where they are read. `indexed` when it has a zTOC.
 
-    `kinds` tells which of them are folders, `firsts` where the run of equal kinds begins that each is in.
+    It is opened once, by who first asks for the files or the bytes, while others wait; when that fails, the
+    next to ask tries again.
     """
 
-    entries: list[int]
-    kinds: list[bool]
-    firsts: list[int]
+    def __init__(self, descriptor: Descriptor, opener: Opener, indexed: bool) -> None:
+        self.descriptor = descriptor
+        self.indexed = indexed
+        self._opener = opener
+        self._opened: tuple[LayerFiles, Archive] | None = None
+        self._mutex = threading.Lock()
+        self._stop = Stop()
+        self._closed = False
 
+    @property
+    def files(self) -> LayerFiles:
+        """Its files. Raises what opening raises."""
+        return (self._opened or self.open())[0]
 
-class _Folders:
-    """The entries of a layer by folder, in the order of the archive.
+    @property
+    def archive(self) -> Archive:
+        """Its bytes. Raises what opening raises."""
+        return (self._opened or self.open())[1]
 
-    A folder's array begins with whether its own entries are known; `-n` among the entries stands for the
-    folder `paths[n]`, where that first has something in it.
-    """
+    def open(self, stop: Stop | None = None) -> tuple[LayerFiles, Archive]:
+        """Opens the layer, unless it is open. Raises as `open_image` does."""
+        with self._mutex:
+            if self._opened is None:
+                self._opened = self._opener.open(self.descriptor, stop or self._stop)
+                if self._closed:
+                    self._opened[1].close()
+            return self._opened
 
-    def __init__(
-        self, names: Iterable[bytes], type_of: Callable[[int], bytes], max_cost: int
-    ) -> None:
-        self.root = IMPLIED
-        self.paths = [b""]
-        self.entries = {b"": array("i", (_KNOWN,))}
-        self._type_of = type_of
-        self._cost_left = max_cost
-        self._switches: dict[bytes, _Switches] = {}
-        self._last: array[int] | None = None
-        folders = self.entries
-        nowhere = deque[int](maxlen=0).append
-        known: dict[bytes, Callable[[int], None]] = {}  # by odd names of folders
-        last: bytes | None = None
-        append = nowhere
-        for entry, name in enumerate(names):
-            parent, _, base = name.rpartition(b"/")
-            if not base:
-                parent, _, base = parent.rpartition(b"/")
-            if not base or base[0] == _DOT or b"\0" in base or len(name) > _MAX_PATH:
-                path = _placed(name)
-                if path:
-                    self._folder(path.rpartition(b"/")[0]).append(entry)
-                elif path is not None and type_of(entry) == DIRECTORY:
-                    self.root = entry
-                continue
-            if parent != last:
-                last = parent
-                if parent in folders:
-                    append = folders[parent].append
-                elif parent in known:
-                    append = known[parent]
-                else:
-                    above, _, base = parent.rpartition(b"/")
-                    if (
-                        base
-                        and base[0] != _DOT
-                        and b"\0" not in base
-                        and above in folders
-                        and (above or base == parent)
-                    ):
-                        append = self._add(folders[above], parent).append
-                    else:
-                        path = _placed(parent + b"/x")
-                        append = nowhere if path is None else self._folder(path[:-2]).append
-                        known[parent] = append
-            append(entry)
+    def prefetch_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of spans to fetch soon, both ends included, as the SOCI index of the image wants it.
 
-    def _folder(self, path: bytes) -> array[int]:
-        """The entries in a folder, which is made with its parents. InvalidDataError for too many."""
-        found = self.entries.get(path)
-        if found is not None:
-            return found
-        missing = []
-        while path not in self.entries:
-            missing.append(path)
-            path = path.rpartition(b"/")[0]
-        found = self.entries[path]
-        for path in reversed(missing):
-            found = self._add(found, path)
-        return found
+        Raises what fetching raises, and InvalidDataError for spans that the layer does not have.
+        """
+        if not self.indexed:
+            return ()
+        return self._opener.prefetch_ranges(self.descriptor, len(self.files.ztoc.spans))
 
-    def _add(self, above: array[int], path: bytes) -> array[int]:
-        self._cost_left -= len(path) + _FOLDER_COST
-        if self._cost_left < 0:
-            raise InvalidDataError("the names of the layer's files make too many folders")
-        above.append(-len(self.paths))
-        self.paths.append(path)
-        made = self.entries[path] = array("i", (_UNKNOWN,))
-        return made
-
-    # A name can be a folder for some entries, and a file for others. Few layers have any such name.
-
-    def unknown_above(self, path: bytes) -> list[bytes]:
-        """The folders above one whose own tables must be made before its, in that order."""
-        found = []
-        while self.entries[path][0] == _UNKNOWN:
-            path = path.rpartition(b"/")[0]
-            found.append(path)
-        return found[::-1]
-
-    def know(self, number: int, entries: list[int]) -> None:
-        """Takes all entries of folder `number` itself, in order; none that had no place when it came."""
-        path = self.paths[number]
-        self.entries[path][0] = _KNOWN
-        kinds = [self._type_of(entry) == DIRECTORY for entry in entries]
-        if not all(kinds):
-            firsts: list[int] = []
-            for at, kind in enumerate(kinds):
-                firsts.append(firsts[-1] if at and kinds[at - 1] == kind else at)
-            self._switches[path] = _Switches(entries, kinds, firsts)
-
-    def switches_above(self, path: bytes) -> list[_Switches]:
-        """Those of a folder and of the folders above it, topmost first."""
-        found = []
-        while self._switches and path:
-            if path in self._switches:
-                found.append(self._switches[path])
-            path = path.rpartition(b"/")[0]
-        return found[::-1]
-
-    def last_of(self, number: int) -> int:
-        """The last entry in folder `number` or below it."""
-        if self._last is None:
-            last = array("i", bytes(4 * len(self.paths)))
-            # A folder has a greater number than those above it.
-            for one in reversed(range(len(self.paths))):
-                inside = self.entries[self.paths[one]][1:]
-                last[one] = max((n if n >= 0 else last[-n] for n in inside), default=-1)
-            self._last = last
-        return self._last[number]
-
-
-def _since(switches: Iterable[_Switches], until: int) -> int | None:
-    """The entry after which what is in a folder is still there when entry `until` comes.
-
-    `switches` are those of the folder and above, topmost first. None when there is no such folder then.
-    """
-    since = _ALWAYS
-    for one in switches:
-        at = bisect_left(one.entries, until) - 1
-        if at < 0 or one.entries[at] <= since:
-            continue  # nothing, or something that went together with what is above it
-        if not one.kinds[at]:
-            return None
-        first = one.firsts[at]
-        if first and one.entries[first - 1] > since:
-            since = one.entries[first]
-    return since
-
-
-def _placed(name: bytes) -> bytes | None:
-    """The path of an entry, b"" for the root; None when it has no place."""
-    if len(name) > _MAX_PATH or b"\0" in name or (b".." in name and b".." in name.split(b"/")):
-        return None
-    path = clean_path(name)
-    if _WHITEOUT in path:
-        parent, _, base = path.rpartition(b"/")
-        if any(part.startswith(_WHITEOUT) for part in parent.split(b"/")):
-            return None
-        if base.startswith(_WHITEOUT) and base != OPAQUE_WHITEOUT:
-            hidden = base.removeprefix(_WHITEOUT)
-            if base.startswith(_META) or hidden in (b"", b".", b".."):
-                return None
-    return path
-
-
-def _base(name: bytes) -> bytes:
-    """The last part of the path of an entry that has a place."""
-    base = name.rpartition(b"/")[2]
-    return base if base and base[0] != _DOT else clean_path(name).rpartition(b"/")[2]
-
-
-def _xattrs(records: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple(
-        (key.removeprefix(XATTR_PREFIX), value)
-        for key, value in records
-        if key.startswith(XATTR_PREFIX) and len(key) > len(XATTR_PREFIX) and b"\0" not in key
-    )
-
-
-@lru_cache(maxsize=4096)
-def _nanoseconds(text: bytes) -> int:
-    """Nanoseconds since 1970 from RFC 3339 in UTC, as zTOCs have it; 0 for anything else."""
-    seconds, _, fraction = text.removesuffix(b"Z").partition(b".")
-    if len(seconds) != 19 or len(fraction) > 9 or not (seconds[:4] + fraction).isdigit():
-        return 0
-    try:
-        whole = (
-            _day(seconds[:10])
-            + 3600 * int(seconds[11:13])
-            + 60 * int(seconds[14:16])
-            + int(seconds[17:19])
-        )
-    except ValueError:
-        return 0
-    return whole * 1_000_000_000 + (int(fraction.ljust(9, b"0")) if fraction else 0)
-
-
-@lru_cache(maxsize=1024)
-def _day(text: bytes) -> int:
-    """Seconds since 1970 when a day begins. Python's dates begin with the year 1; the calendar repeats
-    after 400 years. ValueError for what is no day."""
-    year, month, day = int(text[:4]), int(text[5:7]), int(text[8:10])
-    if year:
-        return (date(year, month, day).toordinal() - _EPOCH) * 86400
-    return (date(400, month, day).toordinal() - _EPOCH - 146097) * 86400
+    def close(self) -> None:
+        """Ends an opening that runs, at its next step, and closes what is open."""
+        self._closed = True
+        self._stop.set()
+        if self._opened is not None:
+            self._opened[1].close()

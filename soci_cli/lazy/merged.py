@@ -11,19 +11,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Protocol
+from operator import attrgetter
+from typing import NamedTuple
 
 from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError, NotFoundError
 from soci_cli.index.discover import FoundIndex
-from soci_cli.lazy.layer import IMPLIED, IMPLIED_DIRECTORY, LayerFiles, Node
+from soci_cli.lazy.attributes import IMPLIED_DIRECTORY, Node
+from soci_cli.lazy.folders import IMPLIED
+from soci_cli.lazy.layer import LazyLayer
 from soci_cli.lazy.spans import Archive
 from soci_cli.oci import (
     Descriptor,
     Platform,
 )
-from soci_cli.parallel import Stop, run_all
+from soci_cli.parallel import run_all
 from soci_cli.text import brief
 
 _MAX_LINKS = 40  # as Linux's ELOOP
@@ -35,43 +37,32 @@ class File:
     """One file of an image; `path` has no slashes at either end, the root is b"".
 
     `layer` and `entry` say where its attributes and bytes are; a hard link has those of the file that it
-    names. `layers` are the layers that a folder is made of, topmost first; None for all else. Of a folder
-    all three are found out when they are asked for, which may open layers and raise what that raises.
+    names.
     """
 
-    __slots__ = ("_entry", "_folder", "_layer", "path")
+    __slots__ = ("_entry", "_layer", "path")
 
-    def __init__(self, path: bytes, layer: int, entry: int, folder: Folder | None = None) -> None:
-        """`layer` and `entry` do not count for a folder."""
+    is_directory = False
+
+    def __init__(self, path: bytes, layer: int, entry: int) -> None:
         self.path = path
         self._layer = layer
         self._entry = entry
-        self._folder = folder
 
     @property
     def layer(self) -> int:
         """The number of the layer that has its attributes, and its bytes."""
-        return self._layer if self._folder is None else self._folder.named[0]
+        return self._layer
 
     @property
     def entry(self) -> int:
-        """Its entry in that layer, or IMPLIED."""
-        return self._entry if self._folder is None else self._folder.named[1]
+        """Its entry in that layer; see `LayerFiles`."""
+        return self._entry
 
     @property
     def layers(self) -> tuple[int, ...] | None:
-        """The layers that a folder is made of, topmost first."""
-        return None if self._folder is None else tuple(self._folder)
-
-    @property
-    def folder(self) -> Folder | None:
-        """The layers of a folder, one after the other."""
-        return self._folder
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether it is a folder."""
-        return self._folder is not None
+        """The layers that a folder is made of, topmost first; None for all else."""
+        return None
 
     @property
     def name(self) -> bytes:
@@ -89,68 +80,6 @@ class File:
 
     def _all(self) -> tuple[object, ...]:
         return self.path, self.layer, self.entry, self.layers
-
-
-class Opener(Protocol):
-    """Opens layers when they are needed."""
-
-    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
-        """The files of a layer and its bytes; setting `stop` ends unpacking."""
-
-    def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
-        """See `LazyLayer.prefetch_ranges`; the layer has `count` spans."""
-
-
-class LazyLayer(Closing):
-    """One layer: its files, and its bytes where they are read. `indexed` when it has a zTOC.
-
-    It is opened once, by who first asks for the files or the bytes, while others wait; when that fails, the
-    next to ask tries again.
-    """
-
-    def __init__(self, descriptor: Descriptor, opener: Opener, indexed: bool) -> None:
-        self.descriptor = descriptor
-        self.indexed = indexed
-        self._opener = opener
-        self._opened: tuple[LayerFiles, Archive] | None = None
-        self._mutex = threading.Lock()
-        self._stop = Stop()
-        self._closed = False
-
-    @property
-    def files(self) -> LayerFiles:
-        """Its files. Raises what opening raises."""
-        return (self._opened or self.open())[0]
-
-    @property
-    def archive(self) -> Archive:
-        """Its bytes. Raises what opening raises."""
-        return (self._opened or self.open())[1]
-
-    def open(self, stop: Stop | None = None) -> tuple[LayerFiles, Archive]:
-        """Opens the layer, unless it is open. Raises as `open_image` does."""
-        with self._mutex:
-            if self._opened is None:
-                self._opened = self._opener.open(self.descriptor, stop or self._stop)
-                if self._closed:
-                    self._opened[1].close()
-            return self._opened
-
-    def prefetch_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Ranges of spans to fetch soon, both ends included, as the SOCI index of the image wants it.
-
-        Raises what fetching raises, and InvalidDataError for spans that the layer does not have.
-        """
-        if not self.indexed:
-            return ()
-        return self._opener.prefetch_ranges(self.descriptor, len(self.files.ztoc.spans))
-
-    def close(self) -> None:
-        """Ends an opening that runs, at its next step, and closes what is open."""
-        self._closed = True
-        self._stop.set()
-        if self._opened is not None:
-            self._opened[1].close()
 
 
 @dataclass(frozen=True)
@@ -175,7 +104,7 @@ class LazyImage(Closing):
         self.digest = origin.manifest.digest if origin else ""
         self.platform = origin.platform if origin else None
         self.index = origin.index if origin else None
-        self.root = File(b"", 0, IMPLIED, Folder(_Stack(self.layers, threading.Lock())))
+        self.root = Folder(_Stack(self.layers, threading.Lock()))
 
     def open_all(self) -> None:
         """Opens all layers, several side by side. Raises the first error."""
@@ -190,54 +119,42 @@ class LazyImage(Closing):
 
     def lookup(self, directory: File, name: bytes) -> File | None:
         """What a folder has under a name, symlinks not followed; None when there is no such file."""
-        folder = directory.folder
-        if folder is None:
+        if not isinstance(directory, Folder):
             return None
-        above = folder.path
-        path = above + b"/" + name if above else name
-        for at, number in enumerate(folder):
+        path = directory.path
+        for at, number in enumerate(directory):
             files = self.layers[number].files
-            found = files.look(above, name, path)
+            found = files.look(path, name)
+            is_hidden = name in files.whiteouts(path)
             if found is not None:
-                entry, is_directory = found
-                if not is_directory:
-                    return File(path, number, entry)
-                below = Folder(folder.stack, folder, name, path)
-                below.begin(at, number, entry)
-                return File(path, number, entry, below)
-            if name in files.whiteouts(above):
+                return directory.child(name, *found, at, number, is_hidden)
+            if is_hidden:
                 break
         return None
 
     def children(self, directory: File) -> list[File]:
         """What is in a folder, sorted by the bytes of the names. NotFoundError when it is none."""
-        found = self.listing(directory)
-        found.sort(key=itemgetter(0))
-        return [file for _, file in found]
-
-    def listing(self, directory: File) -> list[tuple[bytes, File]]:
-        """As `children`, with the names, in the order of the archives, the topmost layer first."""
-        folder = directory.folder
-        if folder is None:
+        if not isinstance(directory, Folder):
             raise NotFoundError(f"{self._show(directory.path)} is no directory")
+        found = [
+            directory.child(*one, part.at, part.layer, one[0] in part.hidden)
+            for part in self.listing(directory)
+            for one in part.found
+        ]
+        found.sort(key=attrgetter("path"))
+        return found
+
+    def listing(self, folder: Folder) -> Iterator[Part]:
+        """What is in a folder by layer, the topmost first, each in the order of its archive."""
         path = folder.path
-        above = path + b"/" if path else path
-        found = []
         done: set[bytes] = set()  # what is found, or hidden
         for at, number in enumerate(folder):
             files = self.layers[number].files
             there = files.listing(path)
-            for name, entry, is_directory in there:
-                if name in done:
-                    continue
-                below = None
-                if is_directory:
-                    below = Folder(folder.stack, folder, name, above + name)
-                    below.begin(at, number, entry)
-                found.append((name, File(above + name, number, entry, below)))
-            done.update(name for name, _, _ in there)
-            done |= files.whiteouts(path)
-        return found
+            hidden = files.whiteouts(path)
+            yield Part(at, number, [one for one in there if one[0] not in done], hidden)
+            done.update(one[0] for one in there)
+            done |= hidden
 
     def find(self, path: bytes, *, follow: bool = True) -> File:
         """The file at a path from the root, symlinks on the way followed inside the image.
@@ -245,7 +162,7 @@ class LazyImage(Closing):
         With `follow` the last one is followed too; a slash at the end asks for that as well. NotFoundError.
         """
         parts = self._parts(path, path)
-        at = [self.root]
+        at: list[File] = [self.root]
         links = 0
         while parts:
             part = parts.pop()
@@ -281,7 +198,7 @@ class LazyImage(Closing):
     def node(self, file: File) -> Node:
         """All that is known of a file."""
         layer, entry = file.layer, file.entry
-        return IMPLIED_DIRECTORY if entry == IMPLIED else self.layers[layer].files.node(entry)
+        return IMPLIED_DIRECTORY if entry < 0 else self.layers[layer].files.node(entry)
 
     def type_of(self, file: File) -> str:
         """The type of a file, as in its `Node`, for less work."""
@@ -356,6 +273,18 @@ _KINDS = {
 }
 
 
+class Part(NamedTuple):
+    """What the one `at` of the layers of a folder adds to it: `found` as of `LayerFiles.listing`.
+
+    The names `hidden` are whiteouts there, also of what is found beside them.
+    """
+
+    at: int
+    layer: int
+    found: list[tuple[bytes, int, bool]]
+    hidden: frozenset[bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class _Stack:
     """The layers of an image, and what guards its folders."""
@@ -364,68 +293,90 @@ class _Stack:
     mutex: threading.Lock
 
 
-class Folder:
-    """The layers that a folder is made of, topmost first, found out only as far as somebody asks.
+class Folder(File):
+    """A folder. The layers that have it are found out, topmost first, only as far as somebody asks.
 
     An opaque folder hides what is in it below, but where its layer does not name it, the attributes are
-    still those from below.
+    still those from below. Asking may open layers, and raises what that raises.
     """
 
-    __slots__ = (
-        "_above",
-        "_closed",
-        "_done",
-        "_doubt",
-        "_layers",
-        "_name",
-        "_named",
-        "_next",
-        "path",
-        "stack",
-    )
+    __slots__ = ("_done", "_entries", "_layers", "_next", "_stack", "_visible", "above")
+
+    is_directory = True
 
     def __init__(
-        self, stack: _Stack, above: Folder | None = None, name: bytes = b"", path: bytes = b""
+        self, stack: _Stack, above: Folder | None = None, path: bytes = b"", at: int = 0
     ) -> None:
-        """The root, or the folder `name` of the folder `above`."""
-        self.stack = stack
+        """The root, or what the folder `above` has in the layer that is the one `at` of its layers."""
         self.path = path
-        self._above = above
-        self._name = name
-        self._next = 0  # of the layers above, or of the image
+        self._stack = stack
+        self.above = above
+        self._next = at  # of the layers above, or of the image
         self._layers: list[int] = []
-        self._named: tuple[int, int] | None = None
-        self._doubt: int | None = None  # the layer that may have it opaque
-        self._closed = False  # nothing below adds files
-        self._done = False
+        self._entries: list[int] = []
+        self._visible: int | None = None  # how many of these layers are seen, once that is known
+        self._done = False  # no more layers have it
 
-    def begin(self, at: int, number: int, entry: int) -> None:
-        """Takes what was found already: the topmost layer, which is the one `at` of those above."""
-        self._next = at
-        self._take(number, entry)
-        above = self._above
-        assert above is not None
-        if self._name in self.stack.layers[number].files.whiteouts(above.path):
-            self._done = True
+    def child(
+        self, name: bytes, entry: int, is_directory: bool, at: int, layer: int, is_hidden: bool
+    ) -> File:
+        """One of the files in it, as the one `at` of its layers has it; see `Part`."""
+        path = self.path + b"/" + name if self.path else name
+        if not is_directory:
+            return File(path, layer, entry)
+        below = Folder(self._stack, self, path, at)
+        below._take(layer, entry, is_hidden)
+        return below
+
+    @property
+    def topmost(self) -> tuple[int, int]:
+        """The topmost layer that has it, and its entry there, which no other file of the image has."""
+        while not self._layers and not self._done:
+            self._advance()
+        return (self._layers[0], self._entries[0]) if self._layers else (0, IMPLIED)
+
+    @property
+    def layer(self) -> int:
+        """See `File.layer`."""
+        return self._named()[0]
+
+    @property
+    def entry(self) -> int:
+        """See `File.entry`."""
+        return self._named()[1]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """See `File.layers`."""
+        return tuple(self)
 
     def __iter__(self) -> Iterator[int]:
         at = 0
-        while True:
-            complete = self._closed or self._done
-            if at < len(self._layers):
-                yield self._layers[at]
-                at += 1
-            elif complete:
-                return
-            else:
+        while (layer := self._layer_at(at)) is not None:
+            if layer < 0:
                 self._advance()
+            else:
+                yield layer
+                at += 1
 
-    @property
-    def named(self) -> tuple[int, int]:
-        """The topmost layer that names the folder, and its entry there; else a layer and IMPLIED."""
-        while self._named is None and not self._done:
-            self._advance()
-        return self._named or (self._layers[0] if self._layers else 0, IMPLIED)
+    def _named(self) -> tuple[int, int]:
+        """The topmost layer that names it, and its entry there; else the topmost that has it."""
+        at = 0
+        while True:
+            if at == len(self._layers):
+                if self._done:
+                    return self.topmost
+                self._advance()
+            elif self._entries[at] >= 0:
+                return self._layers[at], self._entries[at]
+            else:
+                at += 1
+
+    def _layer_at(self, at: int) -> int | None:
+        """The layer that is the one `at` of those seen; None where there is none, -1 for not known yet."""
+        if at == self._visible or (self._done and at == len(self._layers)):
+            return None
+        return self._layers[at] if at < len(self._layers) else -1
 
     def _advance(self) -> None:
         """Looks into one more layer."""
@@ -433,64 +384,59 @@ class Folder:
         waiting = [self]
         while waiting:
             one = waiting[-1]
-            if one._doubt is not None:
-                one._settle(one._doubt)
+            at, above = one._next, one.above
+            if one._is_hiding():
                 waiting.pop()
                 continue
-            above, at = one._above, one._next
-            if above is None:
-                count = len(self.stack.layers)
-                number = count - 1 - at if at < count else None
+            if above is not None:
+                layer = above._layer_at(at)
             else:
-                complete = above._closed or above._done
-                if at < len(above._layers):
-                    number = above._layers[at]
-                elif complete:
-                    number = None
-                else:
-                    waiting.append(above)
-                    continue
+                count = len(self._stack.layers)
+                layer = count - 1 - at if at < count else None
+            if layer is not None and layer < 0:
+                assert above is not None
+                waiting.append(above)
+                continue
             waiting.pop()
-            if number is None:
-                one._done = True
-            else:
-                one._look(at, number)
+            one._look(at, layer)
 
-    def _look(self, at: int, number: int) -> None:
-        files = self.stack.layers[number].files
-        name, above = self._name, self._above
-        found: tuple[int, bool] | None
-        if above is None:
-            found, ends = (files.root, True), False
-        else:
-            found = files.look(above.path, name, self.path)
-            ends = name in files.whiteouts(above.path)
-        with self.stack.mutex:
-            if self._next != at or self._doubt is not None or self._done:
+    def _is_hiding(self) -> bool:
+        """Whether the last layer that was found hides what is below it, which is found out now."""
+        count = len(self._layers)
+        if not count or self._visible is not None:
+            return False
+        if not self._stack.layers[self._layers[count - 1]].files.is_opaque(self.path):
+            return False
+        with self._stack.mutex:
+            if count == len(self._layers):
+                self._visible = count
+                self._done = self._done or any(entry >= 0 for entry in self._entries)
+        return True
+
+    def _look(self, at: int, layer: int | None) -> None:
+        """Looks into the layer that is the one `at` of those above."""
+        above = self.above
+        found: tuple[int, bool] | None = None
+        is_last = layer is None
+        if layer is not None:
+            files = self._stack.layers[layer].files
+            if above is None:
+                found = files.root, True
+            else:
+                found = files.look(above.path, self.name)
+                is_last = self.name in files.whiteouts(above.path)
+        with self._stack.mutex:
+            if self._next != at or self._done:
                 return  # another thread was quicker
-            if found is None:
-                self._next = at + 1
-            elif found[1]:
-                self._take(number, found[0])
+            if layer is not None and found is not None and found[1]:
+                self._take(layer, found[0], is_last)
             else:
-                ends = True
-            self._done = self._done or ends
+                self._next += 1
+                self._done = is_last or found is not None
 
-    def _take(self, number: int, entry: int) -> None:
+    def _take(self, layer: int, entry: int, is_last: bool) -> None:
         """The next layer has the folder too."""
-        if not self._closed:
-            self._layers.append(number)
-            self._doubt = number
-        if self._named is None and entry != IMPLIED:
-            self._named = number, entry
+        self._entries.append(entry)
+        self._layers.append(layer)
         self._next += 1
-        self._done = self._closed and self._named is not None
-
-    def _settle(self, number: int) -> None:
-        """Finds out whether the layer that was taken last hides what is below."""
-        is_opaque = self.stack.layers[number].files.is_opaque(self.path)
-        with self.stack.mutex:
-            if self._doubt == number:
-                self._doubt = None
-                self._closed = is_opaque
-                self._done = self._done or (is_opaque and self._named is not None)
+        self._done = is_last or (self._visible is not None and entry >= 0)

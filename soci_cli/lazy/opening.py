@@ -14,8 +14,8 @@ from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.cache import blob_key
 from soci_cli.lazy.fetching import Fetching
-from soci_cli.lazy.layer import LayerFiles
-from soci_cli.lazy.merged import LazyImage, LazyLayer, Origin
+from soci_cli.lazy.layer import LayerFiles, LazyLayer
+from soci_cli.lazy.merged import LazyImage, Origin
 from soci_cli.lazy.spans import Archive, LayerSpans
 from soci_cli.lazy.whole import WholeLayer
 from soci_cli.oci import Descriptor, Manifest, Platform, media_types, parse_config_diff_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from soci_cli.lazy import (
     Archive,
     Cache,
     Fetching,
+    File,
     LayerFiles,
     LayerSpans,
     LazyImage,
@@ -44,6 +46,23 @@ def entry(name: str | bytes, type_: str = "reg", **fields: Any) -> FileMetadata:
 def files_of(*entries: FileMetadata) -> LayerFiles:
     """The files of a layer."""
     return LayerFiles(decode_ztoc(tar_ztoc(entries)))
+
+
+def listing(image: LazyImage) -> list[str]:
+    """Every path of an image; folders end in a slash."""
+    found = []
+    waiting: list[File] = [image.root]
+    while waiting:
+        for file in image.children(waiting.pop()):
+            found.append(os.fsdecode(file.path) + ("/" if file.is_directory else ""))
+            if file.is_directory:
+                waiting.append(file)
+    return sorted(found)
+
+
+def link(name: str, target: str) -> FileMetadata:
+    """A hard link."""
+    return entry(name, "hardlink", linkname=target.encode())
 
 
 class NoArchive:

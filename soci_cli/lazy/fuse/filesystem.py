@@ -1,22 +1,27 @@
 """What the FUSE server shows, by node id: each layer in a folder of its own, or the layers merged.
 
-A file's node id is made of its layer and its entry, so hard links share it and no table is needed. Folders
-that the archive does not name, and those of the merged image, get theirs when they are first looked up.
+Node ids follow from the zTOCs of the layers alone (`Numbers`), so another process that opens the same
+layers can answer for a server that died. Nothing is remembered of a file, and hard links are one file.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
+from soci_cli.errors import InvalidDataError
 from soci_cli.kernel.namespaces import mapped_ids
+from soci_cli.lazy.attributes import FORMATS, IMPLIED_ATTRIBUTES
+from soci_cli.lazy.folders import FOLDER, IMPLIED
 from soci_cli.lazy.fuse import wire
-from soci_cli.lazy.layer import DIRECTORY, FORMATS, IMPLIED, IMPLIED_ATTRIBUTES, SYMLINK, LayerFiles
-from soci_cli.lazy.merged import File, LazyImage
+from soci_cli.lazy.layer import SYMLINK, LayerFiles
+from soci_cli.lazy.merged import File, Folder, LazyImage
 from soci_cli.lazy.spans import Archive
 from soci_cli.ztoc.reader import clean_path
 
@@ -24,15 +29,14 @@ ROOT = 1
 
 _EMPTY = 2
 _WHITEOUT = 3
-_FIRST_FOLDER = 4
-_LAYER_SHIFT = 40
-_ENTRY_MASK = (1 << _LAYER_SHIFT) - 1
+_FIRST_ENTRY = 4
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 _NO_DEVICE = (0, 0)
 _ROOT_ATTR = wire.attr(ROOT, stat.S_IFDIR | 0o755, 0, 1, (0, 0))
 _WHITEOUT_ATTR = wire.attr(_WHITEOUT, stat.S_IFCHR, 0, 1, (0, 0))
 _FOLDER_SIZE = 4096
 _MAX_CONTENTS = 4096
+_MAX_OPEN = 4096  # folders of the merged image that need not be looked up again
 
 TRUSTED_MARK = b"trusted.overlay.opaque"
 """The xattr that makes a folder opaque where root mounts overlayfs."""
@@ -108,19 +112,53 @@ def namespace_owners() -> Owners:
     return owners
 
 
+class Numbers:
+    """The node ids of an image's files, which `stat` shows as inode numbers.
+
+    Those below 4 are for what is in no layer. Then each entry of each layer has one, from the lowest
+    layer's first; then come the folders that no entry names, folder 0 of each layer, folder 1 of each, and
+    so on. All fit into 32 bits, without which 32-bit programs cannot use a file, as long as all layers
+    together have fewer than 2,147,483,644 entries.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        """`counts` are the entries of each layer, from the lowest to the topmost."""
+        self._starts = list(accumulate(counts, initial=_FIRST_ENTRY))
+        self._folders = max(1 << 31, 1 << self._starts[-1].bit_length())
+        self._layers = len(counts)
+
+    def node(self, layer: int, entry: int) -> int:
+        """The id of an entry, or of folder n of a layer where `entry` is `FOLDER + n`."""
+        if entry >= 0:
+            return self._starts[layer] + entry
+        return self._folders + (entry - FOLDER) * self._layers + layer
+
+    def place(self, node: int) -> tuple[int, int]:
+        """Layer and entry of an id. OSError (ESTALE) for one that is of no layer."""
+        if node >= self._folders and self._layers:
+            number, layer = divmod(node - self._folders, self._layers)
+            if FOLDER + number < 0:
+                return layer, FOLDER + number
+        layer = bisect_right(self._starts, node) - 1
+        if not 0 <= layer < self._layers:
+            raise OSError(errno.ESTALE, "no such node")
+        return layer, node - self._starts[layer]
+
+
 class _Files:
-    """What both trees share: nodes of files, which are a layer and an entry."""
+    """What both trees share."""
 
     def __init__(self, image: LazyImage, owners: Owners) -> None:
         self.image = image
         self._owners = owners
         self._files = [layer.files for layer in image.layers]
+        self._numbers = Numbers([len(files) for files in self._files])
         self._contents: dict[int, Content] = {}
 
     def link(self, node: int) -> bytes:
         """See `Tree.link`."""
         files, entry = self._entry(node)
-        if files.type_of(entry) != SYMLINK:
+        if entry < 0 or files.type_of(entry) != SYMLINK:
             raise OSError(errno.EINVAL, "no symbolic link")
         return files.linkname(entry)
 
@@ -128,11 +166,11 @@ class _Files:
         """See `Tree.content`."""
         content = self._contents.get(node)
         if content is None:
-            files, entry = self._entry(node)
+            number, entry = self._numbers.place(node)
+            files = self._files[number]
             found = files.node(entry)
             if found.type != "reg":
                 raise OSError(errno.EINVAL, "no regular file")
-            number = (node >> _LAYER_SHIFT) - 1
             archive = self.image.layers[number].archive
             content = Content(files, number, entry, archive, found.offset, found.size)
             if len(self._contents) >= _MAX_CONTENTS:
@@ -141,15 +179,13 @@ class _Files:
         return content
 
     def _entry(self, node: int) -> tuple[LayerFiles, int]:
-        """The layer and the entry of a file's node."""
-        number = (node >> _LAYER_SHIFT) - 1
-        if not 0 <= number < len(self._files):
-            raise OSError(errno.ESTALE, "no such node")
-        return self._files[number], node & _ENTRY_MASK
+        """The layer and the entry of a node."""
+        number, entry = self._numbers.place(node)
+        return self._files[number], entry
 
     def _attr(self, node: int, layer: int, entry: int, links: int) -> bytes:
         # An image without layers has no files, but a root.
-        found = self._files[layer].attributes(entry) if entry != IMPLIED else IMPLIED_ATTRIBUTES
+        found = self._files[layer].attributes(entry) if entry >= 0 else IMPLIED_ATTRIBUTES
         type_, mode, uid, gid, size, mtime_ns, major, minor = found
         kind = FORMATS.get(type_)
         if kind is None:
@@ -159,30 +195,23 @@ class _Files:
         device = (major, minor) if kind in _DEVICES else _NO_DEVICE
         return wire.attr(node, kind | mode, size, links, self._owners(uid, gid), mtime_ns, device)
 
-    def _file_attr(self, node: int) -> bytes:
-        files, entry = self._entry(node)
-        return self._attr(node, (node >> _LAYER_SHIFT) - 1, entry, files.link_count(entry))
-
     def _xattrs(self, layer: int, entry: int) -> tuple[tuple[bytes, bytes], ...]:
-        return self._files[layer].xattrs(entry) if entry != IMPLIED else ()
-
-
-def _file_node(layer: int, entry: int) -> int:
-    return (layer + 1) << _LAYER_SHIFT | entry
+        return self._files[layer].xattrs(entry) if entry >= 0 else ()
 
 
 class _Folder(NamedTuple):
-    """A folder of one layer. `named` says where its attributes are: a layer and an entry."""
+    """A folder of one layer."""
 
     layer: int
+    entry: int
     path: bytes
-    named: tuple[int, int]
 
 
 class LayersTree(_Files):
     """A folder for each layer, "0" the lowest, and "empty", for overlayfs to join. Implements `Tree`.
 
-    Whiteouts are devices 0:0, and opaque folders have the xattr `mark`, as overlayfs wants them.
+    Whiteouts are devices 0:0, and opaque folders have the xattr `mark`, as overlayfs wants them. The root
+    of each layer has the id of its folder 0, whether an entry names it or not.
     """
 
     def __init__(
@@ -191,13 +220,10 @@ class LayersTree(_Files):
         super().__init__(image, owners)
         self._mark = mark
         self._mark_prefix = mark.removesuffix(b"opaque")
-        self._views: dict[int, LazyImage] = {}
-        self._implied: list[_Folder] = []  # with the layers' roots: all that no entry stands for
-        self._numbers: dict[tuple[int, bytes], int] = {}
         self._last: tuple[int, _Folder | None] = 0, None
         self._tops = {b"empty": _EMPTY}
         for number in range(len(image.layers)):
-            self._tops[b"%d" % number] = self._add(_Folder(number, b"", (0, IMPLIED)))
+            self._tops[b"%d" % number] = self._numbers.node(number, IMPLIED)
 
     def lookup(self, parent: int, name: bytes) -> int:
         """See `Tree.lookup`."""
@@ -206,7 +232,13 @@ class LayersTree(_Files):
         if parent == _EMPTY:
             return 0
         folder = self._folder(parent)
-        return 0 if self._is_hidden(folder) else self._child(folder, name)
+        if self._is_hidden(folder):
+            return 0
+        files = self._files[folder.layer]
+        found = files.look(folder.path, name)
+        if found is not None:
+            return self._numbers.node(folder.layer, found[0])
+        return _WHITEOUT if name in files.whiteouts(folder.path) else 0
 
     def children(self, node: int) -> Sequence[tuple[bytes, int]]:
         """See `Tree.children`."""
@@ -217,17 +249,16 @@ class LayersTree(_Files):
         folder = self._folder(node)
         if self._is_hidden(folder):
             return []
-        files, layer = self._files[folder.layer], folder.layer
-        first = _file_node(layer, 0)
-        above = folder.path + b"/" if folder.path else b""
+        layer, path, number = folder.layer, folder.path, self._numbers.node
+        files = self._files[layer]
         found = [
-            (name, first | entry if entry != IMPLIED else self._directory(layer, above + name))
-            for name, entry, _ in files.listing(folder.path)
+            (name, number(layer, entry))
+            for name, entry, _ in files.listing(path)
             if len(name) <= wire.MAX_NAME
         ]
-        hidden = files.whiteouts(folder.path)
+        hidden = files.whiteouts(path)
         if hidden:
-            names = sorted(hidden.difference(files.names(folder.path)))
+            names = sorted(hidden.difference(files.names(path)))
             found += [(name, _WHITEOUT) for name in names if self._is_below(folder, name)]
         return found
 
@@ -237,7 +268,7 @@ class LayersTree(_Files):
         Where overlayfs has nothing to merge with a folder, it lists the whiteouts in it, too: names that
         nobody can look up, at which `find` and `cp` fail.
         """
-        layer, path, _ = folder
+        layer, path = folder.layer, folder.path
         files, at = self._files[layer], path
         while not files.is_opaque(at):
             if not at:
@@ -252,35 +283,33 @@ class LayersTree(_Files):
         """See `Tree.parent`."""
         if node in (ROOT, _EMPTY):
             return ROOT
-        layer, path, _ = self._folder(node)
+        layer, _, path = self._folder(node)
+        if not path:
+            return ROOT
         above, _, _ = path.rpartition(b"/")
-        return self._directory(layer, above) if path else ROOT
+        found = self._files[layer].find(above)
+        return self._numbers.node(layer, IMPLIED if found is None else found[0])
 
     def attr(self, node: int) -> bytes:
         """See `Tree.attr`."""
-        if node > _ENTRY_MASK:
-            return self._file_attr(node)
         if node == _WHITEOUT:
             return _WHITEOUT_ATTR
         if node == ROOT:
             return _ROOT_ATTR
-        return self._attr(node, *self._named(node), links=1)
+        layer, entry = self._named(node)
+        links = self._files[layer].link_count(entry) if entry >= 0 else 1
+        return self._attr(node, layer, entry, links)
 
     def xattrs(self, node: int) -> Sequence[tuple[bytes, bytes]]:
         """See `Tree.xattrs`."""
-        if node > _ENTRY_MASK:
-            files, entry = self._entry(node)
-            return files.xattrs(entry)
-        if node in (ROOT, _WHITEOUT):
-            return ()
-        return self._xattrs(*self._named(node))
+        return () if node in (ROOT, _WHITEOUT) else self._xattrs(*self._named(node))
 
     def xattr(self, node: int, name: bytes) -> bytes | None:
         """See `Tree.xattr`. overlayfs asks for marks of every file, so that is quick."""
         if not name.startswith(self._mark_prefix):
             return dict(self.xattrs(node)).get(name)
-        if name == self._mark and node >= _FIRST_FOLDER and self._is_directory(node):
-            layer, path, _ = self._folder(node)
+        if name == self._mark and node >= _FIRST_ENTRY and self._is_directory(node):
+            layer, _, path = self._folder(node)
             above, _, base = path.rpartition(b"/")
             files = self._files[layer]
             # A folder beside a whiteout of its name replaces what is below, too.
@@ -289,56 +318,18 @@ class LayersTree(_Files):
         return None
 
     def _is_directory(self, node: int) -> bool:
-        if node <= _ENTRY_MASK:
-            return node != _WHITEOUT
         files, entry = self._entry(node)
-        return files.type_of(entry) == DIRECTORY
+        return files.is_directory(entry)
 
     def _folder(self, node: int) -> _Folder:
         known, folder = self._last
-        if known == node and folder is not None:
-            return folder
-        if not self._is_directory(node):
-            raise OSError(errno.ENOTDIR, "no folder")
-        if node > _ENTRY_MASK:
-            files, entry = self._entry(node)
-            layer = (node >> _LAYER_SHIFT) - 1
-            folder = _Folder(layer, clean_path(files.name(entry)), (layer, entry))
-        else:
-            number = node - _FIRST_FOLDER
-            if not 0 <= number < len(self._implied):
-                raise OSError(errno.ESTALE, "no such node")
-            folder = self._implied[number]
-        self._last = node, folder
+        if known != node or folder is None:
+            if node == _WHITEOUT or not self._is_directory(node):
+                raise OSError(errno.ENOTDIR, "no folder")
+            layer, entry = self._numbers.place(node)
+            folder = _Folder(layer, entry, _path(self._files[layer], entry))
+            self._last = node, folder
         return folder
-
-    def _child(self, folder: _Folder, name: bytes) -> int:
-        files = self._files[folder.layer]
-        path = folder.path + b"/" + name if folder.path else name
-        found = files.look(folder.path, name, path)
-        if found is None:
-            return _WHITEOUT if name in files.whiteouts(folder.path) else 0
-        entry, _ = found
-        return (
-            self._directory(folder.layer, path)
-            if entry == IMPLIED
-            else _file_node(folder.layer, entry)
-        )
-
-    def _directory(self, layer: int, path: bytes) -> int:
-        """The node of a folder that is there."""
-        above, _, base = path.rpartition(b"/")
-        found = self._files[layer].look(above, base, path) if path else None
-        if found is not None and found[0] != IMPLIED:
-            return _file_node(layer, found[0])
-        number = self._numbers.get((layer, path))
-        return number or self._add(_Folder(layer, path, self._below(layer, path)))
-
-    def _add(self, folder: _Folder) -> int:
-        number = _FIRST_FOLDER + len(self._implied)
-        self._implied.append(folder)
-        self._numbers[folder.layer, folder.path] = number
-        return number
 
     def _is_hidden(self, folder: _Folder) -> bool:
         """Whether this is the root of a layer below one whose root is opaque; overlayfs does not look."""
@@ -351,11 +342,21 @@ class LayersTree(_Files):
         return max(opaque, default=0)
 
     def _named(self, node: int) -> tuple[int, int]:
-        """Where the attributes of a folder are. Every layer's root has those of the image's."""
-        folder = None if node == _EMPTY else self._folder(node)
-        if folder is not None and folder.path:
-            return folder.named
-        return self._root
+        """Layer and entry that have the attributes of a file. Every layer's root has the image's.
+
+        Of a folder that its layer only has files in, those are in the topmost layer below that names it, if
+        any does: overlayfs takes a folder's attributes from the topmost layer that has it, named or not.
+        """
+        if node == _EMPTY:
+            return self._root
+        layer, entry = self._numbers.place(node)
+        if entry >= 0:
+            return layer, entry
+        if entry == IMPLIED:
+            return self._root
+        view = LazyImage(self.image.name, self.image.layers[: layer + 1])
+        file = view.find(_path(self._files[layer], entry), follow=False)
+        return file.layer, file.entry
 
     @cached_property
     def _root(self) -> tuple[int, int]:
@@ -366,78 +367,92 @@ class LayersTree(_Files):
                 return number, entry
         return 0, IMPLIED
 
-    def _below(self, layer: int, path: bytes) -> tuple[int, int]:
-        """Who names a folder that this layer only has files in: the topmost layer below, if any does.
-
-        overlayfs takes a folder's attributes from the topmost layer that has it, named or not.
-        """
-        view = self._views.get(layer)
-        if view is None:
-            view = LazyImage(self.image.name, self.image.layers[: layer + 1])
-            self._views[layer] = view
-        file = view.find(path, follow=False)
-        return file.layer, file.entry
-
 
 class MergedTree(_Files):
-    """The image's files as they are seen in a container. Implements `Tree`."""
+    """The image's files as they are seen in a container. Implements `Tree`.
+
+    A folder has the id that it has in the topmost of the layers that it is made of.
+    """
 
     def __init__(self, image: LazyImage, owners: Owners = same_owners) -> None:
         super().__init__(image, owners)
-        self._folders: list[tuple[File, int]] = []  # with the parents
-        self._numbers: dict[bytes, int] = {}
+        self._folders = {b"": image.root}  # those that were used last, by path
 
     def lookup(self, parent: int, name: bytes) -> int:
         """See `Tree.lookup`."""
-        file = self.image.lookup(self._folder(parent)[0], name)
-        return 0 if file is None else self._node(parent, file)
+        file = self.image.lookup(self._folder(parent), name)
+        return 0 if file is None else self._node(file)
 
     def children(self, node: int) -> Sequence[tuple[bytes, int]]:
         """See `Tree.children`."""
-        found = self.image.listing(self._folder(node)[0])
+        number = self._numbers.node
         return [
-            (name, self._node(node, file)) for name, file in found if len(name) <= wire.MAX_NAME
+            (name, number(part.layer, entry))
+            for part in self.image.listing(self._folder(node))
+            for name, entry, _ in part.found
+            if len(name) <= wire.MAX_NAME
         ]
 
     def parent(self, node: int) -> int:
         """See `Tree.parent`."""
-        return self._folder(node)[1]
+        return self._node(self._folder(node).above or self.image.root)
 
     def attr(self, node: int) -> bytes:
         """See `Tree.attr`."""
-        if node > _ENTRY_MASK:
-            return self._file_attr(node)
-        file, _ = self._folder(node)
-        return self._attr(node, file.layer, file.entry, links=1)
+        layer, entry = self._named(node)
+        links = self._files[layer].link_count(entry) if entry >= 0 else 1
+        return self._attr(node, layer, entry, links)
 
     def xattrs(self, node: int) -> Sequence[tuple[bytes, bytes]]:
         """See `Tree.xattrs`."""
-        if node > _ENTRY_MASK:
-            files, entry = self._entry(node)
-            return files.xattrs(entry)
-        file, _ = self._folder(node)
-        return self._xattrs(file.layer, file.entry)
+        return self._xattrs(*self._named(node))
 
     def xattr(self, node: int, name: bytes) -> bytes | None:
         """See `Tree.xattr`."""
         return dict(self.xattrs(node)).get(name)
 
-    def _folder(self, node: int) -> tuple[File, int]:
-        if node > _ENTRY_MASK:
-            raise OSError(errno.ENOTDIR, "no folder")
-        if node == ROOT:
-            return self.image.root, ROOT
-        number = node - _FIRST_FOLDER
-        if not 0 <= number < len(self._folders):
-            raise OSError(errno.ESTALE, "no such node")
-        return self._folders[number]
+    def _named(self, node: int) -> tuple[int, int]:
+        """Layer and entry that have the attributes of a file."""
+        if node != ROOT:
+            layer, entry = self._numbers.place(node)
+            if entry >= 0:
+                return layer, entry
+        folder = self._folder(node)
+        return folder.layer, folder.entry
 
-    def _node(self, parent: int, file: File) -> int:
-        if not file.is_directory:
-            return _file_node(file.layer, file.entry)
-        number = self._numbers.get(file.path)
-        if number is None:
-            number = _FIRST_FOLDER + len(self._folders)
-            self._folders.append((file, parent))
-            self._numbers[file.path] = number
-        return number
+    def _node(self, file: File) -> int:
+        if file is self.image.root:
+            return ROOT
+        return self._numbers.node(
+            *(file.topmost if isinstance(file, Folder) else (file.layer, file.entry))
+        )
+
+    def _folder(self, node: int) -> Folder:
+        if node == ROOT:
+            return self.image.root
+        files, entry = self._entry(node)
+        if not files.is_directory(entry):
+            raise OSError(errno.ENOTDIR, "no folder")
+        path = _path(files, entry)
+        missing = []
+        while path not in self._folders:
+            path, _, name = path.rpartition(b"/")
+            missing.append(name)
+        folder = self._folders[path]
+        for name in reversed(missing):
+            found = self.image.lookup(folder, name)
+            if not isinstance(found, Folder):
+                raise OSError(errno.ESTALE, "no such node")
+            folder = found
+            if len(self._folders) >= _MAX_OPEN:
+                self._folders = {b"": self.image.root}
+            self._folders[folder.path] = folder
+        return folder
+
+
+def _path(files: LayerFiles, entry: int) -> bytes:
+    """The path of a folder. OSError (ESTALE) for one that is not there."""
+    try:
+        return files.path_of(entry)
+    except InvalidDataError:
+        raise OSError(errno.ESTALE, "no such node") from None

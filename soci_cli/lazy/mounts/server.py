@@ -21,7 +21,8 @@ from soci_cli.kernel.points import points_below
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
-from soci_cli.lazy.merged import LazyImage, LazyLayer
+from soci_cli.lazy.layer import LazyLayer
+from soci_cli.lazy.merged import LazyImage
 from soci_cli.lazy.mounts.control import ControlServer
 from soci_cli.lazy.mounts.log import Log
 from soci_cli.lazy.mounts.readlist import ReadList

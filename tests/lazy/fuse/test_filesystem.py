@@ -9,7 +9,14 @@ import struct
 import pytest
 
 from soci_cli.lazy.fuse import filesystem, wire
-from soci_cli.lazy.fuse.filesystem import ROOT, USER_MARK, LayersTree, MergedTree, Tree
+from soci_cli.lazy.fuse.filesystem import (
+    ROOT,
+    TRUSTED_MARK,
+    USER_MARK,
+    LayersTree,
+    MergedTree,
+    Tree,
+)
 from tests.lazy.fuse.tools import errno_of, file, image_with
 from tests.lazy.tools import entry
 
@@ -110,3 +117,13 @@ def test_owners_that_are_not_in_the_namespace(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(filesystem, "mapped_ids", lambda kind: [range(0, 1), range(1, 65537)])
     owners = filesystem.namespace_owners()
     assert owners(3, 70000) == (3, 0)
+
+
+def test_mounting_reads_no_names() -> None:
+    """overlayfs asks for the roots of the layers, which must not wait until all names are sorted."""
+    image = image_with(LOWER, UPPER)
+    tree = LayersTree(image)
+    for _, node in tree.children(ROOT):
+        tree.attr(node)
+        tree.xattr(node, TRUSTED_MARK)
+    assert all(layer.files._folders is None for layer in image.layers)

@@ -17,8 +17,8 @@ from soci_cli.kernel import calls
 from soci_cli.kernel.points import mount_at, mount_points
 from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy import LazyImage
+from soci_cli.lazy.folders import IMPLIED
 from soci_cli.lazy.fuse import MountOptions, mount_image
-from soci_cli.lazy.layer import IMPLIED
 from soci_cli.lazy.spans import Name, no_name
 from tests.lazy.fuse.tools import (
     PATIENCE,
