@@ -10,7 +10,7 @@ from soci_cli.commands.app import App, common_flags, format_flag, pass_app
 from soci_cli.commands.durations import ago
 from soci_cli.commands.image_reading import open_cache
 from soci_cli.commands.output import columns, human_size
-from soci_cli.lazy.cache import LayerEntries
+from soci_cli.lazy.eviction import LayerEntries
 from soci_cli.text import printable
 
 _TITLES = ["DIGEST", "KIND", "ENTRIES", "SIZE", "LAST USED"]

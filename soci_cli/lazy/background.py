@@ -16,7 +16,7 @@ from typing import Protocol
 
 from soci_cli.closing import Closing
 from soci_cli.errors import SociError
-from soci_cli.lazy.cache import HeldEntry
+from soci_cli.lazy.entries import HeldEntry
 from soci_cli.lazy.fetching import Fetching, Priority
 from soci_cli.lazy.spans import Archive, LayerSpans
 from soci_cli.parallel import Stopped

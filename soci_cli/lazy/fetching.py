@@ -21,7 +21,8 @@ from typing import TypeAlias
 
 from soci_cli.closing import Closing
 from soci_cli.errors import StorageError
-from soci_cli.lazy.cache import Cache, Entry, HeldEntry, OpenEntries
+from soci_cli.lazy.cache import Cache
+from soci_cli.lazy.entries import AnyEntry, OpenEntries
 from soci_cli.lazy.stats import Stats
 from soci_cli.parallel import Stop, Stopped
 from soci_cli.ztoc.inflate import Buffer
@@ -55,9 +56,6 @@ _SOURCES = {
     Priority.BACKGROUND: "background",
 }
 
-Span: TypeAlias = Entry | HeldEntry
-"""The uncompressed bytes of a span: in a file of the cache, or in memory where that cannot be written."""
-
 
 class Wanted:
     """A span that waits to be fetched or is being fetched, for `file` (b"" where nobody knows)."""
@@ -69,7 +67,7 @@ class Wanted:
         self.priority = priority
         self.file = file
         self.running = False
-        self.future: Future[Span] = Future()
+        self.future: Future[AnyEntry] = Future()
 
     @property
     def source(self) -> str:
@@ -193,7 +191,7 @@ class Fetching(Closing):
         with self._mutex:
             return all(lane.is_quiet for lane in self._lanes)
 
-    def await_span(self, wanted: Wanted) -> Span:
+    def await_span(self, wanted: Wanted) -> AnyEntry:
         """A span as soon as it is here. Raises what fetching it raised."""
         with self._mutex:
             self._waiting += 1
@@ -253,7 +251,7 @@ class Batch:
         """All has come from the network: the next request may begin while this is inflated."""
         self._lane.release(self)
 
-    def done(self, span: Span) -> None:
+    def done(self, span: AnyEntry) -> None:
         """The first that is left is here."""
         one = self.left.popleft()
         self._lane.forget(one)

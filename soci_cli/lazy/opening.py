@@ -12,7 +12,6 @@ from soci_cli.index.discover import FoundIndex, IndexSources, find_index
 from soci_cli.index.image import Image, manifest_of, read_chosen
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
-from soci_cli.lazy.cache import blob_key
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LayerFiles, LazyLayer
 from soci_cli.lazy.merged import LazyImage, Origin
@@ -137,11 +136,11 @@ class _Opener:
         """The bytes of a small blob, which the cache keeps when they come from somewhere else."""
         if isinstance(self._source, FileBlobs):
             return read_blob(self._source, blob, limit)
-        key = blob_key(blob.digest)
-        data = self._fetching.cache.load(key)
+        cache = self._fetching.cache
+        data = cache.load_blob(blob.digest)
         if data is None or len(data) != blob.size:
             data = read_blob(self._source, blob, limit)
-            self._fetching.cache.put(key, data)
+            cache.put_blob(blob.digest, data)
         return data
 
 

@@ -24,8 +24,9 @@ from soci_cli.errors import (
     RegistryError,
     StorageError,
 )
-from soci_cli.lazy.cache import MAX_HELD, Claim, HeldEntry, span_key
-from soci_cli.lazy.fetching import Batch, Fetching, Lane, Priority, Scratch, Span, Wanted
+from soci_cli.lazy.cache import Claim, span_key
+from soci_cli.lazy.entries import MAX_HELD, AnyEntry, HeldEntry
+from soci_cli.lazy.fetching import Batch, Fetching, Lane, Priority, Scratch, Wanted
 from soci_cli.lazy.stats import Presence
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
@@ -78,9 +79,10 @@ class Archive(Protocol):
         """The bytes [offset, offset + length), waited for. What is fetched is charged to `file`."""
 
     def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
-        """Fills a buffer from `offset` on, without waiting for anybody; False when that is needed.
+        """Fills a buffer from `offset` on, without waiting for a disk or a network.
 
-        Then `read` has the bytes. `name` gives the file that is charged for what is fetched ahead now.
+        False when that is needed: then `read` has the bytes. `name` gives the file that is charged for
+        what is fetched ahead now.
         """
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
@@ -151,8 +153,8 @@ class LayerSpans(Closing):
         self._follow(numbers, name)
         done = 0
         for number, begin, count in self._parts(numbers, offset, buffer.nbytes):
-            span = self._find(number)
-            if span is None or span.read_into(begin, buffer[done : done + count]) != count:
+            span = self._fetching.open.get(self._key(number))
+            if span is None or span.read_now(begin, buffer[done : done + count]) != count:
                 return False
             done += count
         self._fetching.stats.hits += len(numbers)
@@ -289,7 +291,7 @@ class LayerSpans(Closing):
                 self._fetching.stats.hits += 1
                 return data
             self._fetching.open.drop(self._key(number))
-            self._fetching.cache.drop(self._key(number))
+            self._fetching.cache.remove(self._key(number))
         wanted = self._start([number], Priority.DEMAND, file)[0]
         data = self._fetching.await_span(wanted).read(begin, count)
         if len(data) != count:
@@ -299,13 +301,13 @@ class LayerSpans(Closing):
             )
         return data
 
-    def _find(self, number: int) -> Span | None:
+    def _find(self, number: int) -> AnyEntry | None:
         """A span that is here."""
         key = self._key(number)
         span = self._fetching.open.get(key)
         return self._load(number, key) if span is None else span
 
-    def _load(self, number: int, key: str) -> Span | None:
+    def _load(self, number: int, key: str) -> AnyEntry | None:
         """A span from the disk, which stays open."""
         entry = self._fetching.cache.find(key)
         if entry is None:
@@ -447,7 +449,7 @@ class LayerSpans(Closing):
         while True:
             claim = cache.claim(key)
             if claim is None and time.monotonic() > deadline:
-                claim = Claim(cache, cache.root, -1)  # fetched twice, kept once
+                claim = cache.no_claim(key)  # fetched twice, kept once
             span = self._load(first, key) if claim is None or claim.is_real else None
             if span is not None:
                 if claim is not None:
@@ -515,7 +517,7 @@ class LayerSpans(Closing):
             with self._inflated(number, size, scratch) as data:
                 # Counted first: as soon as it is on the disk, somebody may find it there.
                 self._count(number, one.source, size)
-                span: Span = claim.put(data) or HeldEntry(bytes(data))
+                span: AnyEntry = claim.put(data) or HeldEntry(bytes(data))
         except (IntegrityError, InvalidDataError) as error:
             batch.fail(error)
             return

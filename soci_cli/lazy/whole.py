@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,8 @@ from soci_cli.errors import (
 )
 from soci_cli.index.layers import CountingReader, compression_of, short
 from soci_cli.lazy.cache import Cache, Claim, archive_key
+from soci_cli.lazy.entries import Entry
+from soci_cli.lazy.eviction import ZTOC_SUFFIX
 from soci_cli.lazy.spans import Name, no_name
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.parallel import Stop, StoppableTask
@@ -67,27 +68,20 @@ class WholeLayer(Closing):
         self._observer = observer
         self._mutex = threading.Lock()
         self._checked: set[int] = set()
-        self._fd = -1
         self._stop = stop
-        self.ztoc_data = self._open()
-        self.ztoc: Ztoc = decode_ztoc(self.ztoc_data)
+        self._file, data = self._open()
+        self.ztoc: Ztoc = decode_ztoc(data)
         self._stop = Stop()
 
     @property
     def _what(self) -> str:
         return f"layer {self._layer.digest} of {self._source.name}"
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
     def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
         """See `Archive.read`."""
         for span in self._needed(offset, length):
             self._check(span)
-        data = self._read_at(offset, max(0, length))
+        data = self._file.read(offset, max(0, length))
         if len(data) < length:
             self._checked.clear()
             for span in self._needed(offset, length):
@@ -97,14 +91,9 @@ class WholeLayer(Closing):
 
     def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         """See `Archive.ready`."""
-        for span in self._needed(offset, buffer.nbytes):
-            if span not in self._checked:
-                if not self._is_right(span):
-                    return False  # making the file once more takes long
-                self._checked.add(span)
-        with suppress(OSError):
-            return os.preadv(self._fd, [buffer], offset) == buffer.nbytes
-        return False
+        if any(span not in self._checked for span in self._needed(offset, buffer.nbytes)):
+            return False
+        return self._file.read_now(offset, buffer) == buffer.nbytes
 
     def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
         """See `Archive.pieces`."""
@@ -132,16 +121,13 @@ class WholeLayer(Closing):
         return range(spans.span_of(offset), spans.span_of(end - 1) + 1)
 
     def _exactly(self, offset: int, length: int) -> bytes:
-        data = self._read_at(offset, length)
+        data = self._file.read(offset, length)
         if len(data) != length:
-            raise IntegrityError(f"{self._what}: its file in the cache was cut short")
+            raise IntegrityError(
+                f"{self._what}: its file in the cache cannot be read or was cut short; is the disk of "
+                f"{self._cache.root} in order?"
+            )
         return data
-
-    def _read_at(self, offset: int, length: int) -> bytes:
-        try:
-            return os.pread(self._fd, length, offset)
-        except OSError as error:
-            raise StorageError(f"{self._what} in the cache: {error.strerror}") from error
 
     def _check(self, span: int) -> None:
         """Makes sure that a span is right; a file that was damaged is made once more."""
@@ -154,9 +140,10 @@ class WholeLayer(Closing):
         self._checked.add(span)
 
     def _make_again(self, span: int) -> None:
-        self._cache.drop(archive_key(self._layer.digest))
+        self._cache.remove(archive_key(self._layer.digest))
         self._checked.clear()
-        self.ztoc_data = self._open()
+        # Other threads may be reading the old file, which stays open for them.
+        self._file, _ = self._open()
         if not self._is_right(span):
             raise IntegrityError(
                 f"{self._what}: span {span} of its file in the cache was damaged again; is the "
@@ -166,13 +153,13 @@ class WholeLayer(Closing):
     def _is_right(self, span: int) -> bool:
         start, end = self.ztoc.spans.compressed_range(span)
         digest = hashlib.sha256()
-        while start < end and (piece := self._read_at(start, min(_PIECE, end - start))):
+        while start < end and (piece := self._file.read(start, min(_PIECE, end - start))):
             digest.update(piece)
             start += len(piece)
         return b"sha256:" + digest.hexdigest().encode() == self.ztoc.span_digests[span]
 
-    def _open(self) -> bytes:
-        """Opens the file, made now if need be; the bytes of its zTOC."""
+    def _open(self) -> tuple[Entry, bytes]:
+        """The file, made now if need be, and the bytes of its zTOC."""
         key = archive_key(self._layer.digest)
         while True:
             found = self._find(key)
@@ -193,47 +180,23 @@ class WholeLayer(Closing):
                 if found is not None:
                     return found
                 data = self._unpack(claim)
-                self._cache.put(f"{key}.ztoc", data)
+                self._cache.put(key + ZTOC_SUFFIX, data)
                 try:
-                    claim.commit()
+                    return claim.commit(), data
                 except OSError as error:
                     raise _disk_error(self._what, error) from error
-            return self._opened(key, data)
 
-    def _find(self, key: str) -> bytes | None:
-        data = self._cache.load(f"{key}.ztoc")
-        fd = self._cache.open(key) if data is not None else None
-        if data is None or fd is None:
+    def _find(self, key: str) -> tuple[Entry, bytes] | None:
+        data = self._cache.load(key + ZTOC_SUFFIX)
+        file = self._cache.open(key) if data is not None else None
+        if data is None or file is None:
             return None
-        try:
-            fits = os.fstat(fd).st_size == decode_ztoc(data).compressed_archive_size
-        except InvalidDataError:
-            fits = False
-        if not fits:
-            os.close(fd)
-            self._cache.drop(key)
-            self._cache.drop(f"{key}.ztoc")
-            return None
-        self._use(fd)
-        return data
-
-    def _opened(self, key: str, data: bytes) -> bytes:
-        fd = self._cache.open(key)
-        if fd is None:
-            raise StorageError(
-                f"{self._what} was removed from the cache at once, because another process fills it; "
-                "set SOCI_CACHE_SIZE to more"
-            )
-        self._use(fd)
-        return data
-
-    def _use(self, fd: int) -> None:
-        if self._fd < 0:
-            self._fd = fd
-            return
-        # Other threads may be reading; they go on with the new file.
-        os.dup2(fd, self._fd, inheritable=False)
-        os.close(fd)
+        with suppress(InvalidDataError):
+            if file.size == decode_ztoc(data).compressed_archive_size:
+                return file, data
+        self._cache.remove(key)
+        self._cache.remove(key + ZTOC_SUFFIX)
+        return None
 
     def _unpack(self, claim: Claim) -> bytes:
         """Writes the archive; the zTOC of it as a plain tar. A damaged layer is fetched once more."""

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from soci_cli.errors import ConfigError
+from soci_cli.errors import ConfigError, StorageError
 from soci_cli.lazy import Cache, cache_root
-from soci_cli.lazy.cache import (
-    DEFAULT_LIMIT,
-    OpenEntries,
-    archive_key,
-    blob_key,
-    default_limit,
-    span_key,
-)
+from soci_cli.lazy.cache import DEFAULT_LIMIT, archive_key, blob_key, span_key
+from soci_cli.lazy.entries import OpenEntries
+from tests.support.images import sha256
 from tests.support.machine import PROJECT
 
 
@@ -54,7 +52,85 @@ def test_where_it_is() -> None:
 
 
 def test_the_limit(tmp_path: Path) -> None:
-    assert 0 < default_limit(tmp_path / "not" / "there") <= DEFAULT_LIMIT
+    assert 0 < Cache(tmp_path / "not" / "there").limit <= DEFAULT_LIMIT
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Acts as a user who owns nothing."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as others")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_directory_that_others_can_write(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    Cache(root, 1 << 20).put("a/1", b"one")
+    for mode in (0o777, 0o720):
+        root.chmod(mode)
+        with pytest.raises(StorageError, match=rf"{root} can be written by others.* SOCI_CACHE"):
+            Cache(root, 1 << 20)
+    root.chmod(0o755)
+    assert Cache(root, 1 << 20).load("a/1") == b"one"
+
+
+def test_a_directory_of_another_user(tmp_path: Path) -> None:
+    """Root does not believe what a user has written."""
+    tmp_path.chmod(0o777)
+    root = tmp_path / "cache"
+    for folder in tmp_path.parents[:3]:
+        folder.chmod(folder.stat().st_mode | 0o11)
+    with another_user():
+        Cache(root, 1 << 20).put("a/1", b"forged")
+    with pytest.raises(StorageError, match=rf"{root} belongs to user 65534.* set SOCI_CACHE"):
+        Cache(root, 1 << 20)
+    # Neither what is theirs in a directory of one's own.
+    os.chown(root, 0, 0)
+    cache = Cache(root, 1 << 20)
+    assert cache.load("a/1") is None
+    cache.put("a/2", b"mine")
+    with another_user(), pytest.raises(StorageError, match=rf"{root} is closed .*SOCI_CACHE"):
+        Cache(root, 1 << 20)
+
+
+def test_blobs_have_their_digest(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 20)
+    digest = sha256(b"blob")
+    assert cache.load_blob(digest) is None
+    cache.put_blob(digest, b"blob")
+    assert cache.load_blob(digest) == b"blob"
+    cache.remove(blob_key(digest))
+    cache.put(blob_key(digest), b"forged, but whole")
+    assert cache.load_blob(digest) is None
+    assert not cache.has(blob_key(digest))
+
+
+def test_what_comes_over_its_path_later(tmp_path: Path) -> None:
+    """As a mount of an image does that needs the cache to be read."""
+    root = tmp_path / "home" / "cache"
+    cache = Cache(root, 1 << 20)
+    cache.put("a/1", b"one")
+    (tmp_path / "home").rename(tmp_path / "below")
+    root.mkdir(parents=True)
+    cache.put("b/2", b"two")
+    assert (cache.load("a/1"), cache.load("b/2")) == (b"one", b"two")
+    assert cache.names("a/") == {"1"}
+    assert cache.prune() > 0
+    assert cache.load("b/2") is None
+    assert not list(root.iterdir())
+
+
+def test_a_directory_that_is_removed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 1 << 20)
+    cache.put("a/1", b"one")
+    shutil.rmtree(tmp_path / "cache")
+    assert cache.load("a/1") is None
+    cache.put("a/1", b"again")
+    assert Cache(tmp_path / "cache", 1 << 20).load("a/1") == cache.load("a/1") == b"again"
 
 
 def test_entries(tmp_path: Path) -> None:
@@ -98,7 +174,7 @@ def test_what_was_not_read_for_long_goes_first(tmp_path: Path) -> None:
     assert cache.load("a/0") is not None  # read now
     held = cache.open("a/1")
     assert held is not None
-    os.utime(held, (1, 1))
+    os.utime(tmp_path / "a" / "1", (1, 1))
     cache.put("a/9", bytes(15_000))
     assert not cache.has("a/1")
     assert not cache.has("a/2")
@@ -106,8 +182,7 @@ def test_what_was_not_read_for_long_goes_first(tmp_path: Path) -> None:
     assert cache.has("a/9")
     assert size_of(tmp_path) <= 100_000
     # A file that is open stays readable.
-    assert len(os.read(held, 20_000)) > 10_000
-    os.close(held)
+    assert len(held.read(0, 20_000)) > 10_000
 
 
 def test_claims(tmp_path: Path) -> None:
@@ -244,7 +319,7 @@ def test_prune(tmp_path: Path) -> None:
     assert cache.prune(limit=1 << 20) == 0
     assert cache.prune(older_than=time.time() - 1001.5) == 2 * 1020
     assert [one.entries for one in cache.entries() if one.kind == "spans"] == [1, 1]
-    assert cache.prune(limit=2100) == 3 * 1020
+    assert cache.prune(limit=3100) == 2 * 1020
     assert [one.kind for one in cache.entries()] == ["blobs", "archives"]
     held = cache.claim(blob_key(LAYERS[0]))
     assert held is not None
@@ -252,7 +327,7 @@ def test_prune(tmp_path: Path) -> None:
     assert left is not None
     os.close(left._fd)  # as when the process ends
     left._fd = -1
-    assert cache.prune() == 2 * 1020
+    assert cache.prune() == 3 * 1020
     assert cache.entries() == []
     assert len(unfinished(tmp_path)) == 1
     held.put(b"1")
@@ -267,11 +342,27 @@ def test_pruned_while_it_is_read(tmp_path: Path) -> None:
     assert entry is not None
     cache.prune()
     assert entry.read(10, 20) == bytes(20)
-    assert not entry.tend()
+    assert not entry.is_linked
     # What is counted is right: nothing is evicted before there is too much again.
     for number in range(900):
         cache.put(f"a/{number}", bytes(1000))
     assert len(cache.names("a/")) == 900
+
+
+def test_a_layer_goes_with_its_ztoc(tmp_path: Path) -> None:
+    """The layer without its zTOC would be unpacked again."""
+    cache = Cache(tmp_path, 100_000)
+    key = archive_key(LAYERS[0])
+    cache.put(f"{key}.ztoc", bytes(10_000))
+    cache.put("a/1", bytes(20_000))
+    cache.put(key, bytes(60_000))
+    for at, name in enumerate((f"{key}.ztoc", "a/1", key)):
+        os.utime(tmp_path / name, (at, at))
+    cache.put("a/2", bytes(15_000))
+    assert [cache.has(name) for name in (f"{key}.ztoc", "a/1", key)] == [True, False, True]
+    os.utime(tmp_path / "a" / "2", (3, 3))
+    cache.put("a/3", bytes(30_000))
+    assert [cache.has(name) for name in (f"{key}.ztoc", key, "a/2")] == [False, False, True]
 
 
 def test_used_entries_stay(tmp_path: Path) -> None:

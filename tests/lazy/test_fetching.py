@@ -22,7 +22,7 @@ import pytest
 from soci_cli.errors import RegistryError, SociError, StorageError
 from soci_cli.lazy import Archive, Cache, Fetching, LayerSpans
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
-from soci_cli.lazy.cache import OpenEntries
+from soci_cli.lazy.entries import OpenEntries
 from soci_cli.lazy.fetching import Priority
 from tests.lazy.tools import (
     NoArchive,
@@ -198,6 +198,18 @@ def test_a_file_that_is_cut_while_it_is_open(fetching: Fetching) -> None:
     assert is_ready(spans, 3)
 
 
+def test_what_is_on_the_disk_only_is_waited_for(tmp_path: Path) -> None:
+    """A whole span is read and its checksum is made: nothing for the one thread that serves a mount."""
+    with fetching_at(tmp_path) as fetching:
+        read(spans_at(fetching)[0], 3)
+    with fetching_at(tmp_path) as fetching:
+        spans, place = spans_at(fetching)
+        assert not is_ready(spans, 3)
+        read(spans, 3)
+        assert is_ready(spans, 3)
+        assert not place.requests
+
+
 # Ahead of readers.
 
 
@@ -367,7 +379,7 @@ def test_the_counts_add_up(tmp_path: Path) -> None:
         spans, place = spans_at(fetching)
         for number in (1, 1, 3, 3, 4):
             read(spans, number, file=b"dir/f\xff" if number == 3 else b"g")
-        assert is_ready(spans, 2)
+        read(spans, 2)
         assert not is_ready(spans, 5)
         with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
             background.prefetch(0, [(6, 7)])
@@ -413,9 +425,9 @@ def test_entries_that_leave_stay_open_for_their_readers(tmp_path: Path) -> None:
         del entry
     assert len(entries) == 3
     assert open_files() == before + 4
-    cache.drop("a/2")
+    cache.remove("a/2")
     assert kept.read(0, 100) == b"2" * 100
-    assert not kept.tend()
+    assert not kept.is_linked
     del kept
     entries.clear()
     assert open_files() == before
