@@ -106,6 +106,7 @@ def command(
     soci mount docker://example.com/app:1.0 /mnt/app
     """
     from soci_cli.lazy.fuse.mounting import check_target
+    from soci_cli.lazy.mounts.request import check_clear
 
     # The mount lasts when the command has ended: nothing may depend on the current folder.
     app.root_flag = str(app.root.absolute())
@@ -125,6 +126,7 @@ def command(
     # Before anything is fetched.
     Mounts(state_root(os.environ)).check_free(wish.target)
     check_target(wish.target)
+    check_clear(wish.target, _needed(app, wish))
     if not foreground:
         from soci_cli.commands.apart import run_apart
 
@@ -137,6 +139,27 @@ def command(
         sys.stdout.flush()
         server.run()
     return 0
+
+
+def _needed(app: App, wish: _Wish) -> list[tuple[str, Path]]:
+    """What the server reads and writes."""
+    from soci_cli.lazy import cache_root
+
+    registry = wish.registry
+    docker = os.environ.get("DOCKER_CONFIG") or Path(os.environ.get("HOME", "/"), ".docker")
+    needed = [
+        ("the cache", cache_root(os.environ)),
+        ("the state of mounts", state_root(os.environ)),
+        ("the local store", app.root),
+        ("the image", wish.place.path),
+        ("the list of files that are read", wish.record),
+        ("Docker's folder of credentials", Path(docker)),
+        ("a certificate", registry.tls_ca),
+        ("the client's certificate", registry.tls_cert),
+        ("the client's key", registry.tls_key),
+        *(("a folder of hosts.toml files", Path(path)) for path in registry.hosts_dirs),
+    ]
+    return [(what, path.absolute()) for what, path in needed if path is not None]
 
 
 def _serve_apart(app: App, wish: _Wish, ready: Callable[[int], None]) -> None:

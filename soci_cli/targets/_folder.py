@@ -51,6 +51,21 @@ class LayoutFolder:
         self.root = root
         self.name = name
         self._mode = mode
+        self._at = root  # from where it is read
+        self._held = -1
+
+    def hold(self) -> None:
+        """From now on read from the folder that is here now, whatever is mounted over it. StorageError."""
+        if self._held < 0:
+            with disk_errors("open", self.root):
+                self._held = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._at = Path(f"/proc/self/fd/{self._held}")
+
+    def release(self) -> None:
+        """Lets go of the folder."""
+        if self._held >= 0:
+            held, self._held, self._at = self._held, -1, self.root
+            os.close(held)
 
     def blob_path(self, digest: str) -> Path:
         """Where a blob is, or would be. InvalidDataError when `digest` is no digest."""
@@ -81,7 +96,7 @@ class LayoutFolder:
     @contextmanager
     def blobs_folder(self, digest: str) -> Iterator[int]:
         """An open descriptor of the folder that holds this blob. Raises OSError."""
-        outer = os.open(self.root / "blobs", _FOLDER)
+        outer = os.open(self._at / "blobs", _FOLDER)
         try:
             inner = os.open(algorithm_of(digest), _FOLDER, dir_fd=outer)
         finally:
@@ -132,7 +147,7 @@ class LayoutFolder:
 
     def read_index(self) -> IndexJson:
         """index.json of a layout that must exist. NotFoundError, InvalidDataError."""
-        if not self.root.is_dir():
+        if not self._at.is_dir():
             raise NotFoundError(f"{self.name}: there is no folder {brief(str(self.root))}")
         marker = self._read_file("oci-layout", MARKER_LIMIT)
         if marker is None:
@@ -204,7 +219,7 @@ class LayoutFolder:
     def _read_file(self, name: str, limit: int) -> bytes | None:
         path = self.root / name
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NO_FOLLOW)
+            fd = os.open(self._at / name, os.O_RDONLY | os.O_NONBLOCK | _NO_FOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -107,8 +107,16 @@ class Layout(Closing):
         """All images of the layout, with the annotations that name them."""
         return self._folder.read_index_or_empty().entries
 
+    def hold(self) -> None:
+        """Read from the folder that is here now till `close`, whatever is mounted over it. StorageError.
+
+        For who reads an image for long.
+        """
+        self._folder.hold()
+
     def close(self) -> None:
-        """Nothing is held open by a layout that is read."""
+        """Lets go of a folder that is held."""
+        self._folder.release()
 
     def _has_file(self, descriptor: Descriptor) -> bool:
         opened = self._folder.open_blob(descriptor.digest)
@@ -257,6 +265,7 @@ class WritableLayout(Layout):
         self._unlock()
         if self._made_root:
             self._folder.remove_empty_folders()
+        super().close()
 
     def __exit__(
         self,

@@ -243,6 +243,31 @@ def test_what_cannot_be_mounted(home: Home, layout: Path) -> None:
     home("mount", image, home.target).bad(1, "has an image mounted already", "soci umount")
 
 
+def test_folders_that_the_server_needs(home: Home, layout: Path, tmp_path: Path) -> None:
+    """A mount over the cache and the like would wait for itself at the first read."""
+    image = f"oci:{layout}"
+    data = home.folder / ".local/share"
+    (data / "soci").mkdir(parents=True)
+    refused = {
+        home.folder: "the cache",
+        data: "the local store",
+        data / "soci": "the local store",
+        layout.parent: "the image",
+        Path("/etc"): "the settings of this machine",
+        Path(sys.base_prefix): "Python",
+    }
+    for folder, what in refused.items():
+        home("mount", image, folder).bad(1, f"{folder} cannot be mounted on: {what}")
+    (home.folder / "link").symlink_to(home.target)
+    home.env["SOCI_STATE"] = str(home.folder / "link/state")
+    home("mount", image, home.target).bad(1, "the state of mounts is in it")
+    del home.env["SOCI_STATE"]
+    record = home.target / "files"
+    home("mount", "--record", record, image, home.target).bad(1, "the list of files")
+    assert not home.is_mounted()
+    assert home.left == []
+
+
 @pytest.mark.parametrize(
     ("number", "group", "status"),
     [

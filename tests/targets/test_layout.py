@@ -55,6 +55,19 @@ def test_what_is_tagged_is_read_back(tmp_path: Path) -> None:
     }
 
 
+def test_a_held_layout_is_read_though_its_path_leads_elsewhere(tmp_path: Path) -> None:
+    (image,) = make(tmp_path / "layout", "v1")
+    with Layout(tmp_path / "layout", "v1") as source:
+        source.hold()
+        (tmp_path / "layout").rename(tmp_path / "away")
+        assert source.resolve() == image
+        assert len(read_blob(source, image)) == image.size
+        (tmp_path / "away").rename(tmp_path / "layout")
+    assert source.resolve() == image
+    with pytest.raises(StorageError, match=r"cannot open .*absent"):
+        Layout(tmp_path / "absent").hold()
+
+
 def test_ranges(tmp_path: Path) -> None:
     data = noise(1, 1000)
     blob = describe(data)
