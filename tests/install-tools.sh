@@ -50,7 +50,7 @@ find_go() {
 # A newer containerd than Debian's, in a folder that is named after its version and filled only once.
 install_newer_containerd() {
     version=2.4.2 # also in tests/support/servers/containerd.py
-    folder=$HOME/.cache/soci-cli-tests/containerd-$version
+    folder=${XDG_CACHE_HOME:-$HOME/.cache}/soci-cli-tests/containerd-$version
     [ "$(uname)" = Linux ] && [ ! -d "$folder" ] || return 0
     skipped="not installed: containerd $version (tests that need it are skipped)"
     go=$(find_go) || { echo "$skipped, as Go 1.25 or newer is missing" >&2 && return; }
