@@ -1,50 +1,28 @@
-"""What every command shares: settings, the store, output, and the flags that stand everywhere."""
+"""What every command shares: settings, the store, containerd, registries, output.
+
+Modules are imported where they are used: starting stays quick, and a command pays for what it needs.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-import click
-
-from soci_cli.commands.durations import parse_duration
 from soci_cli.commands.output import Output
-from soci_cli.oci import Platform, Reference, platforms
-from soci_cli.settings import Settings, load_settings, parse_size, store_root
-from soci_cli.targets import (
-    Place,
-    Source,
-    Store,
-    Target,
-    local_store,
-    open_source,
-    open_target,
-    parse_place,
-)
-from soci_cli.targets.places import connect
-from soci_cli.targets.registry.registries import Registries
 
 if TYPE_CHECKING:
     from soci_cli.commands.registry_flags import RegistryFlags
     from soci_cli.index.artifacts import Artifacts
+    from soci_cli.oci import Platform, Reference
+    from soci_cli.settings import Settings
+    from soci_cli.targets import Place, Source, Store, Target
     from soci_cli.targets.containerd.client import Containerd
+    from soci_cli.targets.registry.registries import Registries
 
-    # Generic for type checkers only; older releases of click cannot be subscripted.
-    _ParamType = click.ParamType[int]
-    _TextType = click.ParamType[str]
-else:
-    _ParamType = _TextType = click.ParamType
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-# The release of soci-snapshotter whose `soci` this one can stand in for. nerdctl takes the first number
-# with two dots that --version prints for the version, and wants 0.10.0 or more.
-_COMPATIBLE = "0.15.0"
 _DEFAULT_NAMESPACE = "default"
 
 
@@ -73,6 +51,8 @@ class App:
     def settings(self) -> Settings:
         """The settings of the files; read once, and what is odd in them is said once."""
         if self._settings is None:
+            from soci_cli.settings import load_settings
+
             self._settings, warnings = load_settings(os.environ)
             for warning in warnings:
                 self.output.warn(warning)
@@ -81,20 +61,27 @@ class App:
     @property
     def root(self) -> Path:
         """The folder of the local store."""
+        from soci_cli.settings import store_root
+
         return _beside_the_reference(store_root(self.settings, os.environ, self.root_flag))
 
     @property
     def store(self) -> Store:
         """The local store, for commands without flags about registries."""
-        return local_store(self.root)
+        return self.open_store(None)
 
-    def open_store(self, registries: Registries) -> Store:
+    def open_store(self, registries: Registries | None) -> Store:
         """The local store, whose layers that stayed in a registry are read by way of `registries`."""
+        from soci_cli.targets.places import local_store
+
         return local_store(self.root, registries)
 
     @contextmanager
     def registries(self, flags: RegistryFlags, *images: Reference | Place) -> Iterator[Registries]:
         """The registries of a command; --user is for the one that `images` are in."""
+        from soci_cli.oci.references import Reference
+        from soci_cli.targets.registry.registries import Registries
+
         references = [
             image if isinstance(image, Reference) else image.reference
             for image in images
@@ -118,27 +105,36 @@ class App:
     def connect(self) -> Containerd:
         """The connection to containerd, opened once. UsageError when packages for it are missing."""
         if self._containerd is None:
+            from soci_cli.targets.places import connect
+
             self._containerd = connect(self.address, self.namespace, self.timeout)
         return self._containerd
 
     def place(self, text: str, names: Literal["store", "containerd"] | None = None) -> Place:
         """The place that a user wrote. A bare name is in containerd where flags name one, else `names`."""
+        from soci_cli.targets.places import parse_place
+
         return parse_place(text, "containerd" if self.names_containerd else names or "store")
 
     def open_source(self, place: Place, registries: Registries) -> Source:
         """A place for reading."""
+        from soci_cli.targets.places import open_source
+
         client = self.connect() if place.kind == "containerd" else None
         return open_source(place, self.root, registries, client)
 
     def open_containerd(self, name: str) -> Source:
         """The image `name` of containerd, for reading."""
-        place = parse_place(name, "containerd")
-        return open_source(place, self.root, None, self.connect())
+        from soci_cli.targets.places import open_source, parse_place
+
+        return open_source(parse_place(name, "containerd"), self.root, None, self.connect())
 
     def open_target(
         self, place: Place, names: dict[str, str] | None, registries: Registries
     ) -> Target:
         """A place for writing; `names` as for `targets.open_target`."""
+        from soci_cli.targets.places import open_target
+
         client = self.connect() if place.kind == "containerd" else None
         return open_target(place, self.root, names, registries, client)
 
@@ -146,7 +142,7 @@ class App:
         """The SOCI artifacts that are known; close it."""
         from soci_cli.index.artifacts import Artifacts
 
-        return Artifacts(local_store(self.root, registries), self.namespace, self.connect)
+        return Artifacts(self.open_store(registries), self.namespace, self.connect)
 
     def downloads(self, flags: RegistryFlags) -> int:
         """How many blobs to download at a time."""
@@ -158,6 +154,8 @@ class App:
 
     def platforms(self, names: Sequence[str], all_platforms: bool) -> tuple[Platform, ...]:
         """The platforms that flags or settings name; none when all are wanted."""
+        from soci_cli.oci import platforms
+
         # The reference splits at commas.
         given = [part for name in names for part in name.split(",")]
         chosen = given or (() if all_platforms else self.settings.platforms)
@@ -169,208 +167,3 @@ def _beside_the_reference(root: Path) -> Path:
     if (root / "artifacts.db").is_file() and not (root / "oci-layout").exists():
         return root / "soci-cli"
     return root
-
-
-pass_app = click.make_pass_decorator(App, ensure=True)
-
-
-def common_flags(command: _F) -> _F:
-    """The flags that may stand before or after a command's name."""
-
-    def print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
-        if value and not context.resilient_parsing:
-            from soci_cli import __version__
-            from soci_cli.ztoc.inflate import backend
-
-            click.echo(
-                f"soci version {_COMPATIBLE} (the soci-snapshotter release that this is compatible with), "
-                f"soci-cli {__version__}, {backend().name}"
-            )
-            context.exit()
-
-    def set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
-        if value:
-            app = context.ensure_object(App)
-            app.quiet = app.output.quiet = True
-
-    def set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
-        if value:
-            app = context.ensure_object(App)
-            app.debug = app.output.debug = True
-
-    def set_root(context: click.Context, _: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            context.ensure_object(App).root_flag = value
-
-    for option in (
-        click.option(
-            "-v",
-            "--version",
-            is_flag=True,
-            is_eager=True,
-            callback=print_version,
-            expose_value=False,
-            help="Print the version.",
-        ),
-        click.option(
-            "--root",
-            metavar="DIR",
-            callback=set_root,
-            expose_value=False,
-            help="Folder of the local store (SOCI_ROOT).",
-        ),
-        click.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            callback=set_quiet,
-            expose_value=False,
-            help="Print only the result: no progress, no remarks.",
-        ),
-        click.option(
-            "--debug",
-            is_flag=True,
-            callback=set_debug,
-            expose_value=False,
-            help="Show the traceback of an error.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-class _Word(_TextType):
-    """A text that -n=TEXT and -n TEXT give alike."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value).removeprefix("=")
-
-
-def containerd_flags(*, hidden: bool) -> Callable[[_F], _F]:
-    """The flags about containerd, which stand before the command's name.
-
-    The reference takes them after it too; there they are `hidden`.
-    """
-
-    def keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-        def keep_value(context: click.Context, _: click.Parameter, value: Any) -> None:
-            if value is not None:
-                setattr(context.ensure_object(App), name, value)
-
-        return keep_value
-
-    def keep_timeout(context: click.Context, _: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            context.ensure_object(App).timeout = parse_duration(value) or None
-
-    def add(command: _F) -> _F:
-        for option in (
-            click.option(
-                "--content-store",
-                type=click.Choice(["soci", "containerd"]),
-                callback=keep("content_store"),
-                expose_value=False,
-                hidden=hidden,
-                help="Where new SOCI indexes go: the local store, or containerd (default for its images).",
-            ),
-            click.option(
-                "--timeout",
-                metavar="DURATION",
-                callback=keep_timeout,
-                expose_value=False,
-                hidden=hidden,
-                help="How long a call to containerd may take, such as 30s; 0 (default) is for ever.",
-            ),
-            click.option(
-                "--namespace",
-                "-n",
-                type=_Word(),
-                metavar="NAME",
-                # A variable must not come after a flag that stands before the command.
-                envvar=None if hidden else "CONTAINERD_NAMESPACE",
-                show_envvar=True,
-                callback=keep("namespace_flag"),
-                expose_value=False,
-                hidden=hidden,
-                help="Namespace of containerd. Names of images then mean containerd's.",
-            ),
-            click.option(
-                "--address",
-                "-a",
-                type=_Word(),
-                metavar="SOCKET",
-                envvar=None if hidden else "CONTAINERD_ADDRESS",
-                show_envvar=True,
-                callback=keep("address"),
-                expose_value=False,
-                hidden=hidden,
-                help="Socket of containerd. Names of images then mean containerd's.",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def platform_flags(verb: str) -> Callable[[_F], _F]:
-    """--platform and --all-platforms, for a command that does `verb` with platforms."""
-
-    def add(command: _F) -> _F:
-        for option in (
-            click.option("--all-platforms", is_flag=True, help=f"{verb} every platform."),
-            click.option(
-                "--platform",
-                "-p",
-                "platform_names",
-                multiple=True,
-                metavar="OS/ARCH[/VARIANT]",
-                help=f"{verb} this platform; may be repeated. Default: this machine's.",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def snapshotter_flag(command: _F) -> _F:
-    """--snapshotter, by which nerdctl's users choose lazy loading."""
-    return click.option(
-        "--snapshotter",
-        metavar="NAME",
-        default="soci",
-        envvar="CONTAINERD_SNAPSHOTTER",
-        show_envvar=True,
-        help="soci (default) for lazy loading; any other, such as overlayfs, for none.",
-    )(command)
-
-
-class SizeType(_ParamType):
-    """A size in bytes: 4194304 or 4MiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return value if isinstance(value, int) else parse_size(str(value))
-
-
-SIZE = SizeType()
-
-
-def format_flag(command: _F) -> _F:
-    """--format, for output that scripts read."""
-    return click.option(
-        "--format",
-        "format_",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        help="Output for people or for scripts.",
-    )(command)
-
-
-def stdout_is_terminal() -> bool:
-    """Whether a person reads stdout."""
-    return sys.stdout.isatty()

@@ -6,8 +6,9 @@ from datetime import datetime, timezone
 
 import click
 
-from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.app import App
 from soci_cli.commands.durations import ago
+from soci_cli.commands.flags import common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import open_cache
 from soci_cli.commands.output import columns, human_size
 from soci_cli.lazy.eviction import LayerEntries

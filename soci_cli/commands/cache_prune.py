@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from soci_cli.commands.app import SIZE, App, common_flags, pass_app
+from soci_cli.commands.app import App
 from soci_cli.commands.durations import parse_duration
+from soci_cli.commands.flags import SIZE, common_flags, pass_app
 from soci_cli.commands.image_reading import open_cache
 from soci_cli.commands.output import human_size
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from soci_cli.commands.app import App, common_flags, containerd_flags
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, containerd_flags
 from soci_cli.commands.status import ReaderIsGone, status_of
 
 # A command's module is imported when the command is named: starting stays quick, and what only one

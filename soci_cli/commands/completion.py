@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app
 
 
 @click.command()

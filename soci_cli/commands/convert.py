@@ -7,7 +7,8 @@ from typing import Literal
 
 import click
 
-from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
 from soci_cli.commands.image_convert import run_conversion
 from soci_cli.commands.index_flags import IndexFlags, index_flags
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags

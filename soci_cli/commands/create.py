@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 import click
 
-from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
 from soci_cli.commands.index_flags import IndexFlags, index_flags
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.commands.index_flags import IndexFlags, index_flags
 from soci_cli.commands.output import human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags

@@ -6,7 +6,8 @@ import dataclasses
 
 import click
 
-from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, format_flag, pass_app
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.index.inspect import ImageFacts, LayerFacts, PlatformFacts, inspect

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.oci import Descriptor, Reference, parse_reference
 from soci_cli.targets import Archive, Layout, Source, copy_graph

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, format_flag, pass_app
 from soci_cli.commands.output import columns, human_size
 from soci_cli.errors import SociError
 from soci_cli.index.inspect import summarize

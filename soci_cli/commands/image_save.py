@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app, stdout_is_terminal
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app, stdout_is_terminal
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError
 from soci_cli.oci import parse_reference

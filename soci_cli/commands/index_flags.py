@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from soci_cli.commands.app import SIZE, App, platform_flags
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import SIZE, platform_flags
 from soci_cli.commands.registry_flags import RegistryFlags
 from soci_cli.index import IndexOptions
 from soci_cli.index.prefetch import read_prefetch_list

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.oci.references import DOCKER_HUB
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import image_flags, reading
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.lazy import File, LazyImage, Node

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.commands.image_reading import absolute_place, image_flags, opening
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError

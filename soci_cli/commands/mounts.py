@@ -7,8 +7,9 @@ from datetime import datetime, timezone
 
 import click
 
-from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.app import App
 from soci_cli.commands.durations import ago
+from soci_cli.commands.flags import common_flags, format_flag, pass_app
 from soci_cli.commands.output import columns
 from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
 from soci_cli.text import printable

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from soci_cli.commands.app import App, common_flags, containerd_flags, format_flag, pass_app
+from soci_cli.commands.app import App
 from soci_cli.commands.durations import ago
+from soci_cli.commands.flags import common_flags, containerd_flags, format_flag, pass_app
 from soci_cli.commands.listing import artifact_json
 from soci_cli.commands.output import columns
 from soci_cli.errors import SociError

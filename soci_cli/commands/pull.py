@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app, platform_flags, snapshotter_flag
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app, platform_flags, snapshotter_flag
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import InvalidDataError, UsageError

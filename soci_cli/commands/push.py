@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import (
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import (
     SIZE,
-    App,
     common_flags,
     containerd_flags,
     pass_app,

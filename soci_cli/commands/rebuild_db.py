@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
 from soci_cli.errors import SociError
 from soci_cli.index.artifacts import CONTAINERD_CONTENT
 from soci_cli.index.rebuild import rebuild

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.commands.output import human_size
 from soci_cli.errors import UsageError
 

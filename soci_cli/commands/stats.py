@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from soci_cli.commands.app import App, common_flags, format_flag, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import absolute_place
 from soci_cli.commands.output import columns, count, human_size
 from soci_cli.commands.status import report

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import App, common_flags, pass_app
+from soci_cli.commands.app import App
+from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
 from soci_cli.kernel.points import mount_at, resolve

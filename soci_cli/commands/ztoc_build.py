@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import SIZE, App, common_flags, pass_app, stdout_is_terminal
+from soci_cli.commands.app import App
 from soci_cli.commands.files import LayerStream, write_aside
+from soci_cli.commands.flags import SIZE, common_flags, pass_app, stdout_is_terminal
 from soci_cli.commands.output import human_size
 from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.ztoc import Compression, build_ztoc

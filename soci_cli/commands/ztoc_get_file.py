@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
+from soci_cli.commands.app import App
 from soci_cli.commands.files import LayerRanges, read_ztoc, write_aside
+from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
 from soci_cli.commands.listing import is_digest
 from soci_cli.commands.output import human_size
 from soci_cli.errors import UsageError

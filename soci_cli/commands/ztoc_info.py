@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from soci_cli.commands.app import App, common_flags, containerd_flags, pass_app
+from soci_cli.commands.app import App
 from soci_cli.commands.files import read_ztoc
+from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
 from soci_cli.commands.listing import is_digest
 from soci_cli.commands.output import columns, human_size
 from soci_cli.index.artifacts import ZTOC
