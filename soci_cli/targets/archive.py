@@ -183,7 +183,7 @@ class ArchiveTarget(Closing):
         self._path = path
         self._tag = tag
         self._name = name or _place(path, tag)
-        self._names = {REF_NAME: tag} if tag else _names_in(path) or dict(names or {})
+        self._names = {REF_NAME: tag} if tag else dict(names or {}) or _names_in(path)
         self._tagged: Descriptor | None = None
         self._mutex = threading.Lock()
         self._file: NewFile | None = None

@@ -142,6 +142,19 @@ def test_load_what_is_no_image(soci: Soci, image: Path, tmp_path: Path) -> None:
     soci("image", "load", "-i", tmp_path / "empty").bad(1, "holds no image")
 
 
+def test_save_over_another_image(soci: Soci, image: Path, tmp_path: Path) -> None:
+    """The archive is written whole: its image has its own name, and not that of the one before."""
+    archive = tmp_path / "a.tar"
+    for name in ("one:1", "two:2"):
+        soci("image", "load", "-i", image, "--name", name).good()
+        soci("image", "save", "-o", archive, name).good()
+    soci("rmi", "one:1", "two:2").good()
+    assert (
+        soci("image", "load", "-i", archive).good().text
+        == "Loaded image: docker.io/library/two:2\n"
+    )
+
+
 def test_save_what_is_not_there(soci: Soci, tmp_path: Path) -> None:
     soci("image", "save", "-o", tmp_path / "a.tar", "nosuch").bad(1, "nosuch")
     assert not (tmp_path / "a.tar").exists()
