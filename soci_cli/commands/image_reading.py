@@ -21,7 +21,7 @@ from soci_cli.lazy import Cache, Fetching, LazyImage, OpenOptions, cache_root, o
 from soci_cli.oci import parse_digest
 from soci_cli.progress import Observer, Task
 from soci_cli.settings import parse_size
-from soci_cli.targets import Layout, Place, Source, StoreTarget
+from soci_cli.targets import Place, Source
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -57,11 +57,8 @@ class Opened:
     def pin(self) -> None:
         """Makes ready for reading this image for long: of the local store only it is kept."""
         origin = self.image.origin
-        if isinstance(self.source, StoreTarget) and origin is not None:
-            index = [origin.index.descriptor] if origin.index else []
-            self.source.pin(origin.manifest, *index)
-        if isinstance(self.source, Layout):
-            self.source.hold()
+        index = [origin.index.descriptor] if origin and origin.index else []
+        self.source.pin(*([origin.manifest] if origin else []), *index)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from soci_cli.index.model import (
     ztocs_by_layer,
 )
 from soci_cli.index.recompress import recompress_layer
-from soci_cli.index.rehearsal import Rehearsal, WouldChangeError
+from soci_cli.index.rehearsal import Rehearsal
 from soci_cli.oci import (
     Descriptor,
     Manifest,
@@ -245,8 +245,7 @@ class _Conversion:
                 if before.exists(known):
                     self._index_recompressed(layer, known, before, stop)
                     return
-        if isinstance(self.target, Rehearsal):
-            raise WouldChangeError(f"the gzip form of {layer.digest} is new")
+        self.target.prepare(f"the gzip form of {layer.digest}")
         task = self.observer.start(short(layer.digest), layer.size)
         outcome = "failed"
         try:

@@ -6,7 +6,6 @@ The order is that of the reference snapshotter (docs/formats.md, "Which index is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from soci_cli.errors import InvalidDataError, NotFoundError, SociError
 from soci_cli.index.image import ImageManifest
@@ -20,13 +19,6 @@ from soci_cli.index.model import (
 from soci_cli.oci import Descriptor, Manifest, parse_manifest
 from soci_cli.progress import Observer
 from soci_cli.targets import Source, read_blob
-
-
-class Finder(Source, Protocol):
-    """A place that finds a manifest by nothing but its digest, as registries do."""
-
-    def find(self, digest: str) -> Descriptor:
-        """The manifest's descriptor. NotFoundError."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class FoundIndex:
 
 
 def find_index(
-    place: Finder, entry: ImageManifest, sources: IndexSources, observer: Observer
+    place: Source, entry: ImageManifest, sources: IndexSources, observer: Observer
 ) -> FoundIndex | None:
     """The SOCI index of one image manifest; None when there is none that can be used.
 

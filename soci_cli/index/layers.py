@@ -15,7 +15,7 @@ from soci_cli.errors import (
 )
 from soci_cli.oci import Descriptor, VerifyingReader, digest_of, encoded_of, media_types
 from soci_cli.progress import Task
-from soci_cli.targets import Mounting, Source, Target, copy_blob, may_link, read_blob
+from soci_cli.targets import Source, Target, copy_blob, may_link, read_blob
 from soci_cli.ztoc import (
     ZTOC_MEDIA_TYPE,
     BuiltZtoc,
@@ -174,7 +174,7 @@ class LayerIndexer:
             if not self._target.link(layer, self._source):
                 copy_blob(self._source, self._target, layer)
             return built
-        if isinstance(self._target, Mounting) and self._target.mount(layer, self._source):
+        if self._target.mount(layer, self._source):
             return self._build(layer, task, None)
         writer = self._target.open_writer(layer)
         try:

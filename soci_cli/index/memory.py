@@ -13,7 +13,7 @@ from soci_cli.index.image import Image
 from soci_cli.index.layers import KnownZtoc, ZtocMemory, ZtocSettings
 from soci_cli.index.model import BUILD_TOOL, SPAN_SIZE, ztocs_by_layer
 from soci_cli.oci import Descriptor
-from soci_cli.targets import Source, Store, StoreTarget, Target
+from soci_cli.targets import Source, Store, Target
 
 _KIND = "ztoc"
 
@@ -53,10 +53,10 @@ class _StoreMemory:
     """Knows what any command built into the local store, and writes down what is built now."""
 
     def __init__(
-        self, target: StoreTarget, settings: ZtocSettings, other: ZtocMemory | None
+        self, target: Target, store: Store, settings: ZtocSettings, other: ZtocMemory | None
     ) -> None:
         self._target = target
-        self._store: Store = target.store
+        self._store = store
         self._key = f"{settings.span_size} {settings.build_tool_identifier}"
         self._other = other
 
@@ -80,6 +80,6 @@ def known_ztocs(
     memory: ZtocMemory = _NoMemory()
     if not force:
         memory = _ImageMemory(images, settings)
-    if isinstance(target, StoreTarget):
-        return _StoreMemory(target, settings, None if force else memory)
+    if target.store is not None:
+        return _StoreMemory(target, target.store, settings, None if force else memory)
     return memory

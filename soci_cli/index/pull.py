@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soci_cli.errors import NotFoundError, UsageError
-from soci_cli.index.discover import Finder, FoundIndex, IndexSources, find_index
+from soci_cli.index.discover import FoundIndex, IndexSources, find_index
 from soci_cli.index.image import Image, ImageManifest, manifest_of, read_chosen
 from soci_cli.index.layers import short
 from soci_cli.index.model import ztocs_by_layer
 from soci_cli.oci import Descriptor, Platform
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import StoreTarget, copy_blob, copy_graph, read_blob
+from soci_cli.targets import Source, StoreTarget, copy_blob, copy_graph, read_blob
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PullResult:
 
 
 def pull(
-    place: Finder,
+    place: Source,
     home: str,
     target: StoreTarget,
     options: PullOptions,
@@ -95,7 +95,7 @@ def pull(
 class _Pull:
     def __init__(
         self,
-        place: Finder,
+        place: Source,
         home: str,
         target: StoreTarget,
         options: PullOptions,

@@ -6,25 +6,23 @@ that the target does not have yet ends it.
 
 from __future__ import annotations
 
-from soci_cli.closing import Closing
+from typing import NoReturn
+
 from soci_cli.errors import SociError
 from soci_cli.oci import Descriptor
-from soci_cli.targets import BlobReader, Source, Writer
+from soci_cli.targets import BlobReader, Source, Target
 
 
 class WouldChangeError(SociError):
     """The conversion would write something."""
 
 
-class Rehearsal(Closing):
-    """The target as it was, for a conversion that must not write. Implements `Target`."""
+class Rehearsal(Target):
+    """The target as it was, for a conversion that must not write."""
 
     def __init__(self, before: Source) -> None:
+        super().__init__(before.name)
         self._before = before
-
-    @property
-    def name(self) -> str:
-        return self._before.name
 
     def resolve(self) -> Descriptor:
         return self._before.resolve()
@@ -36,7 +34,7 @@ class Rehearsal(Closing):
 
     def exists(self, descriptor: Descriptor) -> bool:
         if not self._before.exists(descriptor):
-            raise WouldChangeError(f"{descriptor.digest} is new")
+            self.prepare(descriptor.digest)
         return True
 
     def names(self) -> dict[str, str]:
@@ -48,15 +46,15 @@ class Rehearsal(Closing):
     def before(self) -> Source | None:
         return self._before
 
-    def open_writer(self, descriptor: Descriptor) -> Writer:
-        raise WouldChangeError(f"{descriptor.digest} is new")
+    def prepare(self, what: str) -> NoReturn:
+        raise WouldChangeError(f"{what} is new")
 
-    def push(self, descriptor: Descriptor, data: bytes) -> None:
-        self.exists(descriptor)
+    def open_writer(self, descriptor: Descriptor) -> NoReturn:
+        self.prepare(descriptor.digest)
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         return self.exists(descriptor)
 
     def tag(self, descriptor: Descriptor) -> None:
         if self._before.resolve().digest != descriptor.digest:
-            raise WouldChangeError(f"{descriptor.digest} is new")
+            self.prepare(descriptor.digest)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
 
-from soci_cli.errors import InvalidDataError, NotFoundError, UsageError, errors_at
+from soci_cli.errors import InvalidDataError, UsageError, errors_at
 from soci_cli.index.discover import FoundIndex, IndexSources, find_index
-from soci_cli.index.image import Image, manifest_of, read_chosen
+from soci_cli.index.image import manifest_of, read_chosen
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.fetching import Fetching
@@ -18,10 +16,9 @@ from soci_cli.lazy.merged import LazyImage, Origin
 from soci_cli.lazy.spans import Archive, LayerSpans
 from soci_cli.lazy.whole import WholeLayer
 from soci_cli.oci import Descriptor, Manifest, Platform, media_types, parse_config_diff_ids
-from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.parallel import Stop
 from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import BlobReader, FileBlobs, Source, StoreTarget, read_blob
+from soci_cli.targets import Source, read_blob
 from soci_cli.ztoc import decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
@@ -50,14 +47,14 @@ def open_image(
     NotFoundError, UsageError, InvalidDataError and IntegrityError, and what reading the place raises.
     """
     options, observer = options or OpenOptions(), observer or SilentObserver()
-    image, picked = read_chosen(source, options.platforms)
+    _, picked = read_chosen(source, options.platforms)
     if len(picked) != 1:
         raise UsageError("the files of one platform can be read; choose one with --platform")
     ((platform, entry),) = picked
     sources = options.index
-    if isinstance(source, StoreTarget):
+    if source.store is not None:
         sources = replace(sources, v1=True)  # what is here was pulled on purpose
-    found = find_index(_Finder(source, image), entry, sources, observer)
+    found = find_index(source, entry, sources, observer)
     opener = _Opener(source, fetching, manifest_of(entry), found, observer)
     layers = [LazyLayer(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers]
     return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))
@@ -134,7 +131,7 @@ class _Opener:
 
     def _read(self, blob: Descriptor, limit: int) -> bytes:
         """The bytes of a small blob, which the cache keeps when they come from somewhere else."""
-        if isinstance(self._source, FileBlobs):
+        if self._source.folder is not None:
             return read_blob(self._source, blob, limit)
         cache = self._fetching.cache
         data = cache.load_blob(blob.digest)
@@ -142,59 +139,3 @@ class _Opener:
             data = read_blob(self._source, blob, limit)
             cache.put_blob(blob.digest, data)
         return data
-
-
-@runtime_checkable
-class _Finding(Protocol):
-    def find(self, digest: str) -> Descriptor: ...
-
-
-class _Finder:
-    """Any place as one that finds manifests by their digest. Implements `Finder`."""
-
-    def __init__(self, source: Source, image: Image) -> None:
-        self._source = source
-        self._image = image
-
-    def find(self, digest: str) -> Descriptor:
-        """See `Finder.find`: what the image lists, what the place finds, or a file of that name."""
-        for entry in self._image.manifests:
-            if entry.descriptor.digest == digest:
-                return entry.descriptor
-        if isinstance(self._source, _Finding):
-            return self._source.find(digest)
-        if isinstance(self._source, FileBlobs):
-            with suppress(OSError):
-                size = self._source.blob_path(digest).lstat().st_size
-                return Descriptor(OCI_MANIFEST, digest, size)
-        raise NotFoundError(f"{self._source.name} has no SOCI index {digest}")
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    def resolve(self) -> Descriptor:
-        return self._source.resolve()
-
-    def fetch(
-        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
-    ) -> BlobReader:
-        return self._source.fetch(descriptor, offset, length)
-
-    def exists(self, descriptor: Descriptor) -> bool:
-        return self._source.exists(descriptor)
-
-    def names(self) -> dict[str, str]:
-        return self._source.names()
-
-    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
-        return self._source.referrers(subject, artifact_type)
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> _Finder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The place belongs to the caller."""

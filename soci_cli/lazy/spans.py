@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias
 
 from soci_cli.closing import Closing
 from soci_cli.errors import (
@@ -49,15 +49,6 @@ _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
 _STREAMS = 8  # readers in order that are told apart
 _SLACK = 2  # spans that a reader in order may be off
-
-
-@runtime_checkable
-class Skipping(Protocol):
-    """A stream that says how much came unasked before the range, because Range was ignored."""
-
-    @property
-    def skipped(self) -> int:
-        """Bytes before the range that were read and dropped."""
 
 
 Name: TypeAlias = Callable[[], bytes]
@@ -480,7 +471,7 @@ class LayerSpans(Closing):
         begin, _ = self._spans.compressed_range(numbers[0])
         _, end = self._spans.compressed_range(numbers[-1])
         with self._source.fetch(self.layer, begin, end - begin) as stream:
-            if isinstance(stream, Skipping) and stream.skipped:
+            if stream.skipped:
                 self._in_order = True
             reader = _Reader(stream, begin, self._lane.stop)
             for number in numbers:

@@ -5,6 +5,7 @@ its manifests.
 """
 
 from soci_cli.targets.archive import Archive, ArchiveTarget
+from soci_cli.targets.blobs import BlobReader, BytesLike, Writer
 from soci_cli.targets.copy import (
     CopySummary,
     Outcome,
@@ -18,16 +19,7 @@ from soci_cli.targets.copy import (
 )
 from soci_cli.targets.layout import Layout, WritableLayout
 from soci_cli.targets.places import Place, local_store, open_source, open_target, parse_place
-from soci_cli.targets.protocol import (
-    BlobReader,
-    BytesLike,
-    FileBlobs,
-    Mounting,
-    Originating,
-    Source,
-    Target,
-    Writer,
-)
+from soci_cli.targets.protocol import Source, Target
 from soci_cli.targets.store import (
     LOCAL_CONTENT,
     Store,
@@ -44,10 +36,7 @@ __all__ = [
     "BlobReader",
     "BytesLike",
     "CopySummary",
-    "FileBlobs",
     "Layout",
-    "Mounting",
-    "Originating",
     "Outcome",
     "Place",
     "Source",

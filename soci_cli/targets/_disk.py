@@ -1,18 +1,18 @@
-"""Small pieces for places on disk: errors in one line, readers of a region, checks of a blob."""
+"""Small pieces for places on disk: errors in one line, readers of a region, writers of a blob."""
 
 from __future__ import annotations
 
 import errno
 import os
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from soci_cli.closing import Closing
-from soci_cli.errors import IntegrityError, InvalidDataError, StorageError
-from soci_cli.oci.descriptor import Descriptor
-from soci_cli.oci.digest import encoded_of, new_hash
-from soci_cli.targets.protocol import BytesLike
+from soci_cli.errors import IntegrityError, StorageError
+from soci_cli.targets.blobs import BytesLike, ContentCheck
 from soci_cli.text import brief
 
 
@@ -35,19 +35,10 @@ def disk_errors(action: str, path: Path | str) -> Iterator[None]:
         raise storage_error(action, path, error) from error
 
 
-def check_range(descriptor: Descriptor, offset: int, length: int | None) -> int:
-    """The number of bytes that a fetch of this range gives. InvalidDataError outside the blob."""
-    count = descriptor.size - offset if length is None else length
-    if offset < 0 or count < 0 or offset + count > descriptor.size:
-        raise InvalidDataError(
-            f"bytes {offset} to {offset + count} were asked of blob {descriptor.digest}, "
-            f"which has {descriptor.size}"
-        )
-    return count
-
-
 class RegionReader(Closing):
     """Reads `length` bytes from `start` of an open file, which it owns and closes."""
+
+    skipped = 0
 
     def __init__(self, fd: int, start: int, length: int, what: str) -> None:
         self._fd = fd
@@ -115,35 +106,60 @@ class MemoryReader(RegionReader):
         return len(piece)
 
 
-class ContentCheck:
-    """Counts and hashes the bytes of one blob while they are written."""
+class FileWriter(ABC):
+    """One blob that is written to a file descriptor, which it owns. Implements `Writer`.
 
-    def __init__(self, descriptor: Descriptor, place: str) -> None:
-        self._descriptor = descriptor
-        self._place = place
-        self._hash = new_hash(descriptor.digest)
-        self._written = 0
+    It may be aborted while another thread, which was left behind, is writing: that one gets a StorageError,
+    and never writes to a file that was given the same number.
+    """
 
-    def add(self, data: BytesLike) -> None:
-        """Take the next bytes. IntegrityError when the blob grows past its size."""
-        length = memoryview(data).nbytes
-        if self._written + length > self._descriptor.size:
-            raise IntegrityError(
-                f"blob {self._descriptor.digest} for {self._place} is longer than the "
-                f"{self._descriptor.size} bytes of its descriptor"
-            )
-        self._hash.update(data)
-        self._written += length
+    def __init__(self, fd: int, check: ContentCheck, what: Path | str) -> None:
+        self._fd = fd
+        self._check = check
+        self._what = what
+        self._lock = threading.Lock()
 
-    def verify(self) -> None:
-        """IntegrityError unless all bytes came and they have the descriptor's digest."""
-        if self._written != self._descriptor.size:
-            raise IntegrityError(
-                f"blob {self._descriptor.digest} for {self._place} ended after {self._written} of "
-                f"{self._descriptor.size} bytes"
-            )
-        if self._hash.hexdigest() != encoded_of(self._descriptor.digest):
-            raise IntegrityError(
-                f"blob {self._descriptor.digest} for {self._place} does not have that digest; "
-                "the place it comes from is damaged"
-            )
+    @abstractmethod
+    def _put(self, view: memoryview) -> None:
+        """Write all of `view` behind what was written before. Raises OSError."""
+
+    @abstractmethod
+    def _keep(self) -> None:
+        """Show the blob, which is whole. Raises OSError."""
+
+    @abstractmethod
+    def _drop(self) -> None:
+        """Remove what was written."""
+
+    def write(self, data: BytesLike, /) -> int:
+        """See `Writer.write`."""
+        view = memoryview(data).cast("B")
+        self._check.add(view)
+        with self._open():
+            self._put(view)
+        return view.nbytes
+
+    def commit(self) -> None:
+        """See `Writer.commit`."""
+        self._check.verify()
+        with self._open():
+            self._keep()
+            self._close()
+
+    def abort(self) -> None:
+        """See `Writer.abort`."""
+        with self._lock:
+            if self._fd >= 0:
+                self._drop()
+                self._close()
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._lock, disk_errors("write", self._what):
+            if self._fd < 0:
+                raise StorageError(f"cannot write {brief(str(self._what))}: it was aborted")
+            yield
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)

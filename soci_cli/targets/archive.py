@@ -7,19 +7,13 @@ existing file is not kept, as with skopeo.
 
 from __future__ import annotations
 
-import io
 import os
-import re
-import stat
-import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from soci_cli.closing import Closing
 from soci_cli.errors import (
     IntegrityError,
     InvalidDataError,
@@ -31,12 +25,10 @@ from soci_cli.new_file import NewFile, unlink_quietly
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import algorithm_of, digest_of, encoded_of
 from soci_cli.targets._disk import (
-    ContentCheck,
+    FileWriter,
     MemoryReader,
     RegionReader,
-    check_range,
     disk_errors,
-    storage_error,
 )
 from soci_cli.targets._folder import LEFTOVER_AGE
 from soci_cli.targets._index_json import (
@@ -54,41 +46,28 @@ from soci_cli.targets._index_json import (
     resolve_entry,
     without_names,
 )
+from soci_cli.targets._tar import Region, file_header, folder_header, open_regular, scan
+from soci_cli.targets.blobs import BlobReader, ContentCheck, check_range
 from soci_cli.targets.copy import referring_entries
-from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
+from soci_cli.targets.protocol import Source, Target, describe_manifest
 from soci_cli.text import brief
 
-MEMBER_LIMIT = 200_000
-_HEADER_LIMIT = 64 * 1024
 _BLOCK = 512
-_WANTED = re.compile(
-    r"(?:oci-layout|index\.json|manifest\.json"
-    r"|blobs/sha256/[0-9a-f]{64}|blobs/sha512/[0-9a-f]{128})"
-)
-_PACKED = {b"\x1f\x8b": "gunzip", b"\x28\xb5": "unzstd", b"BZ": "bunzip2", b"\xfd7": "unxz"}
 
 
-@dataclass(frozen=True)
-class _Region:
-    """Where the data of a member lies in the tar file, in bytes."""
-
-    offset: int
-    size: int
-
-
-class Archive(Closing):
-    """A tar file that is read. Implements `Source`. Its headers are scanned once, at opening."""
+class Archive(Source):
+    """A tar file that is read. Its headers are scanned once, at opening."""
 
     def __init__(self, path: Path, tag: str | None = None, name: str | None = None) -> None:
         """`tag` chooses the image: a name, `@DIGEST`, or None for the only one there is.
 
         NotFoundError when there is no such file, InvalidDataError when it is no OCI archive.
         """
+        super().__init__(name or _place(path, tag))
         self._tag = tag
-        self._name = name or _place(path, tag)
-        self._fd = _open_regular(path, self._name)
+        self._fd = open_regular(path, self._name)
         try:
-            self._regions = _scan(self._fd, self._name)
+            self._regions = scan(self._fd, self._name)
             if "index.json" not in self._regions:
                 raise _no_index(path, self._name, "manifest.json" in self._regions)
             check_marker(self._read_member("oci-layout", MARKER_LIMIT), self._name)
@@ -99,11 +78,6 @@ class Archive(Closing):
             raise
         self._flat = flat_index(self._index)
         self._flat_digest = "" if self._flat is None else digest_of(self._flat)
-
-    @property
-    def name(self) -> str:
-        """The place as the user wrote it."""
-        return self._name
 
     def resolve(self) -> Descriptor:
         """The entry of index.json with this tag; as `Layout.resolve`."""
@@ -135,6 +109,13 @@ class Archive(Closing):
         _check_size(region.size, descriptor, self._name)
         return _region_reader(self._fd, region.offset + offset, count, descriptor, self._name)
 
+    def find(self, digest: str) -> Descriptor:
+        """See `Source.find`: any blob that is a manifest."""
+        region = self._regions.get(_blob_name(digest))
+        return (
+            super().find(digest) if region is None else describe_manifest(self, digest, region.size)
+        )
+
     def exists(self, descriptor: Descriptor) -> bool:
         """See `Source.exists`."""
         region = self._regions.get(_blob_name(descriptor.digest))
@@ -160,8 +141,8 @@ class Archive(Closing):
             return os.pread(self._fd, region.size, region.offset)
 
 
-class ArchiveTarget(Closing):
-    """A tar file that is written, and read back. Implements `Target`.
+class ArchiveTarget(Target):
+    """A tar file that is written, and read back.
 
     All goes to a new file beside FILE, which takes FILE's name in `tag`. Until then an existing
     FILE stays as it is; then it is replaced whole.
@@ -180,26 +161,21 @@ class ArchiveTarget(Closing):
         Without a tag the image gets `names`, the annotations of its entry, or else keeps the name of
         an only image in FILE.
         """
+        super().__init__(name or _place(path, tag))
         self._path = path
         self._tag = tag
-        self._name = name or _place(path, tag)
         self._names = {REF_NAME: tag} if tag else dict(names or {}) or _names_in(path)
         self._tagged: Descriptor | None = None
         self._mutex = threading.Lock()
         self._file: NewFile | None = None
         self._end = 0
         self._folders: set[str] = set()
-        self._blobs: dict[str, _Region] = {}
-        self._aborted: dict[str, _Region] = {}
+        self._blobs: dict[str, Region] = {}
+        self._aborted: dict[str, Region] = {}
         self._open_writers: set[_ArchiveWriter] = set()
         check_tag_for_writing(tag, self._name)
         if path.exists() and not path.is_file():
             raise StorageError(f"{brief(str(path))} is no regular file; an OCI archive is one")
-
-    @property
-    def name(self) -> str:
-        """The place as the user wrote it."""
-        return self._name
 
     def resolve(self) -> Descriptor:
         """What was tagged here; NotFoundError before, since an existing FILE is replaced."""
@@ -240,29 +216,17 @@ class ArchiveTarget(Closing):
                 algorithm = algorithm_of(descriptor.digest)
                 for folder in ("blobs/", f"blobs/{algorithm}/"):
                     if folder not in self._folders:
-                        self._reserve(_folder_header(folder), 0)
+                        self._reserve(folder_header(folder), 0)
                         self._folders.add(folder)
-                header = _file_header(_blob_name(descriptor.digest), descriptor.size)
+                header = file_header(_blob_name(descriptor.digest), descriptor.size)
                 region = self._reserve(header, descriptor.size)
-            writer = _ArchiveWriter(self, self._fd, region, descriptor, check)
+            writer = _ArchiveWriter(self, self._fd, region, descriptor.digest, check)
             self._open_writers.add(writer)
             return writer
-
-    def push(self, descriptor: Descriptor, data: bytes) -> None:
-        """See `Target.push`."""
-        push_blob(self, descriptor, data)
-
-    def link(self, descriptor: Descriptor, source: Source) -> bool:
-        """Always False: a tar file shares nothing."""
-        return False
 
     def names(self) -> dict[str, str]:
         """See `Source.names`."""
         return dict(self._names)
-
-    def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
-        """See `Source.referrers`: an archive is written with one image only."""
-        return ()
 
     def before(self) -> Source | None:
         """See `Target.before`: the FILE that will be replaced, if it is an OCI archive."""
@@ -288,7 +252,7 @@ class ArchiveTarget(Closing):
                 )
             index = put_entry(empty_index(), self._tag, self._names, descriptor, self._name)
             for member, data in (("index.json", index), ("oci-layout", MARKER)):
-                region = self._reserve(_file_header(member, len(data)), len(data))
+                region = self._reserve(file_header(member, len(data)), len(data))
                 _pwrite_all(self._fd, data, region.offset)
             # Two zero blocks end a tar file; tar pads the whole to records of 20 blocks.
             record = _BLOCK * 20
@@ -298,6 +262,7 @@ class ArchiveTarget(Closing):
 
     def close(self) -> None:
         """Close the file, and remove it when it was not tagged."""
+        super().close()
         with self._mutex:
             writers = list(self._open_writers)
         for writer in writers:
@@ -312,6 +277,7 @@ class ArchiveTarget(Closing):
     @contextmanager
     def _writing(self) -> Iterator[NewFile]:
         """The new file is open and still without its final name; OSErrors become StorageError."""
+        self._check_open()
         if self._tagged is not None:
             raise StorageError(f"{self._name} is finished; open it again to write another image")
         with disk_errors("write", self._path):
@@ -321,130 +287,43 @@ class ArchiveTarget(Closing):
                 self._file = NewFile(self._path, 0o644, f".{self._path.name}.tmp-")
             yield self._file
 
-    def _reserve(self, header: bytes, size: int) -> _Region:
+    def _reserve(self, header: bytes, size: int) -> Region:
         """Write a header at the end and keep the room for its data. Raises OSError."""
         _pwrite_all(self._fd, header, self._end)
-        region = _Region(self._end + len(header), size)
+        region = Region(self._end + len(header), size)
         end = region.offset + -(-size // _BLOCK) * _BLOCK
         os.truncate(self._fd, end)
         self._end = end
         return region
 
-    def _finish_writer(self, writer: _ArchiveWriter, region: _Region, committed: bool) -> None:
+    def _finish_writer(self, writer: _ArchiveWriter, region: Region, committed: bool) -> None:
         with self._mutex:
             self._open_writers.discard(writer)
             (self._blobs if committed else self._aborted)[writer.digest] = region
 
 
-class _ArchiveWriter:
-    """One blob being written to its place in the tar file. Implements `Writer`."""
+class _ArchiveWriter(FileWriter):
+    """One blob being written to its place in the tar file."""
 
     def __init__(
-        self,
-        archive: ArchiveTarget,
-        fd: int,
-        region: _Region,
-        descriptor: Descriptor,
-        check: ContentCheck,
+        self, archive: ArchiveTarget, fd: int, region: Region, digest: str, check: ContentCheck
     ) -> None:
-        self.digest = descriptor.digest
-        self._archive = archive
         # Its own file descriptor: closing the archive must not hand the number to another file.
-        self._fd = os.dup(fd)
+        super().__init__(os.dup(fd), check, archive.name)
+        self.digest = digest
+        self._archive = archive
         self._region = region
         self._position = region.offset
-        self._check = check
 
-    def write(self, data: BytesLike, /) -> int:
-        view = memoryview(data).cast("B")
-        self._check.add(view)
-        with disk_errors("write", self._archive.name):
-            _pwrite_all(self._fd, view, self._position)
+    def _put(self, view: memoryview) -> None:
+        _pwrite_all(self._fd, view, self._position)
         self._position += view.nbytes
-        return view.nbytes
 
-    def commit(self) -> None:
-        self._check.verify()
-        self._end(committed=True)
+    def _keep(self) -> None:
+        self._archive._finish_writer(self, self._region, committed=True)
 
-    def abort(self) -> None:
-        if self._fd >= 0:
-            self._end(committed=False)
-
-    def _end(self, *, committed: bool) -> None:
-        fd, self._fd = self._fd, -1
-        os.close(fd)
-        self._archive._finish_writer(self, self._region, committed)
-
-
-class _HeaderFile(io.FileIO):
-    """What tarfile reads headers from: never more at once than a header may hold."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= _HEADER_LIMIT:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size) or b""
-
-    def seek(self, position: int, whence: int = os.SEEK_SET, /) -> int:
-        if whence == os.SEEK_SET and not 0 <= position <= os.fstat(self.fileno()).st_size:
-            raise tarfile.ReadError("it was cut short")
-        return super().seek(position, whence)
-
-
-def _open_regular(path: Path, name: str) -> int:
-    try:
-        # A FIFO would block the open for ever without O_NONBLOCK.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{name}: there is no file {brief(str(path))}") from error
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InvalidDataError(f"{name}: {brief(str(path))} is no regular file")
-    return fd
-
-
-def _scan(fd: int, name: str) -> dict[str, _Region]:
-    """The members that an OCI archive may have; the last one counts where a name is repeated."""
-    with disk_errors("read", name):
-        packer = _PACKED.get(os.pread(fd, 2, 0))
-        total = os.fstat(fd).st_size
-    if packer:
-        raise InvalidDataError(f"{name} is compressed; unpack it with {packer} first")
-    regions: dict[str, _Region] = {}
-    try:
-        with _HeaderFile(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            position = -1
-            for _ in range(MEMBER_LIMIT):
-                member = tar.next()
-                if member is None:
-                    return regions
-                # tarfile keeps all it has seen, and follows negative sizes backwards.
-                vars(tar)["members"].clear()
-                if member.size < 0 or tar.offset <= position:
-                    raise InvalidDataError(f"{name} is no valid tar file: a negative size")
-                position = tar.offset
-                member_name = member.name.removeprefix("./")
-                if not _WANTED.fullmatch(member_name):
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise InvalidDataError(f"{name}: its member {member_name} is no regular file")
-                if member.offset_data + member.size > total:
-                    raise InvalidDataError(f"{name} was cut short inside {member_name}")
-                regions[member_name] = _Region(member.offset_data, member.size)
-    except (
-        tarfile.TarError,
-        ValueError,
-        LookupError,
-        OverflowError,
-        EOFError,
-        RecursionError,
-    ) as error:
-        raise InvalidDataError(f"{name} is no valid tar file: {brief(str(error))}") from error
-    except OSError as error:
-        raise storage_error("read", name, error) from error
-    raise InvalidDataError(f"{name} has more than {MEMBER_LIMIT} members")
+    def _drop(self) -> None:
+        self._archive._finish_writer(self, self._region, committed=False)
 
 
 def _region_reader(
@@ -483,21 +362,6 @@ def _names_in(path: Path) -> dict[str, str]:
 
 def _blob_name(digest: str) -> str:
     return f"blobs/{algorithm_of(digest)}/{encoded_of(digest)}"
-
-
-def _file_header(name: str, size: int) -> bytes:
-    return _header(name, size, 0o644, tarfile.REGTYPE)
-
-
-def _folder_header(name: str) -> bytes:
-    return _header(name, 0, 0o755, tarfile.DIRTYPE)
-
-
-def _header(name: str, size: int, mode: int, kind: bytes) -> bytes:
-    """One member's header; owner and time are zero, and say nothing of who wrote it."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.type, info.mtime = size, mode, kind, 0
-    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
 
 
 def _pwrite_all(fd: int, data: bytes | memoryview, position: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,10 +22,9 @@ from soci_cli.oci.manifest import parse_index, parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver, Task
-from soci_cli.targets._disk import ContentCheck
-from soci_cli.targets.protocol import FileBlobs, Mounting, Source, Target
+from soci_cli.targets.blobs import ContentCheck
+from soci_cli.targets.protocol import MANIFEST_LIMIT, Source, Target, read_blob
 
-MANIFEST_LIMIT = 4 * 1024 * 1024
 DEPTH_LIMIT = 8
 NODE_LIMIT = 100_000
 _MANIFESTS_LIMIT = 64 * 1024 * 1024
@@ -51,27 +49,6 @@ class CopySummary:
     size: int
 
 
-def read_blob(source: Source, descriptor: Descriptor, limit: int = MANIFEST_LIMIT) -> bytes:
-    """All bytes of a small blob, verified.
-
-    Raises InvalidDataError when it is larger than `limit` bytes, IntegrityError when its bytes do
-    not have the descriptor's size and digest, and what `Source.fetch` raises.
-    """
-    if descriptor.size > limit:
-        raise InvalidDataError(
-            f"blob {descriptor.digest} in {source.name} has {descriptor.size} bytes; "
-            f"at most {limit} are accepted here"
-        )
-    check = ContentCheck(descriptor, f"reading from {source.name}")
-    whole = io.BytesIO()  # whose bytes are not copied at the end
-    with source.fetch(descriptor) as stream:
-        while piece := stream.read(_CHUNK):
-            check.add(piece)
-            whole.write(piece)
-    check.verify()
-    return whole.getvalue()
-
-
 def copy_blob(
     source: Source, target: Target, descriptor: Descriptor, task: Task | None = None
 ) -> Outcome:
@@ -81,12 +58,12 @@ def copy_blob(
     """
     if target.exists(descriptor):
         return "already there"
-    if isinstance(target, Mounting) and target.mount(descriptor, source):
+    if target.mount(descriptor, source):
         return "mounted"
     task = task or SilentObserver().start("", None)
     if may_link(source, target, descriptor.digest):
         # A link copies nothing, so nothing would notice a damaged file: read it once first.
-        check = ContentCheck(descriptor, f"reading from {source.name}")
+        check = ContentCheck(descriptor, source.name)
         _stream(source, descriptor, check.add, task)
         check.verify()
         if target.link(descriptor, source):
@@ -321,11 +298,11 @@ def _stream(
 
 def may_link(source: Source, target: Target, digest: str) -> bool:
     """Whether `target.link` has a chance: both places keep files, and on the same disk."""
-    if not (isinstance(source, FileBlobs) and isinstance(target, FileBlobs)):
+    if source.folder is None or target.folder is None:
         return False
     try:
-        here = os.lstat(source.blob_path(digest)).st_dev
-        there = target.blob_path(digest).parent
+        here = os.lstat(source.folder.blob_path(digest)).st_dev
+        there = target.folder.blob_path(digest).parent
         while not there.exists():
             there = there.parent
         return here == there.stat().st_dev
@@ -334,6 +311,7 @@ def may_link(source: Source, target: Target, digest: str) -> bool:
 
 
 __all__ = [
+    "MANIFEST_LIMIT",
     "CopySummary",
     "Outcome",
     "children_of",

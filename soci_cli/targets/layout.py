@@ -11,20 +11,18 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, NotFoundError
 from soci_cli.new_file import unlink_quietly
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import digest_of, encoded_of
 from soci_cli.targets._disk import (
-    ContentCheck,
+    FileWriter,
     MemoryReader,
     RegionReader,
-    check_range,
     disk_errors,
     storage_error,
 )
@@ -38,30 +36,28 @@ from soci_cli.targets._index_json import (
     put_entry,
     resolve_entry,
 )
+from soci_cli.targets.blobs import BlobReader, ContentCheck, check_range
 from soci_cli.targets.copy import referring_entries
-from soci_cli.targets.protocol import BlobReader, BytesLike, Source, push_blob
+from soci_cli.targets.protocol import Source, Target, describe_manifest
 
 
-class Layout(Closing):
-    """A layout that is read. Implements `Source`."""
+class Layout(Source):
+    """A layout that is read."""
+
+    folder: LayoutFolder
 
     def __init__(self, root: Path, tag: str | None = None, name: str | None = None) -> None:
         """`tag` chooses the image: a name, `@DIGEST`, or None for the only one there is.
 
         Nothing is read yet. `name` is the place in messages.
         """
+        super().__init__(name or _place(root, tag))
         self._tag = tag
-        self._name = name or _place(root, tag)
-        self._folder = LayoutFolder(root, self._name)
-
-    @property
-    def name(self) -> str:
-        """The place as the user wrote it."""
-        return self._name
+        self.folder = LayoutFolder(root, self._name)
 
     def blob_path(self, digest: str) -> Path:
         """Where a blob is, or would be. InvalidDataError when `digest` is no digest."""
-        return self._folder.blob_path(digest)
+        return self.folder.blob_path(digest)
 
     def resolve(self) -> Descriptor:
         """The entry of index.json with this tag; see `Source.resolve`.
@@ -69,14 +65,14 @@ class Layout(Closing):
         A flat list of platforms, as go-containerregistry writes it, is resolved without a tag to
         the image index that the list stands for; `fetch` hands out that index too.
         """
-        return resolve_entry(self._folder.read_index(), self._tag, self._name)
+        return resolve_entry(self.folder.read_index(), self._tag, self._name)
 
     def fetch(
         self, descriptor: Descriptor, offset: int = 0, length: int | None = None
     ) -> BlobReader:
         """See `Source.fetch`; reads the file in place."""
         count = check_range(descriptor, offset, length)
-        opened = self._folder.open_blob(descriptor.digest)
+        opened = self.folder.open_blob(descriptor.digest)
         if opened is None:
             flat = self._flat(descriptor)
             if flat is None:
@@ -91,13 +87,21 @@ class Layout(Closing):
             )
         return RegionReader(fd, offset, count, f"blob {descriptor.digest} in {self._name}")
 
+    def find(self, digest: str) -> Descriptor:
+        """See `Source.find`: any blob that is a manifest."""
+        opened = self.folder.open_blob(digest)
+        if opened is None:
+            return super().find(digest)
+        os.close(opened[0])
+        return describe_manifest(self, digest, opened[1].st_size)
+
     def exists(self, descriptor: Descriptor) -> bool:
         """See `Source.exists`."""
         return self._has_file(descriptor) or self._flat(descriptor) is not None
 
     def names(self) -> dict[str, str]:
         """See `Source.names`."""
-        return entry_naming(self._folder.read_index_or_empty(), self._tag)
+        return entry_naming(self.folder.read_index_or_empty(), self._tag)
 
     def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
         """See `Source.referrers`: entries of index.json that refer to the manifest."""
@@ -105,21 +109,19 @@ class Layout(Closing):
 
     def entries(self) -> tuple[Descriptor, ...]:
         """All images of the layout, with the annotations that name them."""
-        return self._folder.read_index_or_empty().entries
+        return self.folder.read_index_or_empty().entries
 
-    def hold(self) -> None:
-        """Read from the folder that is here now till `close`, whatever is mounted over it. StorageError.
-
-        For who reads an image for long.
-        """
-        self._folder.hold()
+    def pin(self, *manifests: Descriptor) -> None:
+        """See `Source.pin`: read from the folder that is here now."""
+        self.folder.hold()
 
     def close(self) -> None:
         """Lets go of a folder that is held."""
-        self._folder.release()
+        super().close()
+        self.folder.release()
 
     def _has_file(self, descriptor: Descriptor) -> bool:
-        opened = self._folder.open_blob(descriptor.digest)
+        opened = self.folder.open_blob(descriptor.digest)
         if opened is None:
             return False
         os.close(opened[0])
@@ -127,16 +129,16 @@ class Layout(Closing):
 
     def _flat(self, descriptor: Descriptor) -> bytes | None:
         """The bytes of the flat index when the descriptor is that index."""
-        if not self._folder.root.is_dir():
+        if not self.folder.root.is_dir():
             return None
-        data = flat_index(self._folder.read_index_or_empty())
+        data = flat_index(self.folder.read_index_or_empty())
         if data is None or digest_of(data) != descriptor.digest or len(data) != descriptor.size:
             return None
         return data
 
 
-class WritableLayout(Layout):
-    """A layout that is written, and read back. Implements `Target`.
+class WritableLayout(Layout, Target):
+    """A layout that is written, and read back.
 
     Blobs are written aside, checked, synced and renamed. index.json is changed under a lock by
     `tag` alone. When its `with` ends in an error before `tag`, the blobs that it wrote are removed,
@@ -158,7 +160,7 @@ class WritableLayout(Layout):
         something else, UsageError when the tag is a digest or several images could be replaced.
         """
         super().__init__(root, tag, name)
-        self._folder = LayoutFolder(root, self._name, folder_mode)
+        self.folder = LayoutFolder(root, self._name, folder_mode)
         self._names = names if names is not None else ({REF_NAME: tag} if tag else {})
         self._writers: set[_LayoutWriter] = set()
         self._mutex = threading.Lock()
@@ -169,12 +171,12 @@ class WritableLayout(Layout):
         self._lock = -1
         self._lock_mutex = threading.Lock()
         check_tag_for_writing(tag, self._name)
-        self._folder.check_usable()
-        check_taggable(self._folder.read_index_or_empty(), tag, self._name)
+        self.folder.check_usable()
+        check_taggable(self.folder.read_index_or_empty(), tag, self._name)
 
     def resolve(self) -> Descriptor:
         """See `Layout.resolve`; NotFoundError for a layout that does not exist yet."""
-        index = self._folder.read_index_or_empty()
+        index = self.folder.read_index_or_empty()
         return resolve_entry(index, self._tag, self._name)
 
     def exists(self, descriptor: Descriptor) -> bool:
@@ -189,25 +191,21 @@ class WritableLayout(Layout):
         """See `Target.open_writer`."""
         check = ContentCheck(descriptor, self._name)
         self._prepare(descriptor.digest)
-        writer = _LayoutWriter(self._folder, descriptor, check, self._placed.add, self._forget)
+        writer = _LayoutWriter(self, descriptor.digest, check)
         with self._mutex:
             self._writers.add(writer)
         return writer
-
-    def push(self, descriptor: Descriptor, data: bytes) -> None:
-        """See `Target.push`."""
-        push_blob(self, descriptor, data)
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """See `Target.link`: a hard link to a blob of another layout on the same disk.
 
         Only a regular file of the same owner is shared, since its owner could change the bytes.
         """
-        if not isinstance(source, Layout):
+        if source.folder is None:
             return False
         if self.exists(descriptor):
             return True
-        opened = source._folder.open_blob(descriptor.digest)
+        opened = source.folder.open_blob(descriptor.digest)
         if opened is None:
             return False
         fd, status = opened
@@ -218,8 +216,8 @@ class WritableLayout(Layout):
         encoded = encoded_of(descriptor.digest)
         try:
             with (
-                source._folder.blobs_folder(descriptor.digest) as there,
-                self._folder.blobs_folder(descriptor.digest) as here,
+                source.folder.blobs_folder(descriptor.digest) as there,
+                self.folder.blobs_folder(descriptor.digest) as here,
             ):
                 os.link(encoded, encoded, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
         except FileExistsError:
@@ -233,7 +231,7 @@ class WritableLayout(Layout):
 
     def before(self) -> Source | None:
         """See `Target.before`: itself, since what is there is only added to."""
-        return Layout(self._folder.root, self._tag, self._name)
+        return Layout(self.folder.root, self._tag, self._name)
 
     def tag(self, descriptor: Descriptor) -> None:
         """See `Target.tag`: puts the entry into index.json and leaves all others as they are.
@@ -250,22 +248,22 @@ class WritableLayout(Layout):
                     f"{self._name} cannot be tagged: it has no blob {descriptor.digest}"
                 )
             self.push(descriptor, flat)
-        with self._folder.locked():
-            index = self._folder.read_index_or_empty()
+        with self.folder.locked():
+            index = self.folder.read_index_or_empty()
             data = put_entry(index, self._tag, self._names, descriptor, self._name)
-            self._folder.write_index(data)
+            self.folder.write_index(data)
         self._tagged = True
 
     def close(self) -> None:
         """Abort the writers that are still open; undo a new folder that got nothing."""
+        super().close()
         with self._mutex:
             writers = list(self._writers)
         for writer in writers:
             writer.abort()
         self._unlock()
         if self._made_root:
-            self._folder.remove_empty_folders()
-        super().close()
+            self.folder.remove_empty_folders()
 
     def __exit__(
         self,
@@ -278,20 +276,21 @@ class WritableLayout(Layout):
         self.close()
 
     def _prepare(self, digest: str) -> None:
+        self._check_open()
         with self._mutex:
-            self._made_root = self._folder.make_folders(digest) or self._made_root
+            self._made_root = self.folder.make_folders(digest) or self._made_root
             if not self._cleaned:
-                self._folder.clean_leftovers()
+                self.folder.clean_leftovers()
                 self._cleaned = True
         self._guard()
 
     def _guard(self) -> None:
         """Take a shared lock on the folder, once there is one: it keeps `_undo` of others away."""
         with self._lock_mutex:
-            if self._lock >= 0 or not self._folder.root.is_dir():
+            if self._lock >= 0 or not self.folder.root.is_dir():
                 return
-            with disk_errors("lock", self._folder.root):
-                fd = os.open(self._folder.root, os.O_RDONLY | os.O_DIRECTORY)
+            with disk_errors("lock", self.folder.root):
+                fd = os.open(self.folder.root, os.O_RDONLY | os.O_DIRECTORY)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_SH)
                 except BaseException:
@@ -314,56 +313,35 @@ class WritableLayout(Layout):
         for digest in self._placed:
             unlink_quietly(self.blob_path(digest))
 
-    def _forget(self, writer: _LayoutWriter) -> None:
+    def _finish_writer(self, writer: _LayoutWriter, placed: str | None) -> None:
         with self._mutex:
             self._writers.discard(writer)
+            if placed is not None:
+                self._placed.add(placed)
 
 
-class _LayoutWriter:
-    """One blob being written to a temporary file of the layout. Implements `Writer`."""
+class _LayoutWriter(FileWriter):
+    """One blob being written to a temporary file of the layout."""
 
-    def __init__(
-        self,
-        folder: LayoutFolder,
-        descriptor: Descriptor,
-        check: ContentCheck,
-        placed: Callable[[str], None],
-        forget: Callable[[_LayoutWriter], None],
-    ) -> None:
-        self._folder = folder
-        self._digest = descriptor.digest
-        self._check = check
-        self._placed = placed
-        self._forget = forget
-        self._fd, self._aside = folder.new_file()
+    def __init__(self, layout: WritableLayout, digest: str, check: ContentCheck) -> None:
+        self._layout = layout
+        self._digest = digest
+        fd, self._aside = layout.folder.new_file()
+        super().__init__(fd, check, layout.blob_path(digest))
 
-    def write(self, data: BytesLike, /) -> int:
-        view = memoryview(data).cast("B")
-        self._check.add(view)
-        with disk_errors("write", self._aside):
-            write_all(self._fd, view)
-        return view.nbytes
+    def _put(self, view: memoryview) -> None:
+        write_all(self._fd, view)
 
-    def commit(self) -> None:
-        self._check.verify()
-        path = self._folder.blob_path(self._digest)
-        with disk_errors("write", path):
-            os.fsync(self._fd)
-            # Another process may just have undone the same new layout.
-            self._folder.make_folders(self._digest)
-            self._folder.place_blob(self._aside, self._digest)
-        self._placed(self._digest)
-        self._end()
+    def _keep(self) -> None:
+        os.fsync(self._fd)
+        # Another process may just have undone the same new layout.
+        self._layout.folder.make_folders(self._digest)
+        self._layout.folder.place_blob(self._aside, self._digest)
+        self._layout._finish_writer(self, self._digest)
 
-    def abort(self) -> None:
-        if self._fd >= 0:
-            unlink_quietly(self._aside)
-            self._end()
-
-    def _end(self) -> None:
-        fd, self._fd = self._fd, -1
-        os.close(fd)
-        self._forget(self)
+    def _drop(self) -> None:
+        unlink_quietly(self._aside)
+        self._layout._finish_writer(self, None)
 
 
 def _place(root: Path, tag: str | None) -> str:

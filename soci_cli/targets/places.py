@@ -1,14 +1,15 @@
 """Places as users write them: a registry, containerd, an OCI layout or archive, or an image's name.
 
 `docker://HOST/REPO[:TAG|@DIGEST]`, `containerd:IMAGE`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`; anything
-else is the name of an image in the local store or, where the caller says so, in containerd.
+else is the name of an image in the local store or, where the caller says so, in containerd. A row of the
+table `_KINDS` is all that a further kind needs here.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 DOCKER = "docker://"
 CONTAINERD = "containerd:"
-_HELP = (
-    "use docker://IMAGE, containerd:IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG] or an image's name"
-)
 _OTHER_TRANSPORTS = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*://"
     r"|(?:containers-storage|dir|docker-archive|docker-daemon|oci-dir|oci-layout|ostree|sif|tarball):)"
@@ -62,20 +60,14 @@ def parse_place(text: str, names: Literal["store", "containerd"] = "store") -> P
     `oci:DIR@sha256:HEX` chooses an image by digest. Everything without a transport is the name of
     an image, in the local store or where `names` says. Raises UsageError.
     """
-    transport, colon, rest = text.partition(":")
-    if colon and transport == "oci":
-        return _on_disk("oci", rest, text)
-    if colon and transport == "oci-archive":
-        return _on_disk("oci-archive", rest, text)
-    if text.startswith(DOCKER):
-        return Place("docker", None, None, parse_reference(text.removeprefix(DOCKER)), text)
-    if text.startswith(CONTAINERD):
-        return Place("containerd", None, None, parse_reference(text.removeprefix(CONTAINERD)), text)
+    for kind in _KINDS.values():
+        if kind.prefix and text.startswith(kind.prefix):
+            return kind.read(text.removeprefix(kind.prefix), text)
     if _OTHER_TRANSPORTS.match(text):
-        raise UsageError(f"{brief(text)} is no place that soci knows; {_HELP}")
+        raise UsageError(f"{brief(text)} is no place that soci knows; {_help()}")
     if not text:
-        raise UsageError(f"a place is missing; {_HELP}")
-    return Place(names, None, None, parse_reference(text), text)
+        raise UsageError(f"a place is missing; {_help()}")
+    return _KINDS[names].read(text, text)
 
 
 def open_source(
@@ -89,20 +81,7 @@ def open_source(
     `registries` say how registries are talked to, by default with Docker's credentials; `containerd` is
     the connection to take, by default one to the usual socket and namespace.
     """
-    if place.reference is not None:
-        if place.kind == "docker":
-            return (registries or _default_registries()).source(place.reference, place.text)
-        if place.kind == "containerd":
-            name = place.text.removeprefix(CONTAINERD)
-            source: Source = _containerd().ContainerdSource(
-                containerd or connect(), name, place.text
-            )
-            return source
-        return local_store(store_root, registries).open(place.reference, place.text)
-    path = _path(place)
-    if place.kind == "oci":
-        return Layout(path, place.tag, place.text)
-    return Archive(path, place.tag, place.text)
+    return _KINDS[place.kind].source(place, _Access(store_root, registries, containerd))
 
 
 def open_target(
@@ -118,21 +97,7 @@ def open_target(
     `Source.names` tells them. `registries` and `containerd` as for `open_source`; mounting a blob of a
     neighbour needs both places opened with the same.
     """
-    if place.reference is not None:
-        if place.kind == "docker":
-            return (registries or _default_registries()).target(place.reference, place.text)
-        if place.kind == "containerd":
-            name = place.text.removeprefix(CONTAINERD)
-            target: Target = _containerd().ContainerdTarget(
-                containerd or connect(), name, place.text
-            )
-            return target
-        return local_store(store_root, registries).open(place.reference, place.text)
-    path = _path(place)
-    if place.kind == "oci":
-        unnamed = names if place.tag is None else None
-        return WritableLayout(path, place.tag, place.text, names=unnamed)
-    return ArchiveTarget(path, place.tag, place.text, names=names)
+    return _KINDS[place.kind].target(place, _Access(store_root, registries, containerd, names))
 
 
 def local_store(root: Path, registries: Registries | None = None) -> Store:
@@ -172,14 +137,117 @@ def _containerd() -> ModuleType:
     return place
 
 
-def _default_registries() -> Registries:
-    from soci_cli.targets.registry.options import RegistryOptions
-    from soci_cli.targets.registry.registries import Registries
+@dataclass(frozen=True)
+class _Access:
+    """What opening a place may need; see `open_target`."""
 
-    return Registries(RegistryOptions(), os.environ)
+    root: Path
+    registries: Registries | None
+    containerd: Containerd | None
+    names: Mapping[str, str] | None = None
+
+    def get_registries(self) -> Registries:
+        if self.registries is not None:
+            return self.registries
+        from soci_cli.targets.registry.options import RegistryOptions
+        from soci_cli.targets.registry.registries import Registries
+
+        return Registries(RegistryOptions(), os.environ)
 
 
-def _on_disk(kind: Literal["oci", "oci-archive"], rest: str, text: str) -> Place:
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of place: how it is written, read, and opened. `read` is given the text after `prefix`."""
+
+    prefix: str
+    form: str
+    read: Callable[[str, str], Place]
+    source: Callable[[Place, _Access], Source]
+    target: Callable[[Place, _Access], Target]
+
+
+def _help() -> str:
+    *forms, last = (kind.form for kind in _KINDS.values())
+    return f"use {', '.join(forms)} or {last}"
+
+
+def _docker(rest: str, text: str) -> Place:
+    return Place("docker", None, None, parse_reference(rest), text)
+
+
+def _docker_source(place: Place, access: _Access) -> Source:
+    return access.get_registries().source(_reference(place), place.text)
+
+
+def _docker_target(place: Place, access: _Access) -> Target:
+    return access.get_registries().target(_reference(place), place.text)
+
+
+def _in_containerd(rest: str, text: str) -> Place:
+    return Place("containerd", None, None, parse_reference(rest), text)
+
+
+def _containerd_source(place: Place, access: _Access) -> Source:
+    name = place.text.removeprefix(CONTAINERD)
+    client = access.containerd or connect()
+    source: Source = _containerd().ContainerdSource(client, name, place.text)
+    return source
+
+
+def _containerd_target(place: Place, access: _Access) -> Target:
+    name = place.text.removeprefix(CONTAINERD)
+    client = access.containerd or connect()
+    target: Target = _containerd().ContainerdTarget(client, name, place.text)
+    return target
+
+
+def _layout(rest: str, text: str) -> Place:
+    return Place("oci", *_path_and_tag(rest, text), None, text)
+
+
+def _layout_target(place: Place, access: _Access) -> Target:
+    names = access.names if place.tag is None else None
+    return WritableLayout(_path(place), place.tag, place.text, names=names)
+
+
+def _archive(rest: str, text: str) -> Place:
+    return Place("oci-archive", *_path_and_tag(rest, text), None, text)
+
+
+def _in_store(rest: str, text: str) -> Place:
+    return Place("store", None, None, parse_reference(rest), text)
+
+
+def _store_target(place: Place, access: _Access) -> Target:
+    return local_store(access.root, access.registries).open(_reference(place), place.text)
+
+
+_KINDS = {
+    "docker": _Kind(DOCKER, "docker://IMAGE", _docker, _docker_source, _docker_target),
+    "containerd": _Kind(
+        CONTAINERD, "containerd:IMAGE", _in_containerd, _containerd_source, _containerd_target
+    ),
+    "oci": _Kind(
+        "oci:",
+        "oci:DIR[:TAG]",
+        _layout,
+        lambda place, access: Layout(_path(place), place.tag, place.text),
+        _layout_target,
+    ),
+    "oci-archive": _Kind(
+        "oci-archive:",
+        "oci-archive:FILE[:TAG]",
+        _archive,
+        lambda place, access: Archive(_path(place), place.tag, place.text),
+        lambda place, access: ArchiveTarget(
+            _path(place), place.tag, place.text, names=access.names
+        ),
+    ),
+    "store": _Kind("", "an image's name", _in_store, _store_target, _store_target),
+}
+
+
+def _path_and_tag(rest: str, text: str) -> tuple[Path, str | None]:
     by_digest = _DIGEST_AT_END.fullmatch(rest)
     tag: str | None
     if by_digest and ":" not in by_digest["path"]:
@@ -189,10 +257,10 @@ def _on_disk(kind: Literal["oci", "oci-archive"], rest: str, text: str) -> Place
         path, colon, name = rest.partition(":")
         tag = name if colon else None
         if tag is not None and not _TAG.fullmatch(tag):
-            raise UsageError(f"{brief(text)}: {brief(repr(tag), 100)} is no tag; {_HELP}")
+            raise UsageError(f"{brief(text)}: {brief(repr(tag), 100)} is no tag; {_help()}")
     if not path or "\0" in path:
-        raise UsageError(f"{brief(text)} has no path; {_HELP}")
-    return Place(kind, Path(path), tag, None, text)
+        raise UsageError(f"{brief(text)} has no path; {_help()}")
+    return Path(path), tag
 
 
 def _digest(digest: str, text: str) -> str:
@@ -204,5 +272,11 @@ def _digest(digest: str, text: str) -> str:
 
 def _path(place: Place) -> Path:
     if place.path is None:
-        raise UsageError(f"{brief(place.text)} has no path; {_HELP}")
+        raise UsageError(f"{brief(place.text)} has no path; {_help()}")
     return place.path
+
+
+def _reference(place: Place) -> Reference:
+    if place.reference is None:
+        raise UsageError(f"{brief(place.text)} names no image; {_help()}")
+    return place.reference

@@ -32,9 +32,10 @@ from soci_cli.targets._index_json import (
     without_names,
 )
 from soci_cli.targets._pins import Pin, pinned
+from soci_cli.targets.blobs import BlobReader
 from soci_cli.targets.copy import children_of, read_blob
 from soci_cli.targets.layout import Layout, WritableLayout
-from soci_cli.targets.protocol import BlobReader, Source
+from soci_cli.targets.protocol import Source
 
 __all__ = [
     "LOCAL_CONTENT",
@@ -295,13 +296,12 @@ class Store:
 
 
 class StoreTarget(WritableLayout):
-    """One image of the store. Implements `Target`, and `Source` without creating anything.
+    """One image of the store; reading it creates nothing.
 
     From its first use till `close` it holds a shared lock that keeps sweeps away.
     """
 
     def __init__(self, store: Store, reference: Reference, name: str) -> None:
-        self.store = store
         self._reference = reference
         self._origins: dict[str, Source] = {}
         self._failed: set[str] = set()  # names of places that are tried last from now on
@@ -309,11 +309,12 @@ class StoreTarget(WritableLayout):
         full = str(reference)
         names = {REF_NAME: full, CONTAINERD_NAME: full}
         super().__init__(store.root, full, name, names=names, folder_mode=_FOLDER_MODE)
+        self.store: Store = store
 
     def resolve(self) -> Descriptor:
         """The image of exactly this name; one with a digest also matches the repository's tags."""
         self._guard()
-        entries = self._folder.read_index_or_empty().entries
+        entries = self.folder.read_index_or_empty().entries
         for entry in entries:
             if entry.annotations.get(REF_NAME) == self._tag:
                 return without_names(entry)
@@ -348,7 +349,7 @@ class StoreTarget(WritableLayout):
         raise missing
 
     def origins(self, descriptor: Descriptor) -> list[Source]:
-        """See `Originating.origins`: where a lazily pulled layer stayed."""
+        """See `Source.origins`: where a lazily pulled layer stayed."""
         found = []
         for place in self.store.locations(descriptor.digest):
             with self._lock_mutex:
@@ -401,19 +402,17 @@ class StoreTarget(WritableLayout):
     def _prepare(self, digest: str) -> None:
         super()._prepare(digest)
         # The marker comes before the lock file: a folder with other files is not taken for a store.
-        if not (self._folder.root / "oci-layout").exists():
-            with self._folder.locked():
+        if not (self.folder.root / "oci-layout").exists():
+            with self.folder.locked():
                 pass
         self._guard()
 
-    def pin(self, *descriptors: Descriptor) -> None:
-        """Keep only these, and all that they need, till `close`: sweeps may remove what else is here.
-
-        For who reads an image for long; nothing can be written after this. StorageError.
-        """
+    def pin(self, *manifests: Descriptor) -> None:
+        """See `Source.pin`: sweeps may remove what else is here. Nothing can be written after this."""
+        super().pin()
         self._guard()
-        if self._lock >= 0:
-            self._pin = Pin(self.store.root, descriptors)
+        if self._lock >= 0 and manifests:
+            self._pin = Pin(self.store.root, manifests)
             self._unlock()
 
     def close(self) -> None:
@@ -431,9 +430,9 @@ class StoreTarget(WritableLayout):
         with self._lock_mutex:
             if self._lock >= 0 or self._pin is not None:
                 return
-            if not (self._folder.root / "oci-layout").exists():
+            if not (self.folder.root / "oci-layout").exists():
                 return
-            path = self._folder.root / _GC_LOCK
+            path = self.folder.root / _GC_LOCK
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             except OSError as error:

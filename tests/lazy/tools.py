@@ -114,12 +114,11 @@ class _Opened:
         return ()
 
 
-class Place:
-    """A place with blobs in memory, which counts the requests for them. Implements `Source`."""
-
-    name = "place"
+class Place(Source):
+    """A place with blobs in memory, which counts the requests for them."""
 
     def __init__(self, *blobs: bytes, ranges: bool = True) -> None:
+        super().__init__("place")
         self.blobs = {sha256(blob): blob for blob in blobs}
         self.requests: list[tuple[int, int]] = []
         self.damage: dict[int, int] = {}  # how often the byte at an offset is wrong
@@ -164,8 +163,11 @@ class Place:
         reader: BlobReader = stream
         return reader
 
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"nobody should ask for {name}")
+    def resolve(self) -> Descriptor:
+        raise AssertionError("nobody should ask what a reference means")
+
+    def exists(self, descriptor: Descriptor) -> bool:
+        raise AssertionError("nobody should ask whether a blob is there")
 
 
 class _Stream(io.BytesIO):

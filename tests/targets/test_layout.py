@@ -58,14 +58,14 @@ def test_what_is_tagged_is_read_back(tmp_path: Path) -> None:
 def test_a_held_layout_is_read_though_its_path_leads_elsewhere(tmp_path: Path) -> None:
     (image,) = make(tmp_path / "layout", "v1")
     with Layout(tmp_path / "layout", "v1") as source:
-        source.hold()
+        source.pin()
         (tmp_path / "layout").rename(tmp_path / "away")
         assert source.resolve() == image
         assert len(read_blob(source, image)) == image.size
         (tmp_path / "away").rename(tmp_path / "layout")
     assert source.resolve() == image
     with pytest.raises(StorageError, match=r"cannot open .*absent"):
-        Layout(tmp_path / "absent").hold()
+        Layout(tmp_path / "absent").pin()
 
 
 def test_ranges(tmp_path: Path) -> None:

@@ -310,6 +310,8 @@ class Elsewhere:
 class Bytes(io.BytesIO):
     """A blob that is read."""
 
+    skipped = 0
+
 
 def test_a_place_that_failed_is_asked_last(tmp_path: Path) -> None:
     data = noise(7, 1000)

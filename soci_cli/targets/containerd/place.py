@@ -7,20 +7,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError, UsageError
-from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import parse_digest
 from soci_cli.oci.manifest import parse_index, parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.oci.references import parse_reference
-from soci_cli.targets._disk import check_range
 from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME, without_names
+from soci_cli.targets.blobs import BlobReader, check_range
 from soci_cli.targets.containerd.client import Containerd, ContainerdImage, Lease
 from soci_cli.targets.containerd.streams import ContentStream, ContentWriter
 from soci_cli.targets.copy import children_of, read_blob
-from soci_cli.targets.protocol import BlobReader, Source
+from soci_cli.targets.protocol import Source, Target, describe_manifest
 
 GC_REF = "containerd.io/gc.ref.content"
 SOCI_INDEX_LABEL = f"{GC_REF}.soci-index"
@@ -29,24 +27,17 @@ SOCI_INDEX_LABEL = f"{GC_REF}.soci-index"
 Labels that begin with this and a dot name the indexes of further platforms.
 """
 
-_FIND_LIMIT = 4 << 20
 
-
-class ContainerdSource(Closing):
-    """An image of containerd that is read. Implements `Source`."""
+class ContainerdSource(Source):
+    """An image of containerd that is read."""
 
     def __init__(self, client: Containerd, reference: str, name: str) -> None:
         """`reference` is the image's name, short or full. Nothing is asked yet."""
+        super().__init__(name)
         self._client = client
         self._given = reference
-        self._name = name
         self._image: ContainerdImage | None = None
         self._mutex = threading.RLock()
-
-    @property
-    def name(self) -> str:
-        """The place as the user wrote it."""
-        return self._name
 
     @property
     def image_name(self) -> str:
@@ -65,12 +56,8 @@ class ContainerdSource(Closing):
         return without_names(self.image().target)
 
     def find(self, digest: str) -> Descriptor:
-        """The manifest with this digest, whose type is not known yet. NotFoundError, InvalidDataError."""
-        info = self._client.info(parse_digest(digest))
-        untyped = Descriptor("", digest, info.size)
-        document = loads(read_blob(self, untyped, _FIND_LIMIT), f"manifest {digest}")
-        kind = document.get("mediaType") if isinstance(document, dict) else None
-        return Descriptor(kind if isinstance(kind, str) else "", digest, info.size)
+        """See `Source.find`: any blob of the namespace that is a manifest."""
+        return describe_manifest(self, digest, self._client.info(parse_digest(digest)).size)
 
     def fetch(
         self, descriptor: Descriptor, offset: int = 0, length: int | None = None
@@ -126,9 +113,6 @@ class ContainerdSource(Closing):
                     found.append(replace(descriptor, artifact_type=kind))
         return tuple(found)
 
-    def close(self) -> None:
-        """Nothing of its own is held open."""
-
     def _find_image(self) -> ContainerdImage:
         names = list(dict.fromkeys((self._given, self.image_name)))
         for name in names:
@@ -142,8 +126,8 @@ class ContainerdSource(Closing):
         )
 
 
-class ContainerdTarget(ContainerdSource):
-    """An image of containerd that is written, and read back. Implements `Target`.
+class ContainerdTarget(ContainerdSource, Target):
+    """An image of containerd that is written, and read back.
 
     A lease keeps what is written from garbage collection until the image has its name; labels keep it
     from then on: an index keeps its manifests, a manifest its config and layers.
@@ -179,10 +163,6 @@ class ContainerdTarget(ContainerdSource):
         # Others may have written it, without labels.
         self._client.label_content(descriptor.digest, labels)
 
-    def link(self, descriptor: Descriptor, source: Source) -> bool:
-        """See `Target.link`: containerd shares no files."""
-        return False
-
     def before(self) -> Source | None:
         """See `Target.before`."""
         return ContainerdSource(self._client, self._given, self._name)
@@ -205,9 +185,11 @@ class ContainerdTarget(ContainerdSource):
 
     def close(self) -> None:
         """Give the lease back."""
+        super().close()
         self._lease.close()
 
     def _writer(self, descriptor: Descriptor, labels: Mapping[str, str]) -> ContentWriter:
+        self._check_open()
         return ContentWriter(self._client, self._lease, descriptor, self._name, labels)
 
     def _bind(self, root: Descriptor) -> None:

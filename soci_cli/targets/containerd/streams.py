@@ -16,10 +16,9 @@ from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, LostUploadError, NotFoundError, SociError, StorageError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import algorithm_of
-from soci_cli.targets._disk import ContentCheck
+from soci_cli.targets.blobs import BytesLike, ContentCheck
 from soci_cli.targets.containerd.api import content_pb2
 from soci_cli.targets.containerd.client import CONNECT_SECONDS, Containerd, Lease, code_of
-from soci_cli.targets.protocol import BytesLike
 
 _MESSAGE = 1 << 20  # bytes; containerd sends as many at a time
 _AHEAD = 2  # messages that are read before they are asked for
@@ -31,6 +30,8 @@ _LOCKED_PAUSES = 10
 
 class ContentStream(Closing):
     """The bytes `start` to `start + length` of a blob, not verified. Implements `BlobReader`."""
+
+    skipped = 0
 
     def __init__(self, client: Containerd, digest: str, start: int, length: int) -> None:
         """Reading begins at once. Errors come with the first read."""

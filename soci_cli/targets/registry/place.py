@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-from soci_cli.closing import Closing
 from soci_cli.errors import (
     IntegrityError,
     InvalidDataError,
@@ -12,7 +11,6 @@ from soci_cli.errors import (
     RegistryError,
     UsageError,
 )
-from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import algorithm_of, digest_of, new_hash
 from soci_cli.oci.manifest import parse_index, parse_manifest
@@ -27,16 +25,10 @@ from soci_cli.oci.media_types import (
     is_manifest,
 )
 from soci_cli.oci.references import Reference
-from soci_cli.targets._disk import ContentCheck, MemoryReader, check_range
+from soci_cli.targets._disk import MemoryReader
 from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME
-from soci_cli.targets.protocol import (
-    BlobReader,
-    BytesLike,
-    Originating,
-    Source,
-    Writer,
-    push_blob,
-)
+from soci_cli.targets.blobs import BlobReader, BytesLike, ContentCheck, Writer, check_range
+from soci_cli.targets.protocol import Source, Target, media_type_of
 from soci_cli.targets.registry.client import Client
 from soci_cli.targets.registry.download import BlobStream
 from soci_cli.targets.registry.messages import redacted
@@ -54,27 +46,23 @@ _KEPT = 64 << 20
 _BLOB_UNKNOWN = frozenset({"BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN"})
 
 
-class RegistrySource(Closing):
-    """An image in a registry that is read. Implements `Source`.
+class RegistrySource(Source):
+    """An image in a registry that is read.
 
     What the tag means is asked once, so that one command works on one image even when the tag moves.
     """
 
+    repository: Repository
     _written = False
 
     def __init__(self, client: Client, reference: Reference, name: str) -> None:
+        super().__init__(name)
         self._client = client
         self._reference = reference
-        self._name = name
-        self._repository = Repository(client, reference, self._written)
+        self.repository = Repository(client, reference, self._written)
         self._resolved: Descriptor | None = None
         self._manifests: dict[str, tuple[str, bytes]] = {}
         self._mutex = threading.RLock()
-
-    @property
-    def name(self) -> str:
-        """The place as the user wrote it."""
-        return self._name
 
     @property
     def reference(self) -> Reference:
@@ -90,7 +78,7 @@ class RegistrySource(Closing):
             return self._resolved
 
     def find(self, digest: str) -> Descriptor:
-        """The manifest with this digest, whose size and type are not known yet. NotFoundError."""
+        """See `Source.find`: any manifest of the repository."""
         known = self._manifests.get(digest)
         if known is not None:
             return Descriptor(known[0], digest, len(known[1]))
@@ -104,18 +92,18 @@ class RegistrySource(Closing):
         if self._is_manifest(descriptor):
             data = self._manifest(descriptor)
             return MemoryReader(data[offset : offset + count])
-        return BlobStream(self._repository, descriptor, offset, count)
+        return BlobStream(self.repository, descriptor, offset, count)
 
     def exists(self, descriptor: Descriptor) -> bool:
         """See `Source.exists`."""
         if not self._is_manifest(descriptor):
-            return self._repository.has_blob(descriptor)
+            return self.repository.has_blob(descriptor)
         if descriptor.digest in self._manifests:
             return True
         try:
             accept = f"{descriptor.media_type}, {_ACCEPT}"
             answer = self._client.call(
-                self._repository.reading(
+                self.repository.reading(
                     "resolve", "manifests", descriptor.digest, method="HEAD", accept=accept
                 )
             )
@@ -133,7 +121,7 @@ class RegistrySource(Closing):
 
     def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
         """See `Source.referrers`."""
-        return list_referrers(self._repository, subject.digest, artifact_type)
+        return list_referrers(self.repository, subject.digest, artifact_type)
 
     def _is_manifest(self, descriptor: Descriptor) -> bool:
         kind = descriptor.media_type
@@ -159,7 +147,7 @@ class RegistrySource(Closing):
             self._keep(descriptor.digest, descriptor.media_type, data)
             return descriptor
 
-        request = self._repository.reading("resolve", "manifests", wanted, accept=_ACCEPT)
+        request = self.repository.reading("resolve", "manifests", wanted, accept=_ACCEPT)
         return self._client.document(request, LIMIT, "the manifest", use)
 
     def _checked(self, wanted: str, data: bytes, answer: Answer) -> Descriptor:
@@ -189,8 +177,8 @@ class RegistrySource(Closing):
                 )
 
 
-class RegistryTarget(RegistrySource):
-    """An image in a registry that is written, and read back. Implements `Target` and `Mounting`.
+class RegistryTarget(RegistrySource, Target):
+    """An image in a registry that is written, and read back.
 
     Blobs and manifests appear under their digests as they are pushed; the tag moves at the end. What a
     command that fails has pushed is left to the registry's garbage collection.
@@ -213,10 +201,11 @@ class RegistryTarget(RegistrySource):
 
     def open_writer(self, descriptor: Descriptor) -> Writer:
         """See `Target.open_writer`."""
+        self._check_open()
         if is_index(descriptor.media_type) or is_manifest(descriptor.media_type):
             return _ManifestWriter(self, descriptor)
         location = self._opened.pop(descriptor.digest, None)
-        upload = BlobUpload(self._repository, descriptor, self._name, location)
+        upload = BlobUpload(self.repository, descriptor, self._name, location)
         with self._mutex:
             self._uploads = {one for one in self._uploads if not one.ended} | {upload}
         return upload
@@ -224,7 +213,7 @@ class RegistryTarget(RegistrySource):
     def push(self, descriptor: Descriptor, data: bytes) -> None:
         """See `Target.push`. A manifest with a subject is listed among the referrers of that."""
         if not (is_index(descriptor.media_type) or is_manifest(descriptor.media_type)):
-            push_blob(self, descriptor, data)
+            super().push(descriptor, data)
             return
         subject = _subject(descriptor, data)
         if subject is None and self.exists(descriptor):
@@ -233,21 +222,19 @@ class RegistryTarget(RegistrySource):
         processed = self._put_manifest(descriptor, data, descriptor.digest)
         self._there.add(descriptor.digest)
         if subject is not None and processed != subject.digest:
-            add_to_fallback(self._repository, subject.digest, _as_referrer(descriptor, data))
+            add_to_fallback(self.repository, subject.digest, _as_referrer(descriptor, data))
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
-        """See `Mounting.mount`: a blob of another repository of this registry."""
-        places = (
-            [source, *source.origins(descriptor)] if isinstance(source, Originating) else [source]
-        )
+        """See `Target.mount`: a blob of another repository of this registry."""
+        places = (source, *source.origins(descriptor))
         other = next(filter(None, map(self._neighbour, places)), None)
         if other is None:
             return False
         try:
             answer = self._client.call(
-                self._repository.writing(
+                self.repository.writing(
                     "POST",
-                    self._repository.path("blobs", "uploads/"),
+                    self.repository.path("blobs", "uploads/"),
                     ok=(201, 202),
                     query=[("mount", descriptor.digest), ("from", other)],
                     more_scope=f"repository:{other}:pull",
@@ -271,14 +258,10 @@ class RegistryTarget(RegistrySource):
 
     def _neighbour(self, place: Source) -> str | None:
         """The repository of a place when it is another one of this registry."""
-        if not isinstance(place, RegistrySource) or place._client is not self._client:
+        other = place.repository
+        if other is None or other.client is not self._client or other.name == self.repository.name:
             return None
-        repository = place.reference.repository
-        return None if repository == self._reference.repository else repository
-
-    def link(self, descriptor: Descriptor, source: Source) -> bool:
-        """See `Target.link`: a registry shares no files."""
-        return False
+        return other.name
 
     def before(self) -> Source | None:
         """See `Target.before`: what the tag means now."""
@@ -298,6 +281,7 @@ class RegistryTarget(RegistrySource):
 
     def close(self) -> None:
         """End the uploads that are still open."""
+        super().close()
         with self._mutex:
             uploads = list(self._uploads)
             self._uploads.clear()
@@ -306,9 +290,9 @@ class RegistryTarget(RegistrySource):
 
     def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> str | None:
         """Sends a manifest's very bytes; the subject that the registry took notice of, if any."""
-        request = self._repository.writing(
+        request = self.repository.writing(
             "PUT",
-            self._repository.path("manifests", name),
+            self.repository.path("manifests", name),
             ok=(201, 200, 202),
             headers={"Content-Type": descriptor.media_type},
             body=data,
@@ -376,13 +360,7 @@ def _media_type(data: bytes, header: str, what: str) -> str:
         return kind
     if kind == "text/html" or data.lstrip()[:1] == b"<":
         raise RegistryError(f"{what} is an HTML page, not a manifest; is this a registry?")
-    document = loads(data, what)
-    if not isinstance(document, dict):
-        raise InvalidDataError(f"{what} is no manifest")
-    own = document.get("mediaType")
-    if isinstance(own, str) and own:
-        return own
-    return OCI_INDEX if isinstance(document.get("manifests"), list) else OCI_MANIFEST
+    return media_type_of(data, what)
 
 
 def _digest_like(digest: str, data: bytes) -> str:

@@ -17,8 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from soci_cli.errors import LostUploadError, NotFoundError, RegistryError, SociError
 from soci_cli.oci.descriptor import Descriptor
-from soci_cli.targets._disk import ContentCheck
-from soci_cli.targets.protocol import BytesLike
+from soci_cli.targets.blobs import BytesLike, ContentCheck
 from soci_cli.targets.registry.locations import led_to
 from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.repository import Repository
