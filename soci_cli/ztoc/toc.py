@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from operator import itemgetter
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeAlias, overload
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc.flatbuffer import (
@@ -268,6 +268,10 @@ class Fields(NamedTuple):
     xattrs: int
 
 
+Row: TypeAlias = tuple[bytes, int, int, int, int, int, int, bytes, int, int, int]
+"""Type, offset, size, linkname's position, mode, uid, gid, mod_time, device numbers, xattrs' position."""
+
+
 class TableOfContents(Sequence[FileMetadata]):
     """The files of a zTOC, decoded from its buffer only when they are asked for.
 
@@ -467,6 +471,64 @@ class TableOfContents(Sequence[FileMetadata]):
         except struct.error:
             raise _outside("a name") from None
 
+    def rows(self) -> Iterator[Row]:
+        """All entries in order, as plain tuples, for little more than reading their numbers."""
+        buffer, size = self._buffer, len(self._buffer)
+        budget = size
+        shapes = self._shapes
+        uint32, int32 = _UINT32.unpack_from, _INT32.unpack_from
+        table = self._start - 4
+        vector = memoryview(buffer)[self._start : self._start + 4 * self._count]
+        try:
+            for (relative,) in _UINT32.iter_unpack(vector):
+                table += 4
+                at = table + relative
+                vtable = at - int32(buffer, at)[0]
+                shape = shapes.get(vtable) or self._shape(vtable)
+                fields = shape.pick(shape.codes.unpack_from(buffer, at) + _ZERO)
+                (
+                    name,
+                    kind,
+                    offset,
+                    length,
+                    link,
+                    mode,
+                    uid,
+                    gid,
+                    _,
+                    _,
+                    time,
+                    major,
+                    minor,
+                    xattrs,
+                ) = fields
+                bases = shape.references
+                kind_size = time_size = 0
+                if kind:
+                    kind += at + bases[1] + 4
+                    kind_size = uint32(buffer, kind - 4)[0]
+                if time:
+                    time += at + bases[10] + 4
+                    time_size = uint32(buffer, time - 4)[0]
+                budget -= kind_size + time_size
+                if budget < 0:
+                    raise InvalidDataError("not a valid zTOC: a string is too long")
+                yield (
+                    buffer[kind : kind + kind_size],
+                    offset,
+                    length,
+                    link and link + at + bases[4],
+                    mode,
+                    uid,
+                    gid,
+                    buffer[time : time + time_size],
+                    major,
+                    minor,
+                    xattrs and xattrs + at + bases[13],
+                )
+        except struct.error:
+            raise _outside("a file") from None
+
     def contains(self, part: bytes) -> bool:
         """Whether these bytes are anywhere in the buffer; each string of an entry is there in one piece."""
         # In steps: other threads stand still while bytes are searched.
@@ -488,13 +550,36 @@ class TableOfContents(Sequence[FileMetadata]):
         )
 
 
+class LoadedContents(TableOfContents):
+    """A table of contents whose names and types are in memory, for who needs them all."""
+
+    def __init__(self, contents: TableOfContents, kinds: Sequence[bytes]) -> None:
+        """`kinds` are the types of all entries. Raises InvalidDataError."""
+        super().__init__(contents._buffer, None, contents._archive_size)
+        self._start, self._count = contents._start, contents._count
+        self._names = list(contents.names())
+        self._kinds = kinds
+
+    def names(self) -> Iterator[bytes]:
+        """See `TableOfContents.names`."""
+        return iter(self._names)
+
+    def name_of(self, index: int) -> bytes:
+        """See `TableOfContents.name_of`."""
+        return self._names[index]
+
+    def type_of(self, index: int) -> bytes:
+        """See `TableOfContents.type_of`."""
+        return self._kinds[index]
+
+
 class _Shape:
     """Where the fields of an entry lie, as a vtable says: most entries of a layer share a few.
 
     `name` and `type` are the offsets of these two fields in the table, 0 where they are absent.
     """
 
-    __slots__ = ("_codes", "_pick", "_references", "name", "type")
+    __slots__ = ("codes", "name", "pick", "references", "type")
 
     def __init__(self, vtable: bytes) -> None:
         offsets = struct.unpack(f"<{len(vtable) // 2}H", vtable[: len(vtable) & ~1])[2:]
@@ -510,10 +595,10 @@ class _Shape:
             codes += f"{offset - position}x{'I' if kind == REFERENCE else kind}"
             position = offset + _FIELD_SIZES[kind]
             order[field] = number
-        self._codes = struct.Struct(codes)
+        self.codes = struct.Struct(codes)
         absent = len(present)  # a zero is put there
-        self._pick = itemgetter(*(order.get(field, absent) for field in range(len(_FIELD_KINDS))))
-        self._references = tuple(
+        self.pick = itemgetter(*(order.get(field, absent) for field in range(len(_FIELD_KINDS))))
+        self.references = tuple(
             offsets[field] if kind == REFERENCE else 0 for field, kind in enumerate(_FIELD_KINDS)
         )
         self.name = offsets[0]
@@ -523,8 +608,8 @@ class _Shape:
         """The entry at `table`. Raises struct.error when it is out of bounds."""
         (
             name, kind, offset, size, link, mode, uid, gid, uname, gname, time, major, minor, xattrs
-        ) = self._pick(self._codes.unpack_from(buffer, table) + _ZERO)  # fmt: skip
-        at = self._references
+        ) = self.pick(self.codes.unpack_from(buffer, table) + _ZERO)  # fmt: skip
+        at = self.references
         return _new_fields((
             name and name + table + at[0],
             kind and kind + table + at[1],

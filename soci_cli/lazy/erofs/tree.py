@@ -1,0 +1,232 @@
+"""From the tables of contents of layers to the tree of an EROFS image.
+
+What a layer has under which names is what `lazy/layer.py` says, as it is for FUSE; layers are merged as
+overlayfs does it.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from soci_cli.lazy.attributes import FORMATS, IMPLIED_DIRECTORY, nanoseconds, xattrs_of
+from soci_cli.lazy.erofs import format as erofs
+from soci_cli.lazy.erofs.device import DeviceLayout
+from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
+from soci_cli.lazy.erofs.xattrs import body_of
+from soci_cli.lazy.layer import LayerFiles
+from soci_cli.ztoc import Ztoc
+from soci_cli.ztoc.model import XATTR_PREFIX
+from soci_cli.ztoc.toc import LoadedContents
+
+_NOBODY = 65534
+_NO_ID = (1 << 32) - 1
+_SECOND = 10**9
+_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
+_REGULAR, _DIRECTORY, _SYMLINK = (
+    erofs.FILE_TYPES[kind] for kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+)
+_HIDDEN, _HARD_LINK = 0, 255  # in place of a type: what cannot be shown, and what is another entry
+_KINDS = {
+    name.encode(): (name.encode(), kind, erofs.FILE_TYPES[kind]) for name, kind in FORMATS.items()
+} | {b"hardlink": (b"hardlink", 0, _HARD_LINK)}
+_UNKNOWN = b"", 0, _HIDDEN
+_IMPLIED = Attributes(IMPLIED_DIRECTORY.mode)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree that can be laid out, and the devices that it needs."""
+
+    root: Directory
+    inodes: Inodes
+    devices: Sequence[Device]
+    layouts: Sequence[DeviceLayout]
+
+
+class _Layer:
+    """The files of one layer; inodes have the numbers of the entries, plus `first`."""
+
+    def __init__(self, ztoc: Ztoc, tag: bytes, inodes: Inodes, start: int) -> None:
+        """Adds the inodes of a layer whose device begins at block `start`."""
+        self.first = len(inodes.heads)
+        self.layout = DeviceLayout(ztoc.uncompressed_archive_size)
+        self._contents = ztoc.files
+        self._has_xattrs = ztoc.files.contains(XATTR_PREFIX)
+        self._times: dict[bytes, tuple[int, int]] = {}
+        kinds = self._add_inodes(inodes, start)
+        self.files = LayerFiles(replace(ztoc, files=LoadedContents(ztoc.files, kinds)))
+        self.device = Device(tag[:63], self.layout.size // erofs.BLOCK)
+
+    def attributes(self, entry: int) -> Attributes:
+        """Those of a directory."""
+        if entry < 0:
+            return _IMPLIED
+        found = self._contents.fields(entry)
+        time = self._time(self._contents.string(found.mod_time))
+        xattrs = body_of(self.files.xattrs(entry)) if self._has_xattrs and found.xattrs else b""
+        return Attributes(found.mode & 0o7777, (_owner(found.uid), _owner(found.gid)), time, xattrs)
+
+    def _time(self, text: bytes) -> tuple[int, int]:
+        time = self._times.get(text)
+        if time is None:
+            time = self._times[text] = divmod(nanoseconds(text), _SECOND)
+        return time
+
+    def _add_inodes(self, inodes: Inodes, start: int) -> list[bytes]:
+        """Adds an inode for each entry, none for directories and hard links; the types of all entries."""
+        contents, times, place_of = self._contents, self._times, self.layout.add
+        add, pack, types = inodes.heads.append, erofs.INODE.pack, inodes.types
+        kinds: list[bytes] = []
+        number = self.first - 1
+        for kind, offset, size, link, mode, uid, gid, text, major, minor, xattrs in contents.rows():
+            number += 1
+            kind, format_, type_ = _KINDS.get(kind, _UNKNOWN)
+            kinds.append(kind)
+            place = 0
+            if type_ == _REGULAR:
+                if size:
+                    place = start + place_of(offset, size)
+            elif not format_ or type_ == _DIRECTORY:
+                types.append(type_)
+                add(b"")
+                continue
+            elif type_ == _SYMLINK:
+                size, mode = contents.string_size(link), 0o777
+                target = contents.string(link) if 0 < size <= erofs.MAX_TARGET else b""
+                if not target or b"\0" in target:
+                    type_ = _HIDDEN
+                inodes.targets[number] = target
+            else:
+                size = 0
+                if major or minor:
+                    major, minor = min(max(major, 0), _MAX_MAJOR), min(max(minor, 0), _MAX_MINOR)
+                    place = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+            types.append(type_)
+            seconds, fraction = times.get(text) or self._time(text)
+            if uid == _NO_ID or gid == _NO_ID:
+                uid, gid = _owner(uid), _owner(gid)
+            if xattrs and self._has_xattrs:
+                body = body_of(xattrs_of(contents.xattrs(xattrs)))
+                if body:
+                    inodes.xattrs[number] = body
+            mode = format_ | mode & 0o7777
+            add(pack(1, 0, mode, 0, size, place, number, uid, gid, seconds, fraction, 1))
+        return kinds
+
+
+class _Part(NamedTuple):
+    """What a layer, by its number, has of a directory: its entry there."""
+
+    layer: int
+    entry: int
+
+
+def merged_tree(ztocs: Sequence[Ztoc], tags: Sequence[bytes]) -> Tree:
+    """The files of an image, its layers merged: `ztocs` and `tags`, which name the layers, lowest first.
+
+    Raises InvalidDataError for zTOCs that are not valid, and UnsupportedLayerError for what EROFS cannot
+    show.
+    """
+    inodes = Inodes()
+    layers: list[_Layer] = []
+    for ztoc, tag in zip(ztocs, tags, strict=True):
+        start = next_start([layer.device for layer in layers])
+        layers.append(_Layer(ztoc, tag, inodes, start))
+    return Tree(
+        _Merging(layers, inodes).run(),
+        inodes,
+        [layer.device for layer in layers],
+        [layer.layout for layer in layers],
+    )
+
+
+class _Merging:
+    """Makes the tree of layers that lie over each other."""
+
+    def __init__(self, layers: Sequence[_Layer], inodes: Inodes) -> None:
+        self._layers = layers
+        self._inodes = inodes
+        self._seen = bytearray(len(inodes.heads))
+        self._stack: list[tuple[bytes, Directory, list[_Part]]] = []
+
+    def run(self) -> Directory:
+        """The root."""
+        numbers = reversed(range(len(self._layers)))
+        root = self._directory(
+            None, b"", [_Part(number, self._layers[number].files.root) for number in numbers]
+        )
+        while self._stack:
+            path, directory, parts = self._stack.pop()
+            if len(parts) == 1:
+                self._add(path, directory, parts, 0, frozenset())
+                continue
+            done: set[bytes] = set()  # what is found, or hidden
+            for at, part in enumerate(parts):
+                files = self._layers[part.layer].files
+                self._add(path, directory, parts, at, done)
+                if files.is_opaque(path):
+                    break
+                done.update(directory.children)
+                done |= files.whiteouts(path)
+        return root
+
+    def _directory(self, above: Directory | None, path: bytes, parts: list[_Part]) -> Directory:
+        """A directory, whose children are added later. The topmost layer that names it says what it is."""
+        named = (self._layers[one.layer].attributes(one.entry) for one in parts if one.entry >= 0)
+        directory = Directory(above, next(named, _IMPLIED))
+        self._stack.append((path, directory, parts))
+        return directory
+
+    def _add(
+        self, path: bytes, directory: Directory, parts: list[_Part], at: int, done: Set[bytes]
+    ) -> None:
+        """Adds what the layer of one part of a directory has in it, but for what is done."""
+        part = parts[at]
+        layer = self._layers[part.layer]
+        first, files = layer.first, layer.files
+        types, seen, shared = self._inodes.types, self._seen, self._inodes.shared
+        children = directory.children
+        for name, entry in files.names(path).items():
+            if name in done or len(name) > erofs.MAX_NAME:
+                continue
+            type_ = _DIRECTORY if entry < 0 else types[first + entry]
+            if type_ == _HARD_LINK:
+                target = files.resolve(entry)
+                if target is None:
+                    continue
+                entry = target
+                type_ = types[first + entry]
+            if type_ == _DIRECTORY:
+                below = path + b"/" + name if path else name
+                own = [_Part(part.layer, entry)]
+                if at + 1 < len(parts):
+                    own += self._below(path, name, parts, at)
+                children[name] = self._directory(directory, below, own)
+            elif type_ != _HIDDEN:
+                number = first + entry
+                if seen[number]:
+                    shared.add(number)
+                else:
+                    seen[number] = 1
+                children[name] = number
+
+    def _below(self, path: bytes, name: bytes, parts: list[_Part], at: int) -> Iterator[_Part]:
+        """What the layers below the one of a part have of a directory in it."""
+        for number, part in enumerate(parts[at:]):
+            layer = self._layers[part.layer]
+            if number:
+                found = layer.files.look(path, name)
+                if found is not None and not found[1]:
+                    return
+                if found is not None:
+                    yield _Part(part.layer, found[0])
+            if name in layer.files.whiteouts(path) or layer.files.is_opaque(path):
+                return
+
+
+def _owner(number: int) -> int:
+    """A user or group. What belongs to nobody (-1), not even root may open."""
+    return _NOBODY if number == _NO_ID else number
