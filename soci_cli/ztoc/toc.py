@@ -485,23 +485,9 @@ class TableOfContents(Sequence[FileMetadata]):
                 at = table + relative
                 vtable = at - int32(buffer, at)[0]
                 shape = shapes.get(vtable) or self._shape(vtable)
-                fields = shape.pick(shape.codes.unpack_from(buffer, at) + _ZERO)
                 (
-                    name,
-                    kind,
-                    offset,
-                    length,
-                    link,
-                    mode,
-                    uid,
-                    gid,
-                    _,
-                    _,
-                    time,
-                    major,
-                    minor,
-                    xattrs,
-                ) = fields
+                    _, kind, offset, length, link, mode, uid, gid, _, _, time, major, minor, xattrs
+                ) = shape.pick(shape.codes.unpack_from(buffer, at) + _ZERO)  # fmt: skip
                 bases = shape.references
                 kind_size = time_size = 0
                 if kind:

@@ -41,7 +41,7 @@ class DeviceLayout:
         `size` is greater than 0, and each content follows the one before in the archive.
         UnsupportedLayerError where two share bytes, or one lies outside the archive.
         """
-        if offset < self._end:
+        if offset < self._end or size < 0:
             raise UnsupportedLayerError("its files share bytes, or are in no order")
         self._end = offset + size
         if self._end > self.archive_size:
