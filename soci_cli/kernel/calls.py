@@ -36,6 +36,16 @@ def unshare(flags: int) -> None:
     _check(_libc().unshare(flags))
 
 
+def syscall(number: int, *arguments: int | bytes | None) -> int:
+    """syscall(2), for calls that the C library does not have."""
+    # Numbers as long, or the upper half of a register is left to chance.
+    passed = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result: int = _libc().syscall(ctypes.c_long(number), *passed)
+    if result < 0:
+        _check(result)
+    return result
+
+
 def mount_id(fd: int) -> int:
     """The number of the mount that an open file is in, as in /proc/self/mountinfo; used again."""
     text = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii")
