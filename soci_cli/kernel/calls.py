@@ -48,8 +48,8 @@ def syscall(number: int, *arguments: int | bytes | None) -> int:
 
 def mount_id(fd: int) -> int:
     """The number of the mount that an open file is in, as in /proc/self/mountinfo; used again."""
-    text = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii")
-    return int(text.partition("mnt_id:")[2].split()[0])
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_bytes()
+    return int(lines.partition(b"mnt_id:")[2].split()[0])
 
 
 def unique_mount_id(path: Path) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from soci_cli.closing import Closing
 from soci_cli.lazy.cache_directory import PART, CacheDirectory
 from soci_cli.lazy.entries import HEADER, MAGIC, Entry
 from soci_cli.lazy.eviction import Eviction, LayerEntries
-from soci_cli.oci import encoded_of, new_hash
+from soci_cli.oci import encoded_of
 from soci_cli.user_folders import own_folder
 
 DEFAULT_LIMIT = 10 << 30
@@ -86,6 +86,16 @@ class Claim(Closing):
             return Entry(self._show(), size)
         except OSError:
             return None
+
+    def fill(self, size: int, pieces: Iterable[bytes]) -> Entry:
+        """As `put`, of `size` bytes that come in pieces. Raises OSError, and what the pieces raise."""
+        self.write(HEADER.pack(MAGIC, size, 0))
+        checksum = 0
+        for piece in pieces:
+            self.write(piece)
+            checksum = zlib_ng.crc32(piece, checksum)
+        os.pwrite(self._fd, HEADER.pack(MAGIC, size, checksum), 0)
+        return Entry(self._show(), size)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes of an entry without a header. Raises OSError."""
@@ -181,19 +191,9 @@ class Cache(Closing):
         self.remove(key)
         return None
 
-    def load_blob(self, digest: str) -> bytes | None:
-        """A small blob, such as a zTOC; None when it is absent or does not have its digest."""
-        key = blob_key(digest)
-        entry, _ = self._begin(key)
-        if entry is None:
-            return None
-        data = entry.read(0, entry.size)
-        found = new_hash(digest)
-        found.update(data)
-        if found.hexdigest() == encoded_of(digest):
-            return data
-        self.remove(key)
-        return None
+    def open_blob(self, digest: str) -> Entry | None:
+        """What is kept as a small blob, such as a zTOC; whether it has its digest, the caller checks."""
+        return self._begin(blob_key(digest))[0]
 
     def open(self, key: str) -> Entry | None:
         """An entry without a header, which counts as read now; None when it is absent."""
@@ -268,10 +268,6 @@ class Cache(Closing):
         if claim is not None:
             with claim:
                 claim.put(data)
-
-    def put_blob(self, digest: str, data: bytes) -> None:
-        """Keep a small blob, which has this digest."""
-        self.put(blob_key(digest), data)
 
     def remove(self, key: str) -> None:
         """Remove an entry, for example because it is damaged."""

@@ -32,15 +32,19 @@ _NOW: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 class Entry:
     """An entry in a file."""
 
-    __slots__ = ("_fd", "_flags", "_is_used", "_start", "size")
+    __slots__ = ("_fd", "_flags", "_is_used", "size", "start")
 
     def __init__(self, fd: int, size: int, start: int = HEADER.size) -> None:
         """`size` bytes of data, from `start` on; `fd` belongs to this object from now on."""
         self._fd = fd
-        self._start = start
+        self.start = start
         self._flags = _NOW
         self._is_used = False
         self.size = size
+
+    def fileno(self) -> int:
+        """The descriptor of the file, in which the data begins at `start`."""
+        return self._fd
 
     @property
     def held(self) -> int:
@@ -56,7 +60,7 @@ class Entry:
         """The bytes [offset, offset + length), fewer where the file was cut or cannot be read."""
         self._is_used = True
         try:
-            return os.pread(self._fd, length, self._start + offset)
+            return os.pread(self._fd, length, self.start + offset)
         except OSError:
             return b""
 
@@ -67,7 +71,7 @@ class Entry:
         """
         self._is_used = True
         try:
-            return os.preadv(self._fd, [buffer], self._start + offset, self._flags)
+            return os.preadv(self._fd, [buffer], self.start + offset, self._flags)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP and self._flags:
                 self._flags = 0
@@ -76,7 +80,7 @@ class Entry:
 
     def skip(self, size: int) -> None:
         """Leave out a header of `size` bytes."""
-        self._start += size
+        self.start += size
         self.size -= size
 
     def checksum(self) -> int | None:
@@ -85,7 +89,7 @@ class Entry:
         checksum, done = 0, 0
         while done < self.size:
             try:
-                count = os.preadv(self._fd, [buffer[: self.size - done]], self._start + done)
+                count = os.preadv(self._fd, [buffer[: self.size - done]], self.start + done)
             except OSError:
                 return None
             if not count:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
 
 from soci_cli.errors import InvalidDataError, UsageError, errors_at
 from soci_cli.index.discover import FoundIndex, IndexSources, find_index
 from soci_cli.index.image import manifest_of, read_chosen
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
+from soci_cli.lazy.blobs import open_blob
+from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LayerFiles, LazyLayer
 from soci_cli.lazy.merged import LazyImage, Origin
@@ -39,12 +42,14 @@ def open_image(
     fetching: Fetching,
     options: OpenOptions | None = None,
     observer: Observer | None = None,
+    ztocs: Ztocs | None = None,
 ) -> LazyImage:
     """The files of an image, no layer of which is opened yet.
 
-    When a layer without a zTOC is opened, it is fetched whole, unless it is in the cache; `observer` hears
-    of that. Close the image before `fetching`, and both before `source`. This and opening raise
-    NotFoundError, UsageError, InvalidDataError and IntegrityError, and what reading the place raises.
+    Images that are opened with the same `ztocs` share what they read of theirs. When a layer without a
+    zTOC is opened, it is fetched whole, unless it is in the cache; `observer` hears of that. Close the
+    image before `fetching`, and both before `source`. This and opening raise NotFoundError, UsageError,
+    InvalidDataError and IntegrityError, and what reading the place raises.
     """
     options, observer = options or OpenOptions(), observer or SilentObserver()
     _, picked = read_chosen(source, options.platforms)
@@ -55,9 +60,38 @@ def open_image(
     if source.store is not None:
         sources = replace(sources, v1=True)  # what is here was pulled on purpose
     found = find_index(source, entry, sources, observer)
-    opener = _Opener(source, fetching, manifest_of(entry), found, observer)
+    ztocs = ztocs or Ztocs(fetching.cache)
+    opener = _Opener(source, fetching, manifest_of(entry), found, observer, ztocs)
     layers = [LazyLayer(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers]
     return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))
+
+
+class Ztocs:
+    """The zTOCs by which this process reads layers, each opened once, whichever images name it."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._mutex = threading.Lock()
+        self._turns = WeakValueDictionary[str, _Turn]()
+        self._files = WeakValueDictionary[str, LayerFiles]()
+
+    def get(self, source: Source, blob: Descriptor) -> LayerFiles:
+        """The files of the layer that a zTOC is of. Raises what reading it raises, and InvalidDataError."""
+        with self._mutex:
+            turn = self._turns.setdefault(blob.digest, _Turn())
+        with turn.mutex:
+            files = self._files.get(blob.digest)
+            if files is None:
+                data = open_blob(source, blob, self._cache, MAX_ZTOC_SIZE)
+                files = self._files[blob.digest] = LayerFiles(decode_ztoc(*data))
+        return files
+
+
+class _Turn:
+    """Who opens a zTOC, while others wait."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
 
 
 class _Opener:
@@ -70,31 +104,33 @@ class _Opener:
         manifest: Manifest,
         index: FoundIndex | None,
         observer: Observer,
+        ztocs: Ztocs,
     ) -> None:
         self.manifest = manifest
+        self._ztocs = ztocs
         self._source = source
         self._fetching = fetching
         self._observer = observer
-        self._ztocs = ztocs_by_layer(index.manifest) if index else {}
+        self._ztoc_of = ztocs_by_layer(index.manifest) if index else {}
         self._prefetch = prefetch_by_layer(index.manifest) if index else {}
         self._diff_ids: dict[str, str] | None = None
         self._mutex = threading.Lock()
 
     def has_ztoc(self, layer: Descriptor) -> bool:
         """Whether a layer can stay where it is."""
-        return layer.digest in self._ztocs
+        return layer.digest in self._ztoc_of
 
     def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
         """See `Opener.open`."""
         with errors_at(image=self._source.name, layer=layer.digest):
             if not media_types.is_layer(layer.media_type):
                 raise InvalidDataError(f"it is no file system layer ({layer.media_type})")
-            blob = self._ztocs.get(layer.digest)
+            blob = self._ztoc_of.get(layer.digest)
             if blob is None:
                 return self._open_whole(layer, stop)
-            ztoc = decode_ztoc(self._read(blob, MAX_ZTOC_SIZE))
-            spans = LayerSpans(self._fetching, self._source, layer, ztoc, blob.digest)
-            return LayerFiles(ztoc), spans
+            files = self._ztocs.get(self._source, blob)
+            spans = LayerSpans(self._fetching, self._source, layer, files.ztoc, blob.digest)
+            return files, spans
 
     def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
         """See `Opener.prefetch_ranges`."""
@@ -102,7 +138,9 @@ class _Opener:
         if found is None:
             return ()
         with errors_at(image=self._source.name, layer=layer.digest):
-            ranges = decode_prefetch(self._read(found, _PREFETCH_LIMIT), found.digest).spans
+            cache = self._fetching.cache
+            data, start = open_blob(self._source, found, cache, _PREFETCH_LIMIT)
+            ranges = decode_prefetch(data[start:], found.digest).spans
             if any(last >= count for _, last in ranges):
                 raise InvalidDataError(
                     f"prefetch artifact {found.digest} names spans that the layer does not have: "
@@ -128,14 +166,3 @@ class _Opener:
                 fits = len(diff_ids) == len(digests)
                 self._diff_ids = dict(zip(digests, diff_ids, strict=True)) if fits else {}
             return self._diff_ids.get(layer.digest)
-
-    def _read(self, blob: Descriptor, limit: int) -> bytes:
-        """The bytes of a small blob, which the cache keeps when they come from somewhere else."""
-        if self._source.folder is not None:
-            return read_blob(self._source, blob, limit)
-        cache = self._fetching.cache
-        data = cache.load_blob(blob.digest)
-        if data is None or len(data) != blob.size:
-            data = read_blob(self._source, blob, limit)
-            cache.put_blob(blob.digest, data)
-        return data

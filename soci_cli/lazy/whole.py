@@ -25,6 +25,7 @@ from soci_cli.errors import (
     UnsupportedLayerError,
 )
 from soci_cli.index.layers import CountingReader, compression_of, short
+from soci_cli.lazy.blobs import contents
 from soci_cli.lazy.cache import Cache, Claim, archive_key
 from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.eviction import ZTOC_SUFFIX
@@ -69,8 +70,7 @@ class WholeLayer(Closing):
         self._mutex = threading.Lock()
         self._checked: set[int] = set()
         self._stop = stop
-        self._file, data = self._open()
-        self.ztoc: Ztoc = decode_ztoc(data)
+        self._file, self.ztoc = self._open()
         self._stop = Stop()
 
     @property
@@ -158,8 +158,8 @@ class WholeLayer(Closing):
             start += len(piece)
         return b"sha256:" + digest.hexdigest().encode() == self.ztoc.span_digests[span]
 
-    def _open(self) -> tuple[Entry, bytes]:
-        """The file, made now if need be, and the bytes of its zTOC."""
+    def _open(self) -> tuple[Entry, Ztoc]:
+        """The file, made now if need be, and its zTOC."""
         key = archive_key(self._layer.digest)
         while True:
             found = self._find(key)
@@ -182,18 +182,20 @@ class WholeLayer(Closing):
                 data = self._unpack(claim)
                 self._cache.put(key + ZTOC_SUFFIX, data)
                 try:
-                    return claim.commit(), data
+                    file = claim.commit()
                 except OSError as error:
                     raise _disk_error(self._what, error) from error
+                return self._find(key) or (file, decode_ztoc(data))
 
-    def _find(self, key: str) -> tuple[Entry, bytes] | None:
-        data = self._cache.load(key + ZTOC_SUFFIX)
-        file = self._cache.open(key) if data is not None else None
-        if data is None or file is None:
+    def _find(self, key: str) -> tuple[Entry, Ztoc] | None:
+        table = self._cache.find(key + ZTOC_SUFFIX)
+        file = self._cache.open(key) if table is not None else None
+        if table is None or file is None:
             return None
         with suppress(InvalidDataError):
-            if file.size == decode_ztoc(data).compressed_archive_size:
-                return file, data
+            ztoc = decode_ztoc(*contents(table))
+            if file.size == ztoc.compressed_archive_size:
+                return file, ztoc
         self._cache.remove(key)
         self._cache.remove(key + ZTOC_SUFFIX)
         return None

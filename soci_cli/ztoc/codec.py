@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soci_cli.errors import InvalidDataError
-from soci_cli.ztoc.flatbuffer import INT8, INT32, INT64, REFERENCE, Builder, Table
+from soci_cli.ztoc.flatbuffer import (
+    INT8,
+    INT32,
+    INT64,
+    REFERENCE,
+    Builder,
+    FlatBuffer,
+    Table,
+    release,
+)
 from soci_cli.ztoc.model import ZTOC_VERSION, Compression
 from soci_cli.ztoc.toc import TableOfContents, TocWriter
 from soci_cli.ztoc.zinfo import Spans, decode_gzip, decode_tar
@@ -76,14 +85,16 @@ class Ztoc:
     size: int
 
 
-def decode_ztoc(data: bytes) -> Ztoc:
-    """Reads a zTOC from anyone. Spans are checked here, each file's entry when it is read.
+def decode_ztoc(data: FlatBuffer, start: int = 0) -> Ztoc:
+    """Reads a zTOC from anyone: `data` from `start` on, of which entries and windows are not copied.
 
-    Raises InvalidDataError when something is out of bounds or does not fit together.
+    Spans are checked here, each file's entry when it is read. Raises InvalidDataError when something is
+    out of bounds or does not fit together.
     """
-    if len(data) > MAX_ZTOC_SIZE:
-        raise InvalidDataError(f"not a valid zTOC: it has {len(data)} bytes")
-    root = Table.root(data)
+    size = len(data) - start
+    if size > MAX_ZTOC_SIZE:
+        raise InvalidDataError(f"not a valid zTOC: it has {size} bytes")
+    root = Table.root(data, start)
     version = root.string(0)
     if version != ZTOC_VERSION:
         shown = version[:20].decode(errors="replace")
@@ -96,11 +107,12 @@ def decode_ztoc(data: bytes) -> Ztoc:
         raise InvalidDataError("not a valid zTOC: it has no compression info")
     compression = info.integer(0, 1, Compression.GZIP)
     digests = info.strings(2)
-    start, length = info.byte_range(3)
+    begin, length = info.byte_range(3)
+    checkpoints = slice(begin, begin + length)
     if compression == Compression.GZIP:
-        spans = decode_gzip(memoryview(data)[start : start + length], compressed_size)
+        spans = decode_gzip(memoryview(data)[checkpoints], compressed_size)
     elif compression == Compression.UNCOMPRESSED:
-        spans = decode_tar(data[start : start + length], compressed_size)
+        spans = decode_tar(data[checkpoints], compressed_size)
     else:
         raise InvalidDataError(f"not a valid zTOC: compression {compression} is not known")
     if len(digests) != len(spans) or info.integer(1, 4, 0) != len(spans) - 1:
@@ -111,7 +123,7 @@ def decode_ztoc(data: bytes) -> Ztoc:
     for digest in digests:
         if not _SHA256.fullmatch(digest):
             raise InvalidDataError("not a valid zTOC: a span digest is malformed")
-    return Ztoc(
+    ztoc = Ztoc(
         version,
         root.string(1),
         compressed_size,
@@ -119,6 +131,8 @@ def decode_ztoc(data: bytes) -> Ztoc:
         compression,
         digests,
         spans,
-        TableOfContents(data, root.table(4), uncompressed_size),
-        len(data),
+        TableOfContents(data, root.table(4), uncompressed_size, checkpoints),
+        size,
     )
+    release(data)
+    return ztoc

@@ -15,10 +15,12 @@ Binary layout: https://flatbuffers.dev/internals/
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import itemgetter
+from typing import TypeAlias
 
 from soci_cli.errors import InvalidDataError
 
@@ -29,8 +31,17 @@ INT32 = "i"
 UINT32 = "I"
 INT64 = "q"
 
+FlatBuffer: TypeAlias = bytes | mmap.mmap
+"""A buffer to read: in memory, or a mapped file."""
+
 _SIZES = {REFERENCE: 4, INT8: 1, INT32: 4, UINT32: 4, INT64: 8}
 _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0", b"\0\0\0\0", b"\0" * 5, b"\0" * 6, b"\0" * 7)
+
+
+def release(buffer: FlatBuffer) -> None:
+    """Gives back the memory of what was read of a mapped file; its pages come again when needed."""
+    if isinstance(buffer, mmap.mmap):
+        buffer.madvise(mmap.MADV_DONTNEED)
 
 
 class TableLayout:
@@ -204,7 +215,7 @@ class Table:
 
     __slots__ = ("_buffer", "_position", "_vtable", "_vtable_size")
 
-    def __init__(self, buffer: bytes, position: int) -> None:
+    def __init__(self, buffer: FlatBuffer, position: int) -> None:
         self._buffer = buffer
         self._position = position
         if position < 0 or position + 4 > len(buffer):
@@ -219,11 +230,11 @@ class Table:
         self._vtable_size = size
 
     @classmethod
-    def root(cls, buffer: bytes) -> Table:
-        """The root table of a buffer."""
-        if len(buffer) < 8:
+    def root(cls, buffer: FlatBuffer, start: int = 0) -> Table:
+        """The root table of a buffer, which begins at `start`."""
+        if len(buffer) - start < 8:
             raise _broken("the buffer is too short")
-        return cls(buffer, int.from_bytes(buffer[:4], "little"))
+        return cls(buffer, start + int.from_bytes(buffer[start : start + 4], "little"))
 
     def _field(self, index: int, size: int) -> int | None:
         entry = 4 + 2 * index

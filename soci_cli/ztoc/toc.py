@@ -20,8 +20,10 @@ from soci_cli.ztoc.flatbuffer import (
     REFERENCE,
     UINT32,
     Builder,
+    FlatBuffer,
     Table,
     TableLayout,
+    release,
     string_piece,
     table_layout,
 )
@@ -279,9 +281,17 @@ class TableOfContents(Sequence[FileMetadata]):
     is read. `check()` reads them all.
     """
 
-    def __init__(self, buffer: bytes, table: Table | None, archive_size: int) -> None:
+    def __init__(
+        self,
+        buffer: FlatBuffer,
+        table: Table | None,
+        archive_size: int,
+        other: slice = slice(0, 0),
+    ) -> None:
+        """`other` is a part of the buffer that holds no strings of entries: the checkpoints."""
         self._buffer = buffer
         self._archive_size = archive_size
+        self._other = other
         self._start, self._count = (0, 0) if table is None else table.offsets(0)
         self._shapes: dict[int, _Shape] = {}  # by where the vtable stands
 
@@ -470,6 +480,7 @@ class TableOfContents(Sequence[FileMetadata]):
                 yield buffer[start : start + length]
         except struct.error:
             raise _outside("a name") from None
+        release(buffer)
 
     def rows(self) -> Iterator[Row]:
         """All entries in order, as plain tuples, for little more than reading their numbers."""
@@ -516,13 +527,17 @@ class TableOfContents(Sequence[FileMetadata]):
             raise _outside("a file") from None
 
     def contains(self, part: bytes) -> bool:
-        """Whether these bytes are anywhere in the buffer; each string of an entry is there in one piece."""
+        """Whether these bytes are anywhere in the table; each string of an entry is there in one piece."""
         # In steps: other threads stand still while bytes are searched.
-        buffer = self._buffer
-        return any(
-            buffer.find(part, start, start + _SEARCHED + len(part)) >= 0
-            for start in range(0, len(buffer), _SEARCHED)
+        buffer, other = self._buffer, self._other
+        parts = ((0, other.start), (other.stop, len(buffer)))
+        found = any(
+            buffer.find(part, start, min(start + _SEARCHED + len(part), end)) >= 0
+            for begin, end in parts
+            for start in range(begin, end, _SEARCHED)
         )
+        release(buffer)
+        return found
 
     def needs_xattrs(self) -> bool:
         """Whether any entry has an extended attribute or is an opaque whiteout.
@@ -590,7 +605,7 @@ class _Shape:
         self.name = offsets[0]
         self.type = offsets[1]
 
-    def read(self, buffer: bytes, table: int) -> Fields:
+    def read(self, buffer: FlatBuffer, table: int) -> Fields:
         """The entry at `table`. Raises struct.error when it is out of bounds."""
         (
             name, kind, offset, size, link, mode, uid, gid, uname, gname, time, major, minor, xattrs
@@ -614,7 +629,7 @@ _new_fields = Fields._make
 _shape_of = lru_cache(maxsize=_MAX_SHAPES)(_Shape)
 
 
-def _vtable(buffer: bytes, position: int) -> bytes:
+def _vtable(buffer: FlatBuffer, position: int) -> bytes:
     """The bytes of a vtable, as far as it has fields that are known."""
     if position < 0 or position + 4 > len(buffer):
         raise _outside("a vtable")

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from soci_cli.errors import ConfigError, StorageError
+from soci_cli.errors import ConfigError, IntegrityError, StorageError
 from soci_cli.lazy import Cache, cache_root
 from soci_cli.lazy.cache import DEFAULT_LIMIT, archive_key, blob_key, span_key
 from soci_cli.lazy.entries import OpenEntries
-from tests.support.images import sha256
 from tests.support.machine import PROJECT
 
 
@@ -97,16 +96,22 @@ def test_a_directory_of_another_user(tmp_path: Path) -> None:
         Cache(root, 1 << 20)
 
 
-def test_blobs_have_their_digest(tmp_path: Path) -> None:
+def test_filling_an_entry_in_pieces(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 1 << 20)
-    digest = sha256(b"blob")
-    assert cache.load_blob(digest) is None
-    cache.put_blob(digest, b"blob")
-    assert cache.load_blob(digest) == b"blob"
-    cache.remove(blob_key(digest))
-    cache.put(blob_key(digest), b"forged, but whole")
-    assert cache.load_blob(digest) is None
-    assert not cache.has(blob_key(digest))
+    claim = cache.claim("a/1")
+    assert claim is not None
+    with claim:
+        assert claim.fill(6, [b"in ", b"two"]).read(0, 9) == b"in two"
+    assert cache.load("a/1") == b"in two"
+    claim = cache.claim("a/2")
+    with pytest.raises(IntegrityError), claim:  # type: ignore[union-attr]
+        claim.fill(6, broken())  # type: ignore[union-attr]
+    assert not cache.has("a/2")
+
+
+def broken() -> Iterator[bytes]:
+    yield b"in "
+    raise IntegrityError("cut off")
 
 
 def test_what_comes_over_its_path_later(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""Small blobs: where they are mapped from, and what is left alone."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soci_cli.errors import IntegrityError, InvalidDataError
+from soci_cli.lazy import Cache, LayerFiles, blobs
+from soci_cli.lazy.blobs import Blob, open_blob
+from soci_cli.lazy.cache import blob_key
+from soci_cli.lazy.opening import Ztocs
+from soci_cli.oci import Descriptor
+from soci_cli.targets.layout import Layout
+from soci_cli.ztoc.flatbuffer import release
+from tests.lazy.tools import Place, entry
+from tests.support.images import sha256
+from tests.support.layers import tar_ztoc
+
+SMALL = b"a small blob"
+LARGE = bytes(range(256)) * (1 << 13)
+LIMIT = 1 << 30
+
+
+def described(data: bytes) -> Descriptor:
+    return Descriptor("application/octet-stream", sha256(data), len(data))
+
+
+def layout_of(root: Path, *datas: bytes) -> Layout:
+    folder = root / "blobs" / "sha256"
+    folder.mkdir(parents=True)
+    for data in datas:
+        (folder / sha256(data)[7:]).write_bytes(data)
+    return Layout(root)
+
+
+def content(blob: Blob) -> bytes:
+    return blob.buffer[blob.start :]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", 1 << 30)
+
+
+def test_files_of_a_layout_are_mapped_where_they_are(tmp_path: Path, cache: Cache) -> None:
+    layout = layout_of(tmp_path / "layout", SMALL, LARGE)
+    small = open_blob(layout, described(SMALL), cache, LIMIT)
+    large = open_blob(layout, described(LARGE), cache, LIMIT)
+    assert (content(small), content(large)) == (SMALL, LARGE)
+    assert isinstance(small.buffer, bytes) and isinstance(large.buffer, mmap.mmap)
+    assert not cache.entries()
+    # What is removed or replaced by name stays as it was opened.
+    path = layout.blob_path(sha256(LARGE))
+    path.unlink()
+    path.write_bytes(b"another")
+    release(large.buffer)
+    assert content(large) == LARGE
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o606])
+def test_files_that_others_can_write_are_copied_first(
+    tmp_path: Path, cache: Cache, mode: int
+) -> None:
+    layout = layout_of(tmp_path / "layout", LARGE)
+    layout.blob_path(sha256(LARGE)).chmod(mode)
+    blob = open_blob(layout, described(LARGE), cache, LIMIT)
+    assert content(blob) == LARGE and isinstance(blob.buffer, mmap.mmap)
+    assert cache.has(blob_key(sha256(LARGE)))
+    # A process that ends for a file that is cut short would take all mounts with it.
+    os.truncate(layout.blob_path(sha256(LARGE)), 1)
+    release(blob.buffer)
+    assert content(blob) == LARGE
+
+
+@pytest.mark.root
+def test_files_of_another_user_are_copied_first(
+    tmp_path: Path, cache: Cache, need_root: None
+) -> None:
+    layout = layout_of(tmp_path / "layout", LARGE)
+    os.chown(layout.blob_path(sha256(LARGE)), 65534, 65534)
+    blob = open_blob(layout, described(LARGE), cache, LIMIT)
+    assert content(blob) == LARGE and isinstance(blob.buffer, mmap.mmap)
+    assert cache.has(blob_key(sha256(LARGE)))
+
+
+def test_what_comes_from_elsewhere_is_fetched_once(cache: Cache) -> None:
+    place: Any = Place(SMALL, LARGE)
+    for data in (SMALL, LARGE, SMALL, LARGE):
+        blob = open_blob(place, described(data), cache, LIMIT)
+        assert content(blob) == data
+        assert isinstance(blob.buffer, mmap.mmap) == (data is LARGE)
+    assert len(place.requests) == 2
+    # It stays when it is evicted.
+    cache.prune()
+    assert not cache.entries()
+    release(blob.buffer)
+    assert content(blob) == LARGE
+
+
+def test_a_damaged_entry_is_fetched_again(cache: Cache) -> None:
+    place: Any = Place(LARGE)
+    cache.put(blob_key(sha256(LARGE)), b"\0" * len(LARGE))
+    for _ in range(2):
+        assert content(open_blob(place, described(LARGE), cache, LIMIT)) == LARGE
+    assert len(place.requests) == 1
+
+
+def test_bytes_that_are_wrong(tmp_path: Path, cache: Cache) -> None:
+    place: Any = Place(LARGE)
+    place.damage[5] = 9
+    with pytest.raises(IntegrityError, match="digest"):
+        open_blob(place, described(LARGE), cache, LIMIT)
+    assert not cache.has(blob_key(sha256(LARGE)))
+    layout = layout_of(tmp_path / "layout", LARGE)
+    layout.blob_path(sha256(LARGE)).write_bytes(LARGE[::-1])
+    with pytest.raises(IntegrityError, match="digest"):
+        open_blob(layout, described(LARGE), cache, LIMIT)
+    with pytest.raises(InvalidDataError, match="at most"):
+        open_blob(place, described(LARGE), cache, 1000)
+
+
+@pytest.fixture(params=["network", "closed", "full"])
+def nowhere_to_map(
+    request: pytest.FixtureRequest, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cache]:
+    """The cache is on another machine's file system, cannot be written, or is full."""
+    if request.param == "network":
+        monkeypatch.setattr(blobs, "_LOCAL", frozenset())
+    elif request.param == "closed":
+        monkeypatch.setattr(cache, "claim", cache.no_claim)
+    else:
+        monkeypatch.setattr("soci_cli.lazy.cache.os.write", _full)
+    yield cache
+
+
+def _full(fd: int, data: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
+def test_where_nothing_can_be_mapped(nowhere_to_map: Cache) -> None:
+    place: Any = Place(LARGE)
+    blob = open_blob(place, described(LARGE), nowhere_to_map, LIMIT)
+    assert content(blob) == LARGE and isinstance(blob.buffer, bytes)
+
+
+def test_a_mapped_ztoc_is_read_as_any_other(cache: Cache) -> None:
+    entries = [entry(f"{number % 97}/{number}") for number in range(20_000)]
+    entries.append(entry("x", xattrs=((b"SCHILY.xattr.user.a", b"1"),)))
+    data = tar_ztoc(entries)
+    assert len(data) > 1 << 20
+    place: Any = Place(data)
+    ztocs = Ztocs(cache)
+    files = ztocs.get(place, described(data))
+    assert isinstance(files.ztoc.files._buffer, mmap.mmap)
+    assert list(files.ztoc.files) == entries
+    assert (len(files.names(b"7")), files.may_need_xattrs()) == (207, True)
+    assert files.ztoc.size == len(data)
+
+
+def test_a_ztoc_is_opened_once(cache: Cache) -> None:
+    data = tar_ztoc([entry("a")])
+    place: Any = Place(data)
+    ztocs = Ztocs(cache)
+    files: LayerFiles | None = ztocs.get(place, described(data))
+    assert ztocs.get(place, described(data)) is files
+    assert len(place.requests) == 1
+    del files
+    assert not list(ztocs._files) and not list(ztocs._turns)
