@@ -38,7 +38,8 @@ class Line:
         self._read += amount
 
     def finish(self, outcome: str) -> None:
-        print(f"{self._name}: {self._read} bytes read, {outcome}")
+        # In one piece, as other threads write lines too.
+        sys.stdout.write(f"{self._name}: {self._read} bytes read, {outcome}\n")
 
 
 def main(arguments: list[str]) -> int:

@@ -57,7 +57,7 @@ def make_images(root: Path) -> None:
     layers = []
     for folder in (_GCC, _PYTHON):
         path = root / "layer.tar"
-        with tarfile.open(path, "w") as tar:
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             tar.add(root / folder, folder)
         layers.append(path.read_bytes())
     path.unlink()
@@ -83,7 +83,7 @@ class World(Closing):
 
     def __init__(self, home: Path, images: Path, containerd: str | None) -> None:
         home.mkdir()
-        self._home = home
+        self.home = home
         bin_ = Path(sys.executable).parent
         environment = {
             "HOME": str(home),
@@ -131,7 +131,7 @@ class World(Closing):
             status = int(number)
             if text:  # the last line of the output had no end
                 printed.append(text)
-        return status, [line.replace(str(self._home), "/home/me") for line in printed]
+        return status, [line.replace(str(self.home), "/home/me") for line in printed]
 
     def _line(self) -> str:
         assert self._shell.stdout is not None
