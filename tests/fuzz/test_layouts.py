@@ -33,7 +33,7 @@ from tests.support.images import (
 )
 from tests.support.scale import scaled
 
-CASES = scaled(3000)
+CASES = scaled(500)
 SEED = int(os.environ.get("SOCI_TESTS_SEED", "1"))
 PROCESSES = 2
 MAX_LINES = 4
@@ -347,7 +347,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_damaged_layouts(tmp_path: Path, sources: list[Path]) -> None:
-    chunk = 100
+    chunk = 50
     starts = range(0, CASES, chunk)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:

@@ -10,9 +10,13 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc import BuiltZtoc, Compression, FileMetadata, ReadAt, Ztoc, build_ztoc
 from soci_cli.ztoc.codec import encode_ztoc
 from soci_cli.ztoc.tar import TarScanner
@@ -197,6 +201,11 @@ def pax(records: Sequence[tuple[bytes, bytes]] | bytes, type_: bytes = b"x") -> 
     return file(b"PaxHeaders/x", payload, type_=type_)
 
 
+def pax_file(*records: tuple[bytes, bytes], **fields: Any) -> bytes:
+    """A file with an extended header before it."""
+    return pax(records) + file(b"name", **fields)
+
+
 def long_name(name: bytes, type_: bytes = b"L") -> bytes:
     """A GNU long name, or a long link with the type K."""
     return file(b"././@LongLink", name + b"\0", type_=type_, magic=GNU)
@@ -255,6 +264,12 @@ def scan(archive: bytes, cuts: Iterable[int] = ()) -> tuple[list[FileMetadata], 
         start = end
     scanner.finish()
     return toc.entries, scanner.archive_size
+
+
+def refused(archive: bytes) -> None:
+    """Fails unless the archive is refused."""
+    with pytest.raises(InvalidDataError):
+        scan(archive)
 
 
 def scan_one(archive: bytes) -> FileMetadata:
@@ -364,3 +379,8 @@ def gzip_ztoc(
 def entries_of(ztoc: Ztoc) -> list[FileMetadata]:
     """All files of a zTOC."""
     return list(ztoc.files)
+
+
+def utc(seconds: float) -> bytes:
+    moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=int(seconds))
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,10 @@ def zlib_choice(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     assert backend().name.rpartition(" ")[0] == choice
     yield choice
     backend.cache_clear()
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
