@@ -37,7 +37,7 @@ from soci_cli.ztoc.inflate import (
 )
 from soci_cli.ztoc.model import WINDOW_SIZE, Compression
 from soci_cli.ztoc.tar import TarScanner
-from soci_cli.ztoc.toc import TocWriter
+from soci_cli.ztoc.toc_writer import TocWriter
 from soci_cli.ztoc.zinfo import encode_gzip, encode_tar
 
 """Written into every zTOC and index. It carries no version: newer releases make the same bytes."""

@@ -18,7 +18,8 @@ from soci_cli.ztoc.flatbuffer import (
     release,
 )
 from soci_cli.ztoc.model import ZTOC_VERSION, Compression
-from soci_cli.ztoc.toc import TableOfContents, TocWriter
+from soci_cli.ztoc.toc import TableOfContents
+from soci_cli.ztoc.toc_writer import TocWriter
 from soci_cli.ztoc.zinfo import Spans, decode_gzip, decode_tar
 
 MAX_ZTOC_SIZE = 1 << 30

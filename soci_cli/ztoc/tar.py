@@ -18,7 +18,7 @@ from typing import TypeVar
 from zlib import adler32 as _adler32
 
 from soci_cli.errors import InvalidDataError, UnsupportedLayerError
-from soci_cli.ztoc.toc import TocWriter
+from soci_cli.ztoc.toc_writer import TocWriter
 
 BLOCK = 512
 MAX_SPECIAL_SIZE = 1 << 20

@@ -20,7 +20,7 @@ from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc import BuiltZtoc, Compression, FileMetadata, ReadAt, Ztoc, build_ztoc
 from soci_cli.ztoc.codec import encode_ztoc
 from soci_cli.ztoc.tar import TarScanner
-from soci_cli.ztoc.toc import TocWriter
+from soci_cli.ztoc.toc_writer import TocWriter
 from soci_cli.ztoc.zinfo import encode_gzip, encode_tar
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -108,7 +108,7 @@ def test_memory_of_many_files() -> None:
 
 
 def test_a_list_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soci_cli.ztoc.toc.MAX_TOC_SIZE", 1 << 20)
+    monkeypatch.setattr("soci_cli.ztoc.toc_writer.MAX_TOC_SIZE", 1 << 20)
     fits = b"".join(pax([(b"comment", b"c" * 10_000)]) + file(b"a") for _ in range(90))
     too_long = b"".join(pax([(b"comment", b"c" * 10_000)]) + file(b"a") for _ in range(120))
     assert len(entries_of(decode_ztoc(build(gz(fits + END)).data))) == 90
