@@ -73,6 +73,21 @@ class Inodes:
     xattrs: dict[int, bytes] = field(default_factory=dict)
     targets: dict[int, bytes] = field(default_factory=dict)
     shared: set[int] = field(default_factory=set)
+    _used: set[int] = field(default_factory=set)
+
+    def add(self, mode: int, size: int = 0, place: int = 0) -> int:
+        """Adds an inode of root's; its number. `mode` is that of stat(2)."""
+        number = len(self.heads)
+        self.heads.append(erofs.inode(PLAIN, 0, mode, size, place, number, (0, 0), (0, 0), 1))
+        self.types.append(erofs.FILE_TYPES[stat.S_IFMT(mode)])
+        return number
+
+    def use(self, number: int) -> int:
+        """An inode gets one more name; its number."""
+        if number in self._used:
+            self.shared.add(number)
+        self._used.add(number)
+        return number
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,9 @@ def _try(way: Way, folder: Path) -> str:
     size = 2 * erofs.BLOCK
     device = Device(b"probe", 2)
     inodes = Inodes()
-    head = erofs.inode(
-        erofs.PLAIN, 0, stat.S_IFREG | 0o400, size, next_start([]), 0, (0, 0), (0, 0), 1
-    )
-    inodes.heads.append(head)
-    inodes.types.append(erofs.FILE_TYPES[stat.S_IFREG])
+    number = inodes.add(stat.S_IFREG | 0o400, size, next_start([]))
     root = Directory(None, Attributes(0o700))
-    root.children[_PROBED.encode()] = 0
+    root.children[_PROBED.encode()] = number
     image = Metadata(root, inodes, [device]).data
     with tempfile.TemporaryFile(dir=folder) as first, tempfile.TemporaryFile(dir=folder) as second:
         first.write(image)

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from soci_cli.errors import NotFoundError
 from soci_cli.lazy.attributes import FORMATS, IMPLIED_DIRECTORY, nanoseconds, xattrs_of
 from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.device import DeviceLayout
 from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
-from soci_cli.lazy.erofs.xattrs import body_of
+from soci_cli.lazy.erofs.xattrs import body_of, marked
 from soci_cli.lazy.layer import LayerFiles
+from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.ztoc import Ztoc
 from soci_cli.ztoc.model import XATTR_PREFIX
 from soci_cli.ztoc.toc import LoadedContents
@@ -68,6 +70,20 @@ class _Layer:
         time = self._time(self._contents.string(found.mod_time))
         xattrs = body_of(self.files.xattrs(entry)) if self._has_xattrs and found.xattrs else b""
         return Attributes(found.mode & 0o7777, (_owner(found.uid), _owner(found.gid)), time, xattrs)
+
+    def children(self, inodes: Inodes, path: bytes) -> Iterator[tuple[bytes, int, int]]:
+        """What is in a directory: name, entry with hard links followed, and type."""
+        first, types, files = self.first, inodes.types, self.files
+        for name, entry in files.names(path).items():
+            type_ = _DIRECTORY if entry < 0 else types[first + entry]
+            if type_ == _HARD_LINK:
+                target = files.resolve(entry)
+                if target is None:
+                    continue
+                entry = target
+                type_ = types[first + entry]
+            if len(name) <= erofs.MAX_NAME:
+                yield name, entry, type_
 
     def _time(self, text: bytes) -> tuple[int, int]:
         time = self._times.get(text)
@@ -149,7 +165,6 @@ class _Merging:
     def __init__(self, layers: Sequence[_Layer], inodes: Inodes) -> None:
         self._layers = layers
         self._inodes = inodes
-        self._seen = bytearray(len(inodes.heads))
         self._stack: list[tuple[bytes, Directory, list[_Part]]] = []
 
     def run(self) -> Directory:
@@ -184,34 +199,19 @@ class _Merging:
         self, path: bytes, directory: Directory, parts: list[_Part], at: int, done: Set[bytes]
     ) -> None:
         """Adds what the layer of one part of a directory has in it, but for what is done."""
-        part = parts[at]
-        layer = self._layers[part.layer]
-        first, files = layer.first, layer.files
-        types, seen, shared = self._inodes.types, self._seen, self._inodes.shared
-        children = directory.children
-        for name, entry in files.names(path).items():
-            if name in done or len(name) > erofs.MAX_NAME:
+        number = parts[at].layer
+        layer = self._layers[number]
+        for name, entry, type_ in layer.children(self._inodes, path):
+            if name in done:
                 continue
-            type_ = _DIRECTORY if entry < 0 else types[first + entry]
-            if type_ == _HARD_LINK:
-                target = files.resolve(entry)
-                if target is None:
-                    continue
-                entry = target
-                type_ = types[first + entry]
             if type_ == _DIRECTORY:
                 below = path + b"/" + name if path else name
-                own = [_Part(part.layer, entry)]
+                own = [_Part(number, entry)]
                 if at + 1 < len(parts):
                     own += self._below(path, name, parts, at)
-                children[name] = self._directory(directory, below, own)
+                directory.children[name] = self._directory(directory, below, own)
             elif type_ != _HIDDEN:
-                number = first + entry
-                if seen[number]:
-                    shared.add(number)
-                else:
-                    seen[number] = 1
-                children[name] = number
+                directory.children[name] = self._inodes.use(layer.first + entry)
 
     def _below(self, path: bytes, name: bytes, parts: list[_Part], at: int) -> Iterator[_Part]:
         """What the layers below the one of a part have of a directory in it."""
@@ -225,6 +225,79 @@ class _Merging:
                     yield _Part(part.layer, found[0])
             if name in layer.files.whiteouts(path) or layer.files.is_opaque(path):
                 return
+
+
+def layer_tree(ztoc: Ztoc, tag: bytes, below: LazyImage) -> Tree:
+    """The files of one layer for overlayfs to join with those of the layers `below`.
+
+    Names that it hides there are devices 0:0, directories that hide all below have overlayfs' mark, and
+    those that it does not name have the attributes from below. Raises as `merged_tree`, and what opening
+    layers raises.
+    """
+    inodes = Inodes()
+    layer = _Layer(ztoc, tag, inodes, next_start([]))
+    return Tree(_Single(layer, inodes, below).run(), inodes, [layer.device], [layer.layout])
+
+
+class _Single:
+    """Makes the tree of one layer."""
+
+    def __init__(self, layer: _Layer, inodes: Inodes, below: LazyImage) -> None:
+        self._layer = layer
+        self._inodes = inodes
+        self._below = below
+        self._whiteout = inodes.add(stat.S_IFCHR)
+        # With them whether overlayfs merges them with what is below.
+        self._stack: list[tuple[bytes, Directory, bool]] = []
+
+    def run(self) -> Directory:
+        """The root."""
+        files = self._layer.files
+        root = Directory(None, self._attributes(b"", files.root, True))
+        self._stack = [(b"", root, not files.is_opaque(b""))]
+        while self._stack:
+            path, directory, is_merged = self._stack.pop()
+            hidden = files.whiteouts(path)
+            for name, entry, type_ in self._layer.children(self._inodes, path):
+                if type_ == _DIRECTORY:
+                    below = path + b"/" + name if path else name
+                    is_opaque = name in hidden or files.is_opaque(below)
+                    # An opaque directory has the attributes from below, one beside its whiteout not.
+                    about = self._attributes(below, entry, is_merged and name not in hidden)
+                    if is_opaque:
+                        about = replace(about, xattrs=marked(about.xattrs))
+                    child = directory.children[name] = Directory(directory, about)
+                    self._stack.append((below, child, is_merged and not is_opaque))
+                elif type_ != _HIDDEN:
+                    directory.children[name] = self._inodes.use(self._layer.first + entry)
+            # Where it has nothing to merge, overlayfs lists whiteouts as files that nobody can look up.
+            for name in hidden.difference(directory.children) if is_merged else ():
+                if self._find(path + b"/" + name if path else name) is not None:
+                    directory.children[name] = self._inodes.use(self._whiteout)
+        return root
+
+    def _attributes(self, path: bytes, entry: int, is_merged: bool) -> Attributes:
+        """Those of a directory. overlayfs takes them from the topmost layer that has it, named or not."""
+        if entry < 0 and is_merged:
+            file = self._find(path)
+            if file is not None and file.is_directory and file.entry >= 0:
+                return _attributes_of(self._below.layers[file.layer].files, file.entry)
+        return self._layer.attributes(entry)
+
+    def _find(self, path: bytes) -> File | None:
+        """A file of the layers below; None where there is none."""
+        try:
+            return self._below.find(path, follow=False)
+        except NotFoundError:
+            return None
+
+
+def _attributes_of(files: LayerFiles, entry: int) -> Attributes:
+    """Those of a directory of any layer."""
+    found = files.attributes(entry)
+    time = divmod(found.mtime_ns, _SECOND)
+    owner = _owner(found.uid), _owner(found.gid)
+    return Attributes(found.mode, owner, time, body_of(files.xattrs(entry)))
 
 
 def _owner(number: int) -> int:

@@ -16,7 +16,9 @@ _MAX_NAME = 255  # XATTR_NAME_MAX, with the prefix
 _MAX_VALUE = 0xFFFF
 _MAX_BODY = 60 << 10  # of all of a file, below XATTR_LIST_MAX
 _ACCESS, _DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
-_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
+_TRUSTED = 4
+_PREFIXES = ((b"user.", 1), (b"trusted.", _TRUSTED), (b"security.", 6))
+_HEADER = 12  # bytes of a body before its first attribute
 _STEERING = (b"trusted.overlay.", b"user.overlay.")
 _CAPABILITY = b"security.capability"
 _ACL_ENTRY = Struct("<HHI")  # tag, permissions, id
@@ -36,6 +38,12 @@ def body_of(xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:
         return b""
     body = xattr_body((prefix, rest, value) for (prefix, rest), value in sorted(found.items()))
     return body if len(body) <= _MAX_BODY else b""
+
+
+def marked(body: bytes) -> bytes:
+    """The body with overlayfs' mark of a directory that hides all below."""
+    mark = xattr_body([(_TRUSTED, b"overlay.opaque", b"y")])
+    return body + mark[_HEADER:] if body else mark
 
 
 def _key(name: bytes, value: bytes) -> tuple[int, bytes] | None:
