@@ -20,10 +20,14 @@ from soci_cli.targets.registry.place import Registries, RegistrySource, Registry
 from soci_cli.targets.registry.upload import BlobUpload
 from tests.support.places import push_image
 from tests.support.servers.exchange import Exchange
+from tests.support.servers.fault_proxy import FaultProxy
 from tests.support.servers.fixtures import PASSWORD, USER
 
 QUICK = RetryPolicy(attempts=4, first=0.01, longest=0.02, patience=1.5)
 LOGIN = Credentials(USER, PASSWORD)
+
+Struck = Callable[..., FaultProxy]
+"""Makes a proxy with faults before a registry."""
 
 
 def options(**changes: Any) -> RegistryOptions:
