@@ -60,8 +60,8 @@ def open_image(
     if source.store is not None:
         sources = replace(sources, v1=True)  # what is here was pulled on purpose
     found = find_index(source, entry, sources, observer)
-    ztocs = ztocs or Ztocs(fetching.cache)
-    opener = _Opener(source, fetching, manifest_of(entry), found, observer, ztocs)
+    manifest = manifest_of(entry)
+    opener = _Opener(source, fetching, manifest, found, observer, ztocs or Ztocs())
     layers = [LazyLayer(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers]
     return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))
 
@@ -69,29 +69,21 @@ def open_image(
 class Ztocs:
     """The zTOCs by which this process reads layers, each opened once, whichever images name it."""
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._turns = WeakValueDictionary[str, _Turn]()
-        self._files = WeakValueDictionary[str, LayerFiles]()
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._files: WeakValueDictionary[str, LayerFiles] = WeakValueDictionary()
 
-    def get(self, source: Source, blob: Descriptor) -> LayerFiles:
+    def get(self, source: Source, blob: Descriptor, cache: Cache) -> LayerFiles:
         """The files of the layer that a zTOC is of. Raises what reading it raises, and InvalidDataError."""
         with self._mutex:
-            turn = self._turns.setdefault(blob.digest, _Turn())
-        with turn.mutex:
+            turn = self._turns.setdefault(blob.digest, threading.Lock())
+        with turn:
             files = self._files.get(blob.digest)
             if files is None:
-                data = open_blob(source, blob, self._cache, MAX_ZTOC_SIZE)
+                data = open_blob(source, blob, cache, MAX_ZTOC_SIZE)
                 files = self._files[blob.digest] = LayerFiles(decode_ztoc(*data))
         return files
-
-
-class _Turn:
-    """Who opens a zTOC, while others wait."""
-
-    def __init__(self) -> None:
-        self.mutex = threading.Lock()
 
 
 class _Opener:
@@ -128,7 +120,7 @@ class _Opener:
             blob = self._ztoc_of.get(layer.digest)
             if blob is None:
                 return self._open_whole(layer, stop)
-            files = self._ztocs.get(self._source, blob)
+            files = self._ztocs.get(self._source, blob, self._fetching.cache)
             spans = LayerSpans(self._fetching, self._source, layer, files.ztoc, blob.digest)
             return files, spans
 

@@ -155,8 +155,8 @@ def test_a_mapped_ztoc_is_read_as_any_other(cache: Cache) -> None:
     data = tar_ztoc(entries)
     assert len(data) > 1 << 20
     place: Any = Place(data)
-    ztocs = Ztocs(cache)
-    files = ztocs.get(place, described(data))
+    ztocs = Ztocs()
+    files = ztocs.get(place, described(data), cache)
     assert isinstance(files.ztoc.files._buffer, mmap.mmap)
     assert list(files.ztoc.files) == entries
     assert (len(files.names(b"7")), files.may_need_xattrs()) == (207, True)
@@ -166,9 +166,9 @@ def test_a_mapped_ztoc_is_read_as_any_other(cache: Cache) -> None:
 def test_a_ztoc_is_opened_once(cache: Cache) -> None:
     data = tar_ztoc([entry("a")])
     place: Any = Place(data)
-    ztocs = Ztocs(cache)
-    files: LayerFiles | None = ztocs.get(place, described(data))
-    assert ztocs.get(place, described(data)) is files
+    ztocs = Ztocs()
+    files: LayerFiles | None = ztocs.get(place, described(data), cache)
+    assert ztocs.get(place, described(data), cache) is files
     assert len(place.requests) == 1
     del files
     assert not list(ztocs._files) and not list(ztocs._turns)

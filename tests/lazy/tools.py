@@ -29,7 +29,7 @@ from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.targets import BlobReader, Source, open_source, parse_place
 from soci_cli.ztoc import Compression, FileMetadata, build_ztoc, decode_ztoc
-from tests.support.images import sha256
+from tests.support.images import LayoutMaker, sha256
 from tests.support.layers import tar_ztoc
 
 LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "1" * 64, 1)
@@ -228,3 +228,11 @@ def opened(
         finally:
             fetching.close()
             image.close()
+
+
+def whole(tmp_path: Path, data: bytes, media_type: str = "") -> str:
+    """The place of an image with one layer, which has no zTOC."""
+    maker = LayoutMaker(tmp_path / "image")
+    blob = maker.blob(data, media_type or "application/vnd.oci.image.layer.v1.tar+gzip")
+    maker.tag(maker.manifest([blob], maker.config()))
+    return f"oci:{maker.root}"
