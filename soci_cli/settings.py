@@ -44,7 +44,7 @@ _REFERENCE_KEYS = {
     "metrics_address metrics_network debug_address metadata_store metadata_db_no_sync "
     "metadata_insertion_chunk_size skip_check_snapshotter_supported http blob directory_cache fuse "
     "background_fetch content_store prefetch pull_modes kubeconfig_keychain cri_keychain resolver "
-    "snapshotter",
+    "snapshotter soci",
     "http": "dialtimeoutmsec responseheadertimeoutmsec requesttimeoutmsec maxretries minwaitmsec "
     "maxwaitmsec",
     "blob": "valid_interval fetching_timeout_sec max_retries min_wait_msec max_wait_msec "
@@ -66,6 +66,7 @@ _REFERENCE_KEYS = {
     "cri_keychain": "enable_keychain image_service_path",
     "resolver": "host auth_client_ttl_sec enable_auth_client_sharing",
     "snapshotter": "min_layer_size allow_invalid_mounts_on_restart",
+    "soci": "reader_deadline_sec",  # ours
 }
 
 
@@ -98,6 +99,16 @@ class Prefetch:
 
 
 @dataclass(frozen=True, slots=True)
+class SociTable:
+    """What this program alone has settings for, in a table of its own in either file.
+
+    Who reads a file of an image gets an error `reader_deadline_sec` seconds after the last byte that came.
+    """
+
+    reader_deadline_sec: int = 30
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a user can set once for all commands. Sizes are in bytes."""
 
@@ -115,6 +126,7 @@ class Settings:
     background_fetch: BackgroundFetch = field(default_factory=BackgroundFetch)
     prefetch: Prefetch = field(default_factory=Prefetch)
     redirect_hosts: tuple[str, ...] = ()
+    soci: SociTable = field(default_factory=SociTable)
 
 
 def load_settings(
@@ -306,10 +318,21 @@ def _with_prefetch(settings: Settings, document: Mapping[str, object], file: str
     return settings
 
 
+def _with_soci(settings: Settings, document: Mapping[str, object], file: str) -> Settings:
+    """The settings with what the table soci says."""
+    table = _table(document, "soci", f"{file}: key 'soci'")
+    for key, value in table.items():
+        if key.lower() == "reader_deadline_sec":
+            deadline = _number(value, f"{file}: key 'soci.reader_deadline_sec'")
+            settings = dataclasses.replace(settings, soci=SociTable(deadline))
+    return settings
+
+
 _SHARED_TABLES = {
     "pull_modes": _with_pull_modes,
     "background_fetch": _with_background_fetch,
     "prefetch": _with_prefetch,
+    "soci": _with_soci,
 }
 """The tables that the reference's file and the user's have alike."""
 

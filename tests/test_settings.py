@@ -12,6 +12,7 @@ from soci_cli.settings import (
     Prefetch,
     PullModes,
     Settings,
+    SociTable,
     load_settings,
     parse_size,
     store_root,
@@ -119,6 +120,8 @@ def test_every_key(files: Files) -> None:
         silence_period_msec = 1
         fetch_period_msec = 2
         max_queue_size = 3
+        [soci]
+        reader_deadline_sec = 9
         """
     )
     assert settings == Settings(
@@ -136,6 +139,7 @@ def test_every_key(files: Files) -> None:
         BackgroundFetch(True, 1, 2, 3),
         Prefetch(False),
         ("localhost:9000",),
+        SociTable(9),
     )
     assert files.settings('root = "/r"').root == Path("/r")
     assert files.settings("span_size = 65536").span_size == 65536
@@ -189,6 +193,10 @@ def test_every_key(files: Files) -> None:
             "key 'background_fetch.max_queue_size': expected a whole number from -1, got -2",
         ),
         ("prefetch = true", "key 'prefetch': expected a table, got true"),
+        (
+            "soci.reader_deadline_sec = 0",
+            "key 'soci.reader_deadline_sec': expected a whole number from 1, got 0",
+        ),
         ("prefetch.enable = 'x'", "key 'prefetch.enable': expected true or false, got 'x'"),
         ("platforms = [1]", "key 'platforms': expected a list of strings, got a list"),
         ('platforms = ["linux/"]', "key 'platforms': not a platform: 'linux/'"),
@@ -238,6 +246,12 @@ def test_background_fetch_and_prefetch_of_the_reference_file_and_of_the_user(fil
     settings = files.settings("background_fetch.disable = false\nprefetch.enable = true")
     assert settings.background_fetch == BackgroundFetch(False, 30_000, 7, -1)
     assert settings.prefetch == Prefetch(True)
+
+
+def test_the_table_of_this_program(files: Files) -> None:
+    files.system.write_text("[soci]\nreader_deadline_sec = 60\n")
+    assert files.load() == (Settings(soci=SociTable(60)), [])
+    assert files.settings("soci.reader_deadline_sec = 5").soci == SociTable(5)
 
 
 def test_unknown_keys_of_the_reference_file(files: Files) -> None:

@@ -80,7 +80,9 @@ def opening(
     with ExitStack() as stack:
         registries = stack.enter_context(app.registries(registry, place))
         source = stack.enter_context(app.open_source(place, registries))
-        fetching = Fetching(open_cache(), requests=app.downloads(registry), readahead=readahead)
+        fetching = Fetching(
+            open_cache(), app.downloads(registry), readahead, app.settings.soci.reader_deadline_sec
+        )
         stack.enter_context(fetching)
         observer = stack.enter_context(_Progress(app.output))
         opened = stack.enter_context(open_image(source, fetching, options, observer))

@@ -8,15 +8,16 @@ from soci_cli.lazy.attributes import Node
 from soci_cli.lazy.cache import Cache, cache_root
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LayerFiles, LazyLayer
+from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.lazy.opening import OpenOptions, open_image
-from soci_cli.lazy.spans import Archive, LayerSpans
+from soci_cli.lazy.spans import LayerSpans
 
 __all__ = [
-    "Archive",
     "Cache",
     "Fetching",
     "File",
+    "LayerBytes",
     "LayerFiles",
     "LayerSpans",
     "LazyImage",

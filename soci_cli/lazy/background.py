@@ -17,8 +17,10 @@ from typing import Protocol
 from soci_cli.closing import Closing
 from soci_cli.errors import SociError
 from soci_cli.lazy.entries import HeldEntry
-from soci_cli.lazy.fetching import Fetching, Priority
-from soci_cli.lazy.spans import Archive, LayerSpans
+from soci_cli.lazy.fetching import Fetching
+from soci_cli.lazy.layer_bytes import LayerBytes
+from soci_cli.lazy.span_queue import Priority
+from soci_cli.lazy.spans import LayerSpans
 from soci_cli.parallel import Stopped
 
 _PREFETCHES = 2  # requests under way at once
@@ -48,7 +50,7 @@ class ReadLayer(Protocol):
     """A layer of an image that is read."""
 
     @property
-    def archive(self) -> Archive:
+    def archive(self) -> LayerBytes:
         """Its bytes."""
 
 

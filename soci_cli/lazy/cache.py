@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -55,10 +56,14 @@ class Claim(Closing):
     When it is not real, because the cache cannot be written, what is put is forgotten.
     """
 
-    def __init__(self, directory: CacheDirectory, eviction: Eviction, key: str, fd: int) -> None:
+    def __init__(
+        self, directory: CacheDirectory, eviction: Eviction, key: str, part: str, fd: int
+    ) -> None:
+        """`part` is the name of the file until it is committed."""
         self._directory = directory
         self._eviction = eviction
         self._key = key
+        self._part = part
         self._fd = fd
         self._size = 0
 
@@ -117,7 +122,7 @@ class Claim(Closing):
 
     def _show(self) -> int:
         """Gives the entry its name; the descriptor, which is the caller's now."""
-        self._directory.rename(_part_of(self._key), self._key)
+        self._directory.rename(self._part, self._key)
         fd, self._fd = self._fd, -1
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)  # renaming does not release it
@@ -129,7 +134,7 @@ class Claim(Closing):
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             with suppress(OSError):
-                self._directory.remove(_part_of(self._key))
+                self._directory.remove(self._part)
             os.close(fd)
 
 
@@ -179,6 +184,10 @@ class Cache(Closing):
             return entry
         self.remove(key)
         return None
+
+    def find_again(self, key: str) -> Entry | None:
+        """As `find`, for one that this process has checked before: only its header is."""
+        return self._begin(key)[0]
 
     def load(self, key: str) -> bytes | None:
         """The bytes of an entry; None when it is absent or damaged."""
@@ -231,7 +240,13 @@ class Cache(Closing):
 
         Look again whether it is there: somebody may have written it just before.
         """
-        part = _part_of(key)
+        return self._claim(key, _part_of(key))
+
+    def claim_beside(self, key: str) -> Claim | None:
+        """The same right for an entry that somebody else is writing too slowly: the last one counts."""
+        return self._claim(key, _part_of(f"{key}.{secrets.token_hex(4)}"))
+
+    def _claim(self, key: str, part: str) -> Claim | None:
         for _ in range(_ATTEMPTS):
             try:
                 fd = self._directory.create(part)
@@ -248,7 +263,7 @@ class Cache(Closing):
                 # Whoever had the lock before has renamed or removed the file since.
                 if self._directory.is_same(fd, part):
                     os.ftruncate(fd, 0)
-                    return Claim(self._directory, self._eviction, key, fd)
+                    return Claim(self._directory, self._eviction, key, part, fd)
             except BlockingIOError:
                 os.close(fd)
                 return None
@@ -260,7 +275,7 @@ class Cache(Closing):
 
     def no_claim(self, key: str) -> Claim:
         """A claim that is not real. A cache that cannot be written costs speed, not content."""
-        return Claim(self._directory, self._eviction, key, -1)
+        return Claim(self._directory, self._eviction, key, "", -1)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Write an entry, unless somebody else is doing so."""

@@ -1,462 +1,395 @@
-"""Who fetches what next: the spans of a layer that are wanted, by urgency, and the threads that get them.
+"""The threads that fetch spans: who fetches what next, how much at once, and how long readers wait.
 
-Each layer has a lane of its own, so a registry that hangs holds up reads of its own layers only. In a lane
-one thread more than the number of requests is kept for what a reader waits for, so nothing that is fetched
-ahead of time is ever in its way. What becomes urgent while it waits moves up.
+All layers of a process share the threads, of which there are some at most, but no layer is in the way of
+another: one whose registry hangs has a few of them, and a layer that has none always gets one for what
+readers wait for. In a layer one request more than the usual number is kept for that, so nothing that is
+fetched ahead of time is in its way.
+
+A reader waits no longer than the deadline after the last byte that came. Then the request that should have
+brought its span is given up: its thread ends when it can, and the next reader begins anew.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from enum import IntEnum
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 
 from soci_cli.closing import Closing
-from soci_cli.errors import StorageError
+from soci_cli.errors import StorageError, UnreachableError
+from soci_cli.lazy.buffers import Buffers, RequestMemory
 from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.entries import AnyEntry, OpenEntries
+from soci_cli.lazy.layer_bytes import Name
+from soci_cli.lazy.span_queue import PendingSpan, Priority, Request, SpanQueue
 from soci_cli.lazy.stats import Stats
-from soci_cli.parallel import Stop, Stopped
-from soci_cli.ztoc.inflate import Buffer
+from soci_cli.parallel import Stopped
 
 DEFAULT_REQUESTS = 3
 """Requests for one layer under way at once."""
+DEFAULT_DEADLINE = 30.0
+"""Seconds after the last byte that came for a reader until it gets an error."""
 
-_MAX_REQUEST = 4 << 20  # compressed bytes of a request: the first of them should come soon
-_SMALL_REQUEST = 2 << 20  # of one that nobody waits for
+_MAX_REQUESTS = 32  # of all layers together; more only for layers that have none
+_MAX_MEMORY = 256 << 20  # bytes that these requests need
+_LITTLE = 8 << 20  # bytes of a request that a layer without one may always begin
+_SPARE = 2  # requests of a layer beside those for the network: they inflate what they received
+_MAX_GIVEN_UP = 8  # requests of a layer that were given up and have not ended
+_DISK_THREADS = 4
 _FAREWELL = 1.0  # seconds
 _IDLE = 5.0  # seconds until a thread without work ends
-_KEPT_BUFFER = 16 << 20  # bytes
+_WATCHED_EVERY = 0.25
 _KEPT_BUFFERS = 4
-_ROUNDED = 1 << 20
-_SPARE_THREADS = 2  # one for what a reader waits for, one to inflate while others receive
-
-
-class Priority(IntEnum):
-    """How urgent a span is; the lowest number first."""
-
-    DEMAND = 0
-    READAHEAD = 1
-    PREFETCH = 2
-    BACKGROUND = 3
-
-
-_SOURCES = {
-    Priority.DEMAND: "demand",
-    Priority.READAHEAD: "demand",
-    Priority.PREFETCH: "prefetch",
-    Priority.BACKGROUND: "background",
-}
-
-
-class Wanted:
-    """A span that waits to be fetched or is being fetched, for `file` (b"" where nobody knows)."""
-
-    __slots__ = ("file", "future", "number", "priority", "running")
-
-    def __init__(self, number: int, priority: Priority, file: bytes) -> None:
-        self.number = number
-        self.priority = priority
-        self.file = file
-        self.running = False
-        self.future: Future[AnyEntry] = Future()
-
-    @property
-    def source(self) -> str:
-        """What `Stats` counts it as."""
-        return _SOURCES[self.priority]
-
-
-class SpanBuffer(Buffer):
-    """A buffer whose memory goes back to the system with it, as that of bytearrays may not."""
-
-    def __init__(self, size: int) -> None:
-        memory = mmap.mmap(-1, size)
-        self.view = memoryview(memory)
-        self._keep = (ctypes.c_char * size).from_buffer(memory)
-        self.address = ctypes.addressof(self._keep)
-
-
-class Buffers:
-    """Memory for spans, which threads take and give back; `kept` buffers wait for the next one."""
-
-    def __init__(self, kept: int) -> None:
-        self._kept = kept
-        self._free: list[SpanBuffer] = []
-        self._mutex = threading.Lock()
-
-    def take(self, size: int) -> SpanBuffer:
-        """One that has room for `size` bytes."""
-        with self._mutex:
-            for at, buffer in enumerate(self._free):
-                if buffer.view.nbytes >= size:
-                    return self._free.pop(at)
-            if self._free:
-                self._free.pop()  # it will not fit the next one either
-        return SpanBuffer(max(1, -(-size // _ROUNDED)) * _ROUNDED)
-
-    def give(self, buffer: SpanBuffer) -> None:
-        """It is not used any more."""
-        with self._mutex:
-            if len(self._free) < self._kept and buffer.view.nbytes <= _KEPT_BUFFER:
-                self._free.append(buffer)
-
-    def clear(self) -> None:
-        """Keeps none, now and later."""
-        with self._mutex:
-            self._kept = 0
-            self._free.clear()
-
-
-class Scratch(Closing):
-    """The memory of one request at a time: of compressed bytes, and in turns with others of inflated ones.
-
-    No more spans are inflated at once than there are processors, which costs no time and saves memory.
-    """
-
-    def __init__(self, buffers: Buffers, turns: threading.Semaphore) -> None:
-        self._buffers = buffers
-        self._turns = turns
-        self._packed: SpanBuffer | None = None
-
-    @property
-    def packed(self) -> SpanBuffer:
-        """Where the compressed bytes are."""
-        assert self._packed is not None
-        return self._packed
-
-    def fit(self, size: int) -> SpanBuffer:
-        """Makes room for so many compressed bytes. What was there is lost."""
-        if self._packed is None or self._packed.view.nbytes < size:
-            self.close()
-            self._packed = self._buffers.take(size)
-        return self._packed
-
-    @contextmanager
-    def plain(self, size: int) -> Iterator[SpanBuffer]:
-        """Room for so many inflated bytes, as soon as it is this one's turn."""
-        with self._turns:
-            buffer = self._buffers.take(size)
-            try:
-                yield buffer
-            finally:
-                self._buffers.give(buffer)
-
-    def close(self) -> None:
-        """Gives the memory back."""
-        packed, self._packed = self._packed, None
-        if packed is not None:
-            self._buffers.give(packed)
 
 
 class Fetching(Closing):
-    """What all layers that are read in one process share: the cache, its open entries, and the counts.
+    """What all layers that are read in one process share: the cache, its open entries, threads and counts.
 
     `requests` are under way for a layer at once. `readahead` uncompressed bytes are fetched ahead of a
-    reader who goes through a layer in order; 0 fetches what is asked for.
+    reader who goes through a layer in order; 0 fetches what is asked for. A reader waits at most `deadline`
+    seconds for the next byte.
     """
 
-    def __init__(self, cache: Cache, requests: int = DEFAULT_REQUESTS, readahead: int = 0) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        requests: int = DEFAULT_REQUESTS,
+        readahead: int = 0,
+        deadline: float = DEFAULT_DEADLINE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.cache = cache
         self.requests = max(1, requests)
         # What is fetched ahead must still be here when its reader comes to it.
         self.readahead = min(readahead, cache.limit // 4)
+        self.clock = clock
         self.open = OpenEntries()
         self.stats = Stats()
-        self.last_demand = time.monotonic()
+        self.last_demand = clock()
         """When somebody last had to wait for a span."""
-        self._buffers = Buffers(_KEPT_BUFFERS)
-        self._turns = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
-        self._mutex = threading.Lock()
-        self._waiting = 0
-        self._lanes: set[Lane] = set()
+        self._deadline = deadline
+        self._buffers = Buffers(_KEPT_BUFFERS, max(2, os.cpu_count() or 1))
+        self._changed = threading.Condition()
+        self._queues: set[SpanQueue] = set()
+        self._busy: dict[SpanQueue, None] = {}  # where something may wait; the next one first
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._demanded: dict[PendingSpan, None] = {}
+        self._threads: set[threading.Thread] = set()
+        self._idle = 0
+        self._starting = 0
+        self._reading = 0  # jobs that run
+        self._requests = 0  # that have not ended, but for those given up
+        self._memory = 0  # bytes that these need
+        self._watcher: threading.Thread | None = None
         self._closed = False
 
     @property
     def waiting(self) -> int:
-        """How many readers wait for a span now."""
-        return self._waiting
+        """How many spans readers wait for now."""
+        return len(self._demanded)
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is being fetched and nothing waits for that, in any layer."""
-        with self._mutex:
-            return all(lane.is_quiet for lane in self._lanes)
+        with self._changed:
+            return not any(queue.spans for queue in self._queues)
 
-    def await_span(self, wanted: Wanted) -> AnyEntry:
-        """A span as soon as it is here. Raises what fetching it raised."""
-        with self._mutex:
-            self._waiting += 1
-            self.last_demand = time.monotonic()
-        self.stats.misses += 1
-        try:
-            return wanted.future.result()
-        finally:
-            with self._mutex:
-                self._waiting -= 1
-                self.last_demand = time.monotonic()
+    # For layers.
 
-    def scratch(self) -> Scratch:
-        """Memory for a request."""
-        return Scratch(self._buffers, self._turns)
+    def add(self, queue: SpanQueue) -> None:
+        """A layer begins to be read."""
+        with self._changed:
+            self._queues.add(queue)
+            queue.is_closed = self._closed
 
-    def join(self, lane: Lane) -> None:
-        """A lane begins."""
-        with self._mutex:
-            self._lanes.add(lane)
-            closed = self._closed
-        if closed:
-            lane.shut()
+    def want(
+        self, queue: SpanQueue, numbers: Iterable[int], priority: Priority, name: Name
+    ) -> list[PendingSpan]:
+        """Spans are wanted; those that are pending already count once. Their futures tell the outcome.
 
-    def leave(self, lane: Lane) -> None:
-        """A lane has ended."""
-        with self._mutex:
-            self._lanes.discard(lane)
+        Raises Stopped when the layer is closed.
+        """
+        failed: list[PendingSpan] = []
+        with self._changed:
+            if queue.is_closed:
+                raise Stopped("stopped")
+            found = [queue.add(number, priority, name) for number in numbers]
+            self._busy.setdefault(queue)
+            if priority is Priority.DEMAND:
+                self._demand(found)
+            try:
+                self._need_thread()
+            except RuntimeError as error:
+                problem = _no_thread(error)
+                failed = queue.waiting()
+                for one in failed:
+                    self._remove(one)
+        for one in failed:
+            one.future.set_exception(problem)
+        return found
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Does something that may wait for the disk, in one of a few threads. It should not raise.
+
+        Raises Stopped after the end, and StorageError when no thread can be started.
+        """
+        with self._changed:
+            if self._closed:
+                raise Stopped("stopped")
+            self._jobs.append(job)
+            try:
+                self._need_thread()
+            except RuntimeError as error:
+                self._jobs.pop()
+                raise _no_thread(error) from error
+
+    def close_queue(self, queue: SpanQueue) -> None:
+        """A layer is read no more: fails what is pending. Requests end at their next step."""
+        with self._changed:
+            queue.is_closed = True
+            self._queues.discard(queue)
+            self._busy.pop(queue, None)
+            dropped = list(queue.spans.values())
+            for one in dropped:
+                self._remove(one)
+        for one in dropped:
+            one.future.set_exception(Stopped("stopped"))
 
     def close(self) -> None:
         """Ends what is running, at its next step.
 
         What hangs in the network is left behind after a moment, so that Ctrl-C always works.
         """
-        with self._mutex:
+        with self._changed:
             self._closed = True
-            lanes = list(self._lanes)
-        for lane in lanes:
-            lane.shut()
+            queues, threads = list(self._queues), list(self._threads)
+            self._changed.notify_all()
+        for queue in queues:
+            self.close_queue(queue)
         deadline = time.monotonic() + _FAREWELL
-        for lane in lanes:
-            lane.end(deadline)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         self.open.clear()
         self._buffers.clear()
 
+    # For who carries out a request.
 
-class Batch:
-    """Ascending spans that one request should bring; `left` are those not yet done."""
+    def done(self, request: Request, one: PendingSpan, entry: AnyEntry) -> None:
+        """A span of a request is here."""
+        if self._take_out(request, one):
+            one.future.set_result(entry)
 
-    def __init__(self, lane: Lane, spans: Sequence[Wanted]) -> None:
-        self.left = deque(spans)
-        self.last = spans[-1].number
-        self.is_busy = True
-        self._lane = lane
+    def fail(self, request: Request, one: PendingSpan, error: BaseException) -> None:
+        """A span of a request cannot be had."""
+        if self._take_out(request, one):
+            if not isinstance(error, Stopped):
+                self.stats.count_error()
+            one.future.set_exception(error)
 
-    def received(self) -> None:
+    def received(self, request: Request) -> None:
         """All has come from the network: the next request may begin while this is inflated."""
-        self._lane.release(self)
+        with self._changed:
+            self._release_network(request)
+            self._need_thread()
 
-    def done(self, span: AnyEntry) -> None:
-        """The first that is left is here."""
-        one = self.left.popleft()
-        self._lane.forget(one)
-        # It fails already where a lane was closed without waiting for this.
-        with suppress(Exception):  # InvalidStateError
-            one.future.set_result(span)
+    def is_given_up(self, queue: SpanQueue, number: int) -> bool:
+        """Whether a request for a span was given up and has not ended."""
+        with self._changed:
+            return any(number in request.numbers for request in queue.given_up)
 
-    def fail(self, error: BaseException) -> None:
-        """The first that is left cannot be had."""
-        one = self.left.popleft()
-        self._lane.forget(one)
-        if not isinstance(error, Stopped):
-            self._lane.stats.failed()
-        _fail(one, error)
+    # With the lock.
 
+    def _take_out(self, request: Request, one: PendingSpan) -> bool:
+        """Whether a span is still to come by a request; then it is not pending any more."""
+        with self._changed:
+            if one.request is not request:
+                return False
+            self._remove(one)
+            return True
 
-Fetch: TypeAlias = Callable[[Batch, Scratch], None]
-"""Gets all spans of a batch: each is done or fails. It may raise, which fails what is left."""
-Cut: TypeAlias = Callable[[int, Callable[[int], bool], int], list[int]]
-"""`cut(first, is_wanted, limit)`: `first` and wanted spans after it for one request of `limit` bytes."""
+    def _remove(self, one: PendingSpan) -> None:
+        one.queue.remove(one)
+        if one in self._demanded:
+            del self._demanded[one]
+            self.last_demand = self.clock()
 
+    def _demand(self, spans: Iterable[PendingSpan]) -> None:
+        now = self.last_demand = self.clock()
+        for one in spans:
+            if one not in self._demanded:
+                one.demanded = now
+                self._demanded[one] = None
+        if self._watcher is None:
+            watcher = threading.Thread(target=self._watch, name="soci-deadline", daemon=True)
+            with suppress(RuntimeError):  # the system allows no more threads
+                watcher.start()
+                self._watcher = watcher
 
-class Lane(Closing):
-    """The wanted spans of one layer and the threads that fetch them, started when there is work."""
+    def _release_network(self, request: Request) -> None:
+        if request.is_receiving:
+            request.is_receiving = False
+            request.queue.receiving -= 1
 
-    def __init__(self, fetching: Fetching, fetch: Fetch, cut: Cut) -> None:
-        self.stop = Stop()
-        self.stats = fetching.stats
-        self._fetching = fetching
-        self._fetch = fetch
-        self._cut = cut
-        self._requests = fetching.requests
-        self._spans: dict[int, Wanted] = {}
-        self._waiting: dict[Priority, dict[int, Wanted]] = {one: {} for one in Priority}
-        self._ready = threading.Condition()
-        self._threads: set[threading.Thread] = set()
-        self._idle = 0
-        self._busy = 0
-        self._closed = False
-        fetching.join(self)
+    def _end(self, request: Request) -> None:
+        """A request counts no more."""
+        self._release_network(request)
+        request.queue.running -= 1
+        self._requests -= 1
+        self._memory -= request.size
 
-    def want(self, numbers: Iterable[int], priority: Priority, file: bytes) -> list[Wanted]:
-        """Spans are wanted; those that are waited for or under way already count once."""
-        found = []
-        dropped: list[Wanted] = []
-        with self._ready:
-            if self._closed:
-                raise Stopped("stopped")
-            for number in numbers:
-                one = self._spans.get(number)
-                if one is None:
-                    one = self._spans[number] = Wanted(number, priority, file)
-                    self._waiting[priority][number] = one
-                elif not one.running and priority < one.priority:
-                    del self._waiting[one.priority][number]
-                    one.priority, one.file = priority, file
-                    self._waiting[priority][number] = one
-                found.append(one)
-            try:
-                self._staff()
-            except RuntimeError as error:
-                problem = StorageError(
-                    f"nothing can be fetched: {error}; see ulimit -u and pids.max"
-                )
-                dropped = self._drop_waiting()
-        for one in dropped:
-            _fail(one, problem)
-        return found
+    def _next_request(self) -> Request | None:
+        """The most urgent request that may begin now."""
+        for queue in [queue for queue in self._busy if not queue.has_waiting]:
+            del self._busy[queue]
+        for priority in Priority:
+            for queue in self._busy:
+                size = queue.next_size(priority)
+                if size is None or not self._may_begin(queue, priority, size):
+                    continue
+                has_room = queue.receiving < self.requests
+                also = [Priority.READAHEAD] if priority is Priority.DEMAND and has_room else []
+                request = queue.take(priority, also)
+                queue.running += 1
+                queue.receiving += 1
+                self._requests += 1
+                self._memory += request.size
+                # The others come first now.
+                del self._busy[queue]
+                self._busy[queue] = None
+                return request
+        return None
 
-    def is_wanted(self, number: int) -> bool:
-        """Whether a span waits or is under way."""
-        return number in self._spans
+    def _may_begin(self, queue: SpanQueue, priority: Priority, size: int) -> bool:
+        is_demanded = priority is Priority.DEMAND
+        if (
+            queue.receiving >= self.requests + is_demanded
+            or queue.running >= self.requests + _SPARE
+            or len(queue.given_up) >= _MAX_GIVEN_UP
+        ):
+            return False
+        if is_demanded and not queue.running and size <= _LITTLE:
+            return True
+        return self._requests < _MAX_REQUESTS and self._memory + size <= _MAX_MEMORY
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing waits and nothing is under way."""
-        return not self._spans
+    def _next_job(self) -> Callable[[], None] | None:
+        """What to do next; None when there is nothing, or only what must wait."""
+        if self._jobs and self._reading < _DISK_THREADS:
+            self._reading += 1
+            return partial(self._run, self._jobs.popleft())
+        request = self._next_request()
+        return None if request is None else partial(self._fetch, request)
 
-    def forget(self, one: Wanted) -> None:
-        """A span is no longer under way."""
-        with self._ready:
-            if self._spans.get(one.number) is one:
-                del self._spans[one.number]
+    def _need_thread(self) -> None:
+        """Sees that somebody looks for work. Who finds some calls this again, so there is one for each.
 
-    def release(self, batch: Batch) -> None:
-        """A batch needs the network no longer."""
-        with self._ready:
-            if batch.is_busy:
-                batch.is_busy = False
-                self._busy -= 1
-                self._staff()
-
-    def shut(self) -> None:
-        """Begins no more; who waits for what did not begin is told."""
-        self.stop.set()
-        with self._ready:
-            self._closed = True
-            dropped = self._drop_waiting()
-            self._ready.notify_all()
-        for one in dropped:
-            _fail(one, Stopped("stopped"))
-
-    def end(self, deadline: float) -> None:
-        """Waits for the threads until `deadline` (of time.monotonic), then leaves them behind."""
-        with self._ready:
-            threads = list(self._threads)
-            self._threads.clear()
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        with self._ready:
-            hanging = list(self._spans.values())
-            self._spans.clear()
-        for one in hanging:
-            _fail(one, Stopped("stopped"))
-        self._fetching.leave(self)
-
-    def close(self) -> None:
-        """Ends what is running, as `Fetching.close` does for all."""
-        self.shut()
-        self.end(time.monotonic() + _FAREWELL)
-
-    # With the lock held.
-
-    def _drop_waiting(self) -> list[Wanted]:
-        """Takes out the spans that no request was begun for."""
-        dropped = [one for one in self._spans.values() if not one.running]
-        for one in dropped:
-            del self._spans[one.number]
-        for waiting in self._waiting.values():
-            waiting.clear()
-        return dropped
-
-    def _staff(self) -> None:
-        """Sees that somebody looks for work. Who finds some calls this again, so there is one for each."""
-        if not any(self._waiting.values()):
-            return
+        RuntimeError when there is no thread and none can be started.
+        """
         if self._idle:
-            self._ready.notify()
-        elif len(self._threads) < self._requests + _SPARE_THREADS:
+            self._changed.notify()
+        elif not self._starting:
             thread = threading.Thread(target=self._work, name="soci-fetch", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # the system allows no more threads
+            except RuntimeError:
                 if not self._threads:
                     raise
             else:
+                self._starting += 1
                 self._threads.add(thread)
-
-    def _take(self) -> Batch | None:
-        """What should be fetched next; None when there is nothing, or only what must leave room.
-
-        The last request is for what readers wait for and nothing else.
-        """
-        if self._busy > self._requests:
-            return None
-        has_room = self._busy < self._requests
-        for priority, waiting in self._waiting.items():
-            if waiting and (has_room or priority is Priority.DEMAND):
-                return self._batch(priority, next(iter(waiting)), has_room)
-        return None
-
-    def _batch(self, priority: Priority, first: int, has_room: bool) -> Batch:
-        among = [self._waiting[priority]]
-        if priority is Priority.DEMAND and has_room:
-            among.append(self._waiting[Priority.READAHEAD])
-        limit = _MAX_REQUEST if priority <= Priority.READAHEAD else _SMALL_REQUEST
-        numbers = self._cut(first, lambda number: any(number in one for one in among), limit)
-        spans = [self._spans[number] for number in numbers]
-        for one in spans:
-            del self._waiting[one.priority][one.number]
-            one.running = True
-        return Batch(self, spans)
 
     # In the threads.
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            try:
-                with self._fetching.scratch() as scratch:
-                    self._fetch(batch, scratch)
-            except BaseException as error:  # noqa: BLE001 - raised again by who waits for the spans
-                while batch.left:
-                    batch.fail(error)
-            finally:
-                self.release(batch)
+        with self._changed:
+            self._starting -= 1
+        try:
+            while self._do_job():
+                pass
+        finally:
+            with self._changed:
+                self._threads.discard(threading.current_thread())
 
-    def _next(self) -> Batch | None:
-        """Waits for work; None when the thread should end."""
-        with self._ready:
+    def _do_job(self) -> bool:
+        """Does what comes next; False when the thread should end. Holds on to nothing while it waits."""
+        job = self._wait_for_job()
+        if job is not None:
+            job()
+        return job is not None
+
+    def _wait_for_job(self) -> Callable[[], None] | None:
+        """What to do; None when the thread should end."""
+        with self._changed:
             expired = False
             while not self._closed:
-                batch = self._take()
-                if batch is not None:
-                    self._busy += 1
-                    self._staff()
-                    return batch
+                job = self._next_job()
+                if job is not None:
+                    if self._jobs or self._busy:
+                        self._need_thread()
+                    return job
                 if expired:
                     break
                 self._idle += 1
-                expired = not self._ready.wait(_IDLE)
+                expired = not self._changed.wait(_IDLE)
                 self._idle -= 1
-            self._threads.discard(threading.current_thread())
             return None
 
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        finally:
+            with self._changed:
+                self._reading -= 1
 
-def _fail(one: Wanted, error: BaseException) -> None:
-    with suppress(Exception):  # InvalidStateError: it was given up before
-        one.future.set_exception(error)
+    def _fetch(self, request: Request) -> None:
+        try:
+            with RequestMemory(self._buffers) as memory:
+                request.queue.receiver.fetch(request, memory)
+        except BaseException as error:  # noqa: BLE001 - raised again by who waits for the spans
+            for one in request.spans:
+                self.fail(request, one, error)
+        finally:
+            with self._changed:
+                if request.is_given_up:
+                    request.queue.given_up.discard(request)
+                else:
+                    self._end(request)
+
+    def _watch(self) -> None:
+        """Fails what readers waited for too long."""
+        quiet_since = self.clock()
+        while True:
+            with self._changed:
+                now = self.clock()
+                if self._demanded:
+                    quiet_since = now
+                elif self._closed or now - quiet_since > _IDLE:
+                    self._watcher = None
+                    return
+                expired = [one for one in self._demanded if now - one.last_byte >= self._deadline]
+                for one in expired:
+                    self._expire(one)
+            for one in expired:
+                self.stats.count_error()
+                one.future.set_exception(
+                    UnreachableError(f"nothing came for {self._deadline:g} seconds")
+                )
+            time.sleep(min(_WATCHED_EVERY, self._deadline / 4))
+
+    def _expire(self, one: PendingSpan) -> None:
+        request = one.request
+        self._remove(one)
+        if request is not None and not request.is_given_up:
+            request.is_given_up = True
+            request.queue.given_up.add(request)
+            request.queue.put_back(request)
+            self._busy.setdefault(request.queue)
+            self._end(request)
+            self._need_thread()
+
+
+def _no_thread(error: RuntimeError) -> StorageError:
+    return StorageError(f"nothing can be fetched: {error}; see ulimit -u and pids.max")

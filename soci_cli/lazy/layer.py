@@ -38,7 +38,7 @@ from soci_cli.lazy.folders import (
     placed,
     there_since,
 )
-from soci_cli.lazy.spans import Archive
+from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.text import brief
@@ -435,7 +435,7 @@ class LayerFiles:
 class Opener(Protocol):
     """Opens layers when they are needed."""
 
-    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
         """The files of a layer and its bytes; setting `stop` ends unpacking."""
 
     def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
@@ -453,7 +453,7 @@ class LazyLayer(Closing):
         self.descriptor = descriptor
         self.indexed = indexed
         self._opener = opener
-        self._opened: tuple[LayerFiles, Archive] | None = None
+        self._opened: tuple[LayerFiles, LayerBytes] | None = None
         self._mutex = threading.Lock()
         self._stop = Stop()
         self._closed = False
@@ -464,11 +464,11 @@ class LazyLayer(Closing):
         return (self._opened or self.open())[0]
 
     @property
-    def archive(self) -> Archive:
+    def archive(self) -> LayerBytes:
         """Its bytes. Raises what opening raises."""
         return (self._opened or self.open())[1]
 
-    def open(self, stop: Stop | None = None) -> tuple[LayerFiles, Archive]:
+    def open(self, stop: Stop | None = None) -> tuple[LayerFiles, LayerBytes]:
         """Opens the layer, unless it is open. Raises as `open_image` does."""
         with self._mutex:
             if self._opened is None:

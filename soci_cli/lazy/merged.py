@@ -20,7 +20,7 @@ from soci_cli.index.discover import FoundIndex
 from soci_cli.lazy.attributes import IMPLIED_DIRECTORY, Node
 from soci_cli.lazy.folders import IMPLIED
 from soci_cli.lazy.layer import LazyLayer
-from soci_cli.lazy.spans import Archive
+from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.oci import (
     Descriptor,
     Platform,
@@ -215,15 +215,15 @@ class LazyImage(Closing):
     # Reading.
 
     def read(self, file: File, offset: int, length: int) -> bytes:
-        """Bytes of a regular file, fewer at its end. Raises as `Archive` does, InvalidDataError else."""
+        """Bytes of a regular file, fewer at its end. Raises as `LayerBytes` does, InvalidDataError else."""
         node = self._regular(file)
         length = max(0, min(length, node.size - offset))
-        return self._archive(file).read(node.offset + offset, length, file.path)
+        return self._archive(file).read(node.offset + offset, length, lambda: file.path)
 
     def pieces(self, file: File) -> Iterator[memoryview]:
         """The content of a regular file in pieces; see `read`."""
         node = self._regular(file)
-        return self._archive(file).pieces(node.offset, node.size, file.path)
+        return self._archive(file).pieces(node.offset, node.size, lambda: file.path)
 
     def read_all(self, files: Iterable[File]) -> Iterator[tuple[File, Iterator[memoryview]]]:
         """The contents of regular files, layer by layer in the order of the archives.
@@ -237,13 +237,13 @@ class LazyImage(Closing):
         for number, found in sorted(by_layer.items()):
             found.sort(key=lambda one: one[:2])
             archive = self.layers[number].archive
-            reach = archive.ahead([(offset, size) for offset, size, _ in found])
+            advance = archive.ahead([(offset, size) for offset, size, _ in found])
             for offset, size, file in found:
                 if size:
-                    reach(offset)
-                yield file, archive.pieces(offset, size, file.path)
+                    advance(offset)
+                yield file, _pieces(archive, offset, size, file.path)
 
-    def _archive(self, file: File) -> Archive:
+    def _archive(self, file: File) -> LayerBytes:
         return self.layers[file.layer].archive
 
     def _regular(self, file: File) -> Node:
@@ -262,6 +262,10 @@ class LazyImage(Closing):
 
     def _show(self, path: bytes) -> str:
         return brief(path if path.startswith(b"/") else b"/" + path)
+
+
+def _pieces(archive: LayerBytes, offset: int, size: int, path: bytes) -> Iterator[memoryview]:
+    return archive.pieces(offset, size, lambda: path)
 
 
 _KINDS = {

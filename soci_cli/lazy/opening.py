@@ -15,8 +15,9 @@ from soci_cli.lazy.blobs import open_blob
 from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LayerFiles, LazyLayer
+from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.merged import LazyImage, Origin
-from soci_cli.lazy.spans import Archive, LayerSpans
+from soci_cli.lazy.spans import LayerSpans
 from soci_cli.lazy.whole import WholeLayer
 from soci_cli.oci import Descriptor, Manifest, Platform, media_types, parse_config_diff_ids
 from soci_cli.parallel import Stop
@@ -112,7 +113,7 @@ class _Opener:
         """Whether a layer can stay where it is."""
         return layer.digest in self._ztoc_of
 
-    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
         """See `Opener.open`."""
         with errors_at(image=self._source.name, layer=layer.digest):
             if not media_types.is_layer(layer.media_type):
@@ -140,10 +141,9 @@ class _Opener:
                 )
         return ranges
 
-    def _open_whole(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+    def _open_whole(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
         diff_id = self._diff_id(layer)
-        cache = self._fetching.cache
-        whole = WholeLayer(cache, self._source, layer, diff_id, self._observer, stop)
+        whole = WholeLayer(self._fetching, self._source, layer, diff_id, self._observer, stop)
         return LayerFiles(whole.ztoc), whole
 
     def _diff_id(self, layer: Descriptor) -> str | None:

@@ -75,7 +75,7 @@ class Stats:
         self._files: dict[tuple[str, bytes], tuple[int, int]] = {}  # bytes, spans
         self._mutex = threading.Lock()
 
-    def came(self, source: str, fetched: int, uncompressed: int) -> None:
+    def count_span(self, source: str, fetched: int, uncompressed: int) -> None:
         """One more span from a source."""
         with self._mutex:
             old = self._sources[source]
@@ -91,7 +91,7 @@ class Stats:
             if len(self._files) > _KEPT_FILES:
                 self._files = dict(self._most(_KEPT_FILES // 2))
 
-    def failed(self) -> None:
+    def count_error(self) -> None:
         """A span could not be had."""
         with self._mutex:
             self._errors += 1

@@ -10,14 +10,14 @@ import gzip
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import IO, Any, cast
 
 import zstandard
 from zlib_ng import gzip_ng, zlib_ng
 
-from soci_cli.closing import Closing
 from soci_cli.errors import (
     IntegrityError,
     InvalidDataError,
@@ -26,10 +26,11 @@ from soci_cli.errors import (
 )
 from soci_cli.index.layers import CountingReader, compression_of, short
 from soci_cli.lazy.blobs import contents
-from soci_cli.lazy.cache import Cache, Claim, archive_key
+from soci_cli.lazy.cache import Claim, archive_key
 from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.eviction import ZTOC_SUFFIX
-from soci_cli.lazy.spans import Name, no_name
+from soci_cli.lazy.fetching import Fetching
+from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.parallel import Stop, StoppableTask
 from soci_cli.progress import Observer, Task
@@ -43,12 +44,12 @@ _PAUSE = 0.05
 _ZLIB_ERROR = cast(type[Exception], zlib_ng.error)
 
 
-class WholeLayer(Closing):
-    """A layer's archive as a file of the cache. Several threads may read. Implements `Archive`."""
+class WholeLayer(LayerBytes):
+    """A layer's archive as a file of the cache."""
 
     def __init__(
         self,
-        cache: Cache,
+        fetching: Fetching,
         source: Source,
         layer: Descriptor,
         diff_id: str | None,
@@ -62,7 +63,8 @@ class WholeLayer(Closing):
         UnsupportedLayerError for sparse files, StorageError when the cache cannot be written, and what
         fetching raises.
         """
-        self._cache = cache
+        self._fetching = fetching
+        self._cache = fetching.cache
         self._source = source
         self._layer = layer
         self._diff_id = diff_id
@@ -77,8 +79,29 @@ class WholeLayer(Closing):
     def _what(self) -> str:
         return f"layer {self._layer.digest} of {self._source.name}"
 
-    def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
-        """See `Archive.read`."""
+    def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
+        """See `LayerBytes.read_now`."""
+        if any(span not in self._checked for span in self._needed(offset, buffer.nbytes)):
+            return False
+        return self._file.read_now(offset, buffer) == buffer.nbytes
+
+    def submit(self, offset: int, length: int, name: Name = no_name) -> Future[bytes]:
+        """See `LayerBytes.submit`."""
+        future: Future[bytes] = Future()
+
+        def work() -> None:
+            try:
+                data = self.read(offset, length, name)
+            except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                future.set_exception(error)
+            else:
+                future.set_result(data)
+
+        self._fetching.run(work)
+        return future
+
+    def read(self, offset: int, length: int, name: Name = no_name) -> bytes:
+        """See `LayerBytes.read`."""
         for span in self._needed(offset, length):
             self._check(span)
         data = self._file.read(offset, max(0, length))
@@ -86,28 +109,18 @@ class WholeLayer(Closing):
             self._checked.clear()
             for span in self._needed(offset, length):
                 self._check(span)
-            data = self._exactly(offset, length)
+            data = self._file.read(offset, length)
+            if len(data) != length:
+                raise IntegrityError(
+                    f"{self._what}: its file in the cache cannot be read or was cut short; is the disk "
+                    f"of {self._cache.root} in order?"
+                )
         return data
 
-    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
-        """See `Archive.ready`."""
-        if any(span not in self._checked for span in self._needed(offset, buffer.nbytes)):
-            return False
-        return self._file.read_now(offset, buffer) == buffer.nbytes
-
-    def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
-        """See `Archive.pieces`."""
-        end = offset + length
-        for span in self._needed(offset, length):
-            self._check(span)
-            _, stop = self.ztoc.spans.compressed_range(span)
-            while offset < min(end, stop):
-                count = min(end, stop, offset + _PIECE) - offset
-                yield memoryview(self._exactly(offset, count))
-                offset += count
-
-    def ahead(self, ranges: Iterable[tuple[int, int]]) -> Callable[[int], None]:
-        """See `Archive.ahead`: everything is here already."""
+    def ahead(
+        self, ranges: Iterable[tuple[int, int]], name: Name = no_name
+    ) -> Callable[[int], None]:
+        """See `LayerBytes.ahead`: everything is here already."""
         return lambda offset: None
 
     def _needed(self, offset: int, length: int) -> range:
@@ -119,15 +132,6 @@ class WholeLayer(Closing):
             raise InvalidDataError(f"{self._what}: there are no bytes {offset} to {end}")
         spans = self.ztoc.spans
         return range(spans.span_of(offset), spans.span_of(end - 1) + 1)
-
-    def _exactly(self, offset: int, length: int) -> bytes:
-        data = self._file.read(offset, length)
-        if len(data) != length:
-            raise IntegrityError(
-                f"{self._what}: its file in the cache cannot be read or was cut short; is the disk of "
-                f"{self._cache.root} in order?"
-            )
-        return data
 
     def _check(self, span: int) -> None:
         """Makes sure that a span is right; a file that was damaged is made once more."""

@@ -20,17 +20,17 @@ from pathlib import Path
 import pytest
 
 from soci_cli.errors import RegistryError, SociError, StorageError
-from soci_cli.lazy import Archive, Cache, Fetching, LayerSpans
+from soci_cli.lazy import Cache, Fetching, LayerBytes, LayerSpans
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.entries import OpenEntries
-from soci_cli.lazy.fetching import Priority
+from soci_cli.lazy.span_queue import Priority
 from tests.lazy.tools import (
-    NoArchive,
+    NoBytes,
     Place,
     eventually,
     fetching_at,
     no_thread,
-    ready,
+    read_now,
     spans_of,
 )
 from tests.support.machine import PROJECT
@@ -40,19 +40,19 @@ COUNT = 16
 
 
 @lru_cache
-def layer(seed: int = 0) -> bytes:
-    """A plain archive of 16 spans, as far as anybody looks into it: nobody does."""
+def layer(seed: int = 0, size: int = COUNT * SPAN) -> bytes:
+    """A plain archive, of 16 spans, as far as anybody looks into it: nobody does."""
     header = bytearray(512)
     header[:1] = b"x"
     header[100:108] = b"0000644\0"
     header[108:124] = b"0000000\0" * 2
-    header[124:136] = b"%011o\0" % (COUNT * SPAN - 1024 - 512)
+    header[124:136] = b"%011o\0" % (size - 1024 - 512)
     header[136:148] = b"%011o\0" % 0
     header[148:156] = b" " * 8
     header[156:157] = b"0"
     header[257:265] = b"ustar\x0000"
     header[148:156] = b"%06o\0 " % sum(header)
-    content = random.Random(seed).randbytes(COUNT * SPAN - 1024 - 512)
+    content = random.Random(seed).randbytes(size - 1024 - 512)
     return bytes(header) + content + bytes(1024)
 
 
@@ -63,12 +63,12 @@ def spans_at(fetching: Fetching, seed: int = 0) -> tuple[LayerSpans, Place]:
 def read(spans: LayerSpans, number: int, seed: int = 0, file: bytes = b"") -> None:
     """Reads some of a span, which must be right."""
     at = number * SPAN + 1000
-    assert spans.read(at, 5000, file) == layer(seed)[at : at + 5000]
+    assert spans.read(at, 5000, lambda: file) == layer(seed)[at : at + 5000]
 
 
-def is_ready(spans: LayerSpans, number: int, file: bytes = b"") -> bool:
+def can_read_now(spans: LayerSpans, number: int, file: bytes = b"") -> bool:
     at = number * SPAN + 1000
-    data = ready(spans, at, 5000, lambda: file)
+    data = read_now(spans, at, 5000, lambda: file)
     assert data is None or data == layer()[at : at + 5000]
     return data is not None
 
@@ -180,7 +180,7 @@ def test_no_more_threads(fetching: Fetching, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_error_says_where_and_is_not_remembered(fetching: Fetching) -> None:
     spans, place = spans_at(fetching)
     place.failures = [RegistryError("GET http://127.0.0.1: no", 503)]
-    with pytest.raises(RegistryError, match=r"layer sha256:.* of place: span 3: GET") as caught:
+    with pytest.raises(RegistryError, match=r"place, layer sha256:.*, span 3: GET") as caught:
         read(spans, 3)
     assert caught.value.status == 503
     read(spans, 3)
@@ -192,10 +192,10 @@ def test_a_file_that_is_cut_while_it_is_open(fetching: Fetching) -> None:
     read(spans, 3)
     for path in fetching.cache.root.rglob("3"):
         os.truncate(path, 100)
-    assert not is_ready(spans, 3)
+    assert not can_read_now(spans, 3)
     read(spans, 3)
     assert len(place.requests) == 2
-    assert is_ready(spans, 3)
+    assert can_read_now(spans, 3)
 
 
 def test_what_is_on_the_disk_only_is_waited_for(tmp_path: Path) -> None:
@@ -204,9 +204,9 @@ def test_what_is_on_the_disk_only_is_waited_for(tmp_path: Path) -> None:
         read(spans_at(fetching)[0], 3)
     with fetching_at(tmp_path) as fetching:
         spans, place = spans_at(fetching)
-        assert not is_ready(spans, 3)
+        assert not can_read_now(spans, 3)
         read(spans, 3)
-        assert is_ready(spans, 3)
+        assert can_read_now(spans, 3)
         assert not place.requests
 
 
@@ -233,7 +233,7 @@ def test_reading_in_order_fetches_ahead(tmp_path: Path) -> None:
         assert place.sent == 4 * SPAN
         # What is here drives it on, and it never gets too far.
         for number in range(4, COUNT):
-            assert is_ready(spans, number, b"g")
+            assert can_read_now(spans, number, b"g")
             quiet(spans)
             assert place.sent <= (number - 2 + 1 + 4) * SPAN
         report = fetching.stats.report()
@@ -250,7 +250,7 @@ def test_two_readers_in_order_at_once(tmp_path: Path) -> None:
                 if step < 2:
                     read(spans, number)
                 else:
-                    assert is_ready(spans, number)
+                    assert can_read_now(spans, number)
                 quiet(spans)
 
 
@@ -278,7 +278,7 @@ def test_many_readers_of_a_source_that_ignores_range(
 
 @dataclass(frozen=True)
 class Layer:
-    archive: Archive
+    archive: LayerBytes
 
 
 AT_ONCE = BackgroundOptions(silence_period=0, fetch_period=0.001)
@@ -287,7 +287,7 @@ AT_ONCE = BackgroundOptions(silence_period=0, fetch_period=0.001)
 def test_the_background_fetches_all(fetching: Fetching) -> None:
     both = [spans_at(fetching, seed) for seed in range(2)]
     read(both[0][0], 3)
-    layers = [Layer(NoArchive()), *(Layer(spans) for spans, _ in both)]
+    layers = [Layer(NoBytes()), *(Layer(spans) for spans, _ in both)]
     with BackgroundFetcher(layers, fetching, AT_ONCE) as background:
         assert background.wait(30)
     assert [place.sent for _, place in both] == [len(layer())] * 2
@@ -343,7 +343,7 @@ def test_the_background_does_not_push_out_what_it_fetched(tmp_path: Path) -> Non
 def test_prefetch(fetching: Fetching) -> None:
     spans, place = spans_at(fetching)
     options = BackgroundOptions(enabled=False)
-    layers = [Layer(NoArchive()), Layer(spans)]
+    layers = [Layer(NoBytes()), Layer(spans)]
     with BackgroundFetcher(layers, fetching, options) as background:
         background.prefetch(0, [(0, 5)])
         background.prefetch(1, [(2, 3), (3, 3), (14, 1 << 31), (1 << 30, 1 << 31)])
@@ -351,7 +351,7 @@ def test_prefetch(fetching: Fetching) -> None:
         quiet(spans)
     assert fetching.stats.report().prefetch.spans == 4
     assert place.sent == 4 * SPAN
-    assert all(is_ready(spans, number) for number in (2, 3, 14, 15))
+    assert all(can_read_now(spans, number) for number in (2, 3, 14, 15))
 
 
 def test_prefetch_of_a_layer_that_hangs_ends(fetching: Fetching) -> None:
@@ -380,7 +380,7 @@ def test_the_counts_add_up(tmp_path: Path) -> None:
         for number in (1, 1, 3, 3, 4):
             read(spans, number, file=b"dir/f\xff" if number == 3 else b"g")
         read(spans, 2)
-        assert not is_ready(spans, 5)
+        assert not can_read_now(spans, 5)
         with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
             background.prefetch(0, [(6, 7)])
             eventually(lambda: fetching.stats.report().prefetch.spans == 2)
@@ -458,7 +458,7 @@ def test_many_readers_while_entries_go(tmp_path: Path, pool: ThreadPoolExecutor)
             for _ in range(30):
                 at = source.randrange(COUNT * SPAN - 1)
                 length = min(source.randrange(1, 2 * SPAN), COUNT * SPAN - at)
-                data = ready(spans, at, length)
+                data = read_now(spans, at, length)
                 assert (data or spans.read(at, length)) == layer()[at : at + length]
 
         for one in [pool.submit(work, seed) for seed in range(6)]:

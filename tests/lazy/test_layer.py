@@ -17,7 +17,7 @@ from soci_cli.errors import InvalidDataError
 from soci_cli.lazy import LayerFiles, LazyImage, Node
 from soci_cli.lazy.folders import IMPLIED
 from soci_cli.ztoc import FileMetadata, decode_ztoc
-from tests.lazy.tools import NoArchive, entry, files_of, image_of, link, listing, opened_layer
+from tests.lazy.tools import NoBytes, entry, files_of, image_of, link, listing, opened_layer
 from tests.support.layers import tar_ztoc
 from tests.support.scale import examples
 
@@ -333,7 +333,7 @@ def test_a_ztoc_from_a_stranger(data: st.DataObject) -> None:
         buffer[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
     with suppress(InvalidDataError):
         files = LayerFiles(decode_ztoc(bytes(buffer)))
-        image = LazyImage("image", [opened_layer(files, NoArchive())])
+        image = LazyImage("image", [opened_layer(files, NoBytes())])
         for path in listing(image):
             with suppress(InvalidDataError):
                 file = image.find(os.fsencode(path), follow=False)

@@ -7,16 +7,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soci_cli.lazy import (
-    Archive,
     Cache,
     Fetching,
     File,
+    LayerBytes,
     LayerFiles,
     LayerSpans,
     LazyImage,
@@ -24,7 +25,7 @@ from soci_cli.lazy import (
     OpenOptions,
     open_image,
 )
-from soci_cli.lazy.spans import Name, no_name
+from soci_cli.lazy.layer_bytes import Name, no_name
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.targets import BlobReader, Source, open_source, parse_place
@@ -65,37 +66,31 @@ def link(name: str, target: str) -> FileMetadata:
     return entry(name, "hardlink", linkname=target.encode())
 
 
-class NoArchive:
+class NoBytes(LayerBytes):
     """In place of a layer whose bytes nobody reads."""
 
-    def close(self) -> None:
-        pass
-
-    def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
+    def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         raise AssertionError("this layer is not read")
 
-    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
+    def submit(self, offset: int, length: int, name: Name = no_name) -> Future[bytes]:
         raise AssertionError("this layer is not read")
 
-    def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
-        raise AssertionError("this layer is not read")
-
-    def ahead(self, ranges: Iterable[tuple[int, int]]) -> Any:
+    def ahead(self, ranges: Iterable[tuple[int, int]], name: Name = no_name) -> Any:
         raise AssertionError("this layer is not read")
 
 
-def ready(archive: Archive, offset: int, length: int, name: Name = no_name) -> bytes | None:
-    """What `Archive.ready` gives at once; None where it gives nothing."""
+def read_now(layer: LayerBytes, offset: int, length: int, name: Name = no_name) -> bytes | None:
+    """What `LayerBytes.read_now` gives; None where it gives nothing."""
     data = bytearray(length)
-    return bytes(data) if archive.ready(offset, memoryview(data), name) else None
+    return bytes(data) if layer.read_now(offset, memoryview(data), name) else None
 
 
 def image_of(*layers: Sequence[FileMetadata]) -> LazyImage:
     """An image, the lowest layer first."""
-    return LazyImage("image", [opened_layer(files_of(*files), NoArchive()) for files in layers])
+    return LazyImage("image", [opened_layer(files_of(*files), NoBytes()) for files in layers])
 
 
-def opened_layer(files: LayerFiles, archive: Archive) -> LazyLayer:
+def opened_layer(files: LayerFiles, archive: LayerBytes) -> LazyLayer:
     """A layer with these files and these bytes."""
     return LazyLayer(LAYER, _Opened(files, archive), True)
 
@@ -105,9 +100,9 @@ class _Opened:
     """Opens what is open already. Implements `Opener`."""
 
     files: LayerFiles
-    archive: Archive
+    archive: LayerBytes
 
-    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+    def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
         return self.files, self.archive
 
     def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:

@@ -21,8 +21,8 @@ from soci_cli.lazy.attributes import FORMATS, IMPLIED_ATTRIBUTES
 from soci_cli.lazy.folders import FOLDER, IMPLIED
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.layer import SYMLINK, LayerFiles
+from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.merged import File, Folder, LazyImage
-from soci_cli.lazy.spans import Archive
 from soci_cli.ztoc.reader import clean_path
 
 ROOT = 1
@@ -51,7 +51,7 @@ class Content:
     files: LayerFiles
     layer: int
     entry: int
-    archive: Archive
+    archive: LayerBytes
     offset: int
     size: int
 

@@ -1,7 +1,7 @@
-"""One FUSE connection: requests from the kernel are read and answered by one thread.
+"""One FUSE connection: requests from the kernel are read by one thread, which waits for nothing else.
 
-What can be answered at once is. A read that needs bytes from elsewhere goes to a thread of its layer, so a
-layer that hangs holds up nothing but reads of itself.
+What can be answered at once is. A read of bytes that are not here is answered by the thread that gets them,
+so a layer that hangs holds up nothing but reads of itself.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import errno
 import os
 import threading
 import traceback
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 
 from soci_cli.errors import SociError
@@ -32,8 +32,6 @@ _WANTED = (
     | wire.EXPLICIT_INVAL_DATA
 )
 _COPIED = 4096  # up to here, joining is quicker than writing in parts
-_READERS = 32
-_IDLE = 10.0
 _WATCH_PAUSE = 0.5
 _DOTS = 2  # names in every folder: itself and the one above
 _MAX_LISTINGS = 64
@@ -41,17 +39,6 @@ _MAX_LISTED = 50_000
 
 Log = Callable[[str], None]
 OnRead = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A read that waits for bytes from elsewhere."""
-
-    unique: int
-    content: Content
-    start: int
-    length: int
-    thread: int  # who waits for it, 0 when that cannot be seen from here
 
 
 class Session:
@@ -70,9 +57,10 @@ class Session:
         self._buffer = memoryview(bytearray(wire.MAX_READ))
         self._listings: OrderedDict[int, list[tuple[bytes, int]]] = OrderedDict()
         self._listed = 0
-        self._waiting: dict[int, _Waiting] = {}
-        self._interrupted: dict[int, _Waiting] = {}
-        self._readers: dict[int, _Readers] = {}
+        self._waiting: dict[
+            int, int
+        ] = {}  # threads by request, 0 for those that cannot be seen here
+        self._interrupted: dict[int, int] = {}
         self._aborted = False
         self._ended = threading.Event()
         self._mutex = threading.Lock()  # of the descriptor, for all but the thread in `run`
@@ -115,8 +103,6 @@ class Session:
                 self._serve(view[:length])
         finally:
             self.abort()
-            for readers in self._readers.values():
-                readers.close()
             with self._mutex:
                 fd, self._fd = self._fd, -1
                 os.close(fd)
@@ -309,39 +295,24 @@ class Session:
         start = content.offset + offset
         data = self._buffer[:length] if length <= wire.MAX_READ else memoryview(bytearray(length))
         try:
-            is_ready = content.archive.ready(start, data, content.name)
+            if content.archive.read_now(start, data, content.name):
+                self._answer(unique, 0, data)
+                return
+            future = content.archive.submit(start, length, content.name)
         except SociError as error:
-            self._log(self._failure(content, str(error)))
+            self._log_failure(content, error)
             raise OSError(errno.EIO, "unreadable") from None
-        if is_ready:
-            self._answer(unique, 0, data)
-            return
-        waiting = _Waiting(unique, content, start, length, thread)
-        self._waiting[unique] = waiting
-        readers = self._readers.get(content.layer)
-        if readers is None:
-            readers = self._readers[content.layer] = _Readers(self._fetch)
-        try:
-            readers.put(waiting)
-        except RuntimeError as error:  # the system allows no more threads
-            self._log(self._failure(content, str(error)))
-            self._finish(unique, -errno.EIO, b"")
+        self._waiting[unique] = thread
+        future.add_done_callback(lambda future: self._complete(unique, content, future))
 
-    def _fetch(self, waiting: _Waiting) -> None:
-        """Reads what comes from elsewhere, and answers. In a thread of the layer."""
-        if waiting.unique not in self._waiting:
-            return
-        content = waiting.content
-        data, status = b"", -errno.EIO
-        try:
-            data = content.archive.read(waiting.start, waiting.length, content.name())
-            status = 0
-        except SociError as error:
-            self._log(self._failure(content, str(error)))
-        except Exception as error:  # noqa: BLE001 - a defect must not leave the reader waiting
-            self._log(self._failure(content, _last_line(error)))
-        finally:
-            self._finish(waiting.unique, status, data)
+    def _complete(self, unique: int, content: Content, future: Future[bytes]) -> None:
+        """Answers a read that waited. In the thread that got its bytes."""
+        error = future.exception()
+        if error is None:
+            self._finish(unique, 0, future.result())
+        else:
+            self._finish(unique, -errno.EIO, b"")
+            self._log_failure(content, error)
 
     def _finish(self, unique: int, status: int, data: bytes) -> None:
         """Answers a read that waited, unless that was done already."""
@@ -351,29 +322,28 @@ class Session:
             if self._fd >= 0:
                 self._answer(unique, status, data)
 
-    def _failure(self, content: Content, problem: str) -> str:
-        """The line about a read that failed."""
-        layer = self._tree.image.layers[content.layer]
+    def _log_failure(self, content: Content, error: BaseException) -> None:
+        """A line about a read that failed."""
+        if not isinstance(error, SociError):
+            error = SociError(_last_line(error))
+        image = self._tree.image
+        layer = image.layers[content.layer].descriptor.digest
         name = brief(b"/" + content.name())
-        digest, image = layer.descriptor.digest, self._tree.image.name
-        what = name if digest in problem else f"{name} in layer {digest}"
-        if image not in problem:
-            what += f" of {image}"
-        return f"cannot read {what}: {problem}"
+        self._log(f"cannot read {error.at(image=image.name, layer=layer, file=name)}")
 
     # Interrupts. Only who is being killed is let go: others may not expect an interrupted read, and
     # for a page of a program that is run it would be fatal.
 
     def _interrupt(self, body: memoryview) -> None:
         (unique,) = wire.INTERRUPT_IN.unpack_from(body)
-        waiting = self._waiting.get(unique)
-        if waiting is None or not waiting.thread:
+        thread = self._waiting.get(unique)
+        if not thread:
             return
-        if is_dying(waiting.thread):
+        if is_dying(thread):
             self._finish(unique, -errno.EINTR, b"")
             return
         # The kernel says it once only, and the signal that kills may come later.
-        self._interrupted[unique] = waiting
+        self._interrupted[unique] = thread
         if self._watcher is None:
             self._watcher = threading.Thread(target=self._watch, name="soci-watch", daemon=True)
             self._watcher.start()
@@ -381,60 +351,11 @@ class Session:
     def _watch(self) -> None:
         """Lets those go that were interrupted and are killed now."""
         while not self._ended.wait(_WATCH_PAUSE):
-            for unique, waiting in list(self._interrupted.items()):
+            for unique, thread in list(self._interrupted.items()):
                 if unique not in self._waiting:
                     del self._interrupted[unique]
-                elif is_dying(waiting.thread):
+                elif is_dying(thread):
                     self._finish(unique, -errno.EINTR, b"")
-
-
-class _Readers:
-    """The threads that read of one layer what comes from elsewhere: started when needed, some at most."""
-
-    def __init__(self, work: Callable[[_Waiting], None]) -> None:
-        self._work = work
-        self._jobs: deque[_Waiting] = deque()
-        self._changed = threading.Condition()
-        self._threads = 0
-        self._idle = 0
-        self._closed = False
-
-    def put(self, job: _Waiting) -> None:
-        """Hands on a read. RuntimeError when there is no thread for it and none can be started."""
-        with self._changed:
-            if self._idle <= len(self._jobs) and self._threads < _READERS:
-                thread = threading.Thread(target=self._run, name="soci-read", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    if not self._threads:
-                        raise
-                else:
-                    self._threads += 1
-            self._jobs.append(job)
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Ends the threads; what hangs is left behind."""
-        with self._changed:
-            self._closed = True
-            self._jobs.clear()
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        while (job := self._next()) is not None:
-            self._work(job)
-
-    def _next(self) -> _Waiting | None:
-        """What to read next; None after a while without work."""
-        with self._changed:
-            self._idle += 1
-            self._changed.wait_for(lambda: self._jobs or self._closed, _IDLE)
-            self._idle -= 1
-            if self._jobs:
-                return self._jobs.popleft()
-            self._threads -= 1
-            return None
 
 
 def _text(body: memoryview) -> bytes:

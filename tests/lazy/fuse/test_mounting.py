@@ -19,7 +19,7 @@ from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy import LazyImage
 from soci_cli.lazy.folders import IMPLIED
 from soci_cli.lazy.fuse import MountOptions, mount_image
-from soci_cli.lazy.spans import Name, no_name
+from soci_cli.lazy.layer_bytes import Name, no_name
 from tests.lazy.fuse.tools import (
     PATIENCE,
     Bytes,
@@ -319,7 +319,7 @@ def test_programs_and_chroot(tmp_path: Path) -> None:
     program = Path(need("ldconfig")).read_bytes()  # statically linked everywhere
 
     class Program(Bytes):
-        def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
+        def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
             buffer[:] = program[offset : offset + buffer.nbytes]
             return True
 

@@ -14,7 +14,7 @@ import pytest
 from soci_cli.errors import BusyError, CoveredError, InvalidDataError, NotMountedError
 from soci_cli.kernel.points import mount_at, mount_points
 from soci_cli.kernel.unmount import unmount, unmount_below
-from soci_cli.lazy import Archive, LayerFiles, LazyImage, LazyLayer
+from soci_cli.lazy import LayerBytes, LayerFiles, LazyImage, LazyLayer
 from soci_cli.lazy.fuse import MountOptions, is_image, mount_image
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
@@ -92,7 +92,7 @@ def test_a_layer_that_cannot_be_opened(tmp_path: Path, writable: bool) -> None:
     """Nothing is mounted that nobody serves: whoever looked at it would hang."""
 
     class Broken:
-        def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, Archive]:
+        def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
             raise InvalidDataError("its zTOC is damaged")
 
         def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
@@ -112,7 +112,7 @@ def hanging() -> Iterator[tuple[LazyImage, Bytes]]:
     archive.far = range(1 << 20, 2 << 20)
     layer = layer_of(file("near", 8, 9_000), file("far", 1 << 20, 9_000), archive=archive)
     yield image_with(layer), archive
-    archive.go.set()
+    archive.go()
 
 
 def wait_for(archive: Bytes) -> None:
@@ -130,7 +130,7 @@ def test_reads_that_hang(hanging: tuple[LazyImage, Bytes], tmp_path: Path) -> No
             assert (target / "near").read_bytes() == content(8, 9_000)
             reader.send_signal(signal.SIGKILL)
             assert reader.wait(PATIENCE) == -signal.SIGKILL
-        archive.go.set()
+        archive.go()
         assert (target / "far").read_bytes() == content(1 << 20, 9_000)
 
 

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,39 +19,49 @@ from soci_cli.lazy import LayerFiles, LazyImage, LazyLayer
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, wire
 from soci_cli.lazy.fuse.filesystem import Tree
 from soci_cli.lazy.fuse.session import Session
-from soci_cli.lazy.spans import Name, no_name
+from soci_cli.lazy.layer_bytes import Name, no_name
 from soci_cli.ztoc import FileMetadata, decode_ztoc
-from tests.lazy.tools import NoArchive, opened_layer
+from tests.lazy.tools import NoBytes, opened_layer
 from tests.support.layers import tar_ztoc
 
 PATIENCE = 30.0
 
 
-class Bytes(NoArchive):
+class Bytes(NoBytes):
     """An archive of which each byte is known: those that are here, those that must be fetched, those
     that cannot be had."""
 
     def __init__(self) -> None:
         self.far = range(0)
         self.broken = range(0)
-        self.go = threading.Event()
         self.fetched: list[tuple[int, int, bytes]] = []
+        self._waiting: list[tuple[int, int, Future[bytes]]] | None = []
 
-    def ready(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
+    def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         if offset in self.far or offset in self.broken:
             return False
         buffer[:] = content(offset, buffer.nbytes)
         return True
 
-    def pieces(self, offset: int, length: int, file: bytes = b"") -> Iterator[memoryview]:
+    def submit(self, offset: int, length: int, name: Name = no_name) -> Future[bytes]:
+        self.fetched.append((offset, length, name()))
+        future: Future[bytes] = Future()
+        if offset in self.broken:
+            future.set_exception(IntegrityError("it is damaged", span=7))
+        elif self._waiting is None:
+            future.set_result(content(offset, length))
+        else:
+            self._waiting.append((offset, length, future))
+        return future
+
+    def pieces(self, offset: int, length: int, name: Name = no_name) -> Iterator[memoryview]:
         yield memoryview(content(offset, length))
 
-    def read(self, offset: int, length: int, file: bytes = b"") -> bytes:
-        self.fetched.append((offset, length, file))
-        if offset in self.broken:
-            raise IntegrityError("span 7 is damaged")
-        assert self.go.wait(PATIENCE)
-        return content(offset, length)
+    def go(self) -> None:
+        """What must be fetched comes, now and later."""
+        waiting, self._waiting = self._waiting or [], None
+        for offset, length, future in waiting:
+            future.set_result(content(offset, length))
 
 
 def content(offset: int, length: int) -> bytes:

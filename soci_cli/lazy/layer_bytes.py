@@ -1,0 +1,59 @@
+"""The uncompressed archive of a layer, wherever its bytes are: what files and mounts read from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TypeAlias
+
+from soci_cli.closing import Closing
+
+_PIECE = 256 << 10
+
+Name: TypeAlias = Callable[[], bytes]
+"""Gives the name of the file that is read, which is rarely needed."""
+
+
+def no_name() -> bytes:
+    """For a file that nobody knows."""
+    return b""
+
+
+class LayerBytes(Closing):
+    """Reads ranges of one layer's archive; several threads may.
+
+    `name` gives the file that is charged for what is fetched. Reading raises InvalidDataError for bytes
+    that there are not, IntegrityError, StorageError, and what fetching raises.
+    """
+
+    @abstractmethod
+    def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
+        """Fills a buffer from `offset` on, without waiting for a disk or a network; False if it must."""
+
+    @abstractmethod
+    def submit(self, offset: int, length: int, name: Name = no_name) -> Future[bytes]:
+        """The bytes [offset, offset + length), as soon as they are here; does not wait.
+
+        Callbacks of the future are called by the thread that got the last of them.
+        """
+
+    def read(self, offset: int, length: int, name: Name = no_name) -> bytes:
+        """The bytes [offset, offset + length), waited for."""
+        return self.submit(offset, length, name).result()
+
+    def pieces(self, offset: int, length: int, name: Name = no_name) -> Iterator[memoryview]:
+        """As `read`, in pieces, the later ones fetched while the first are used."""
+        advance = self.ahead([(offset, length)], name)
+        end = offset + length
+        while offset < end:
+            advance(offset)
+            piece = self.read(offset, min(_PIECE, end - offset), name)
+            yield memoryview(piece)
+            offset += len(piece)
+
+    @abstractmethod
+    def ahead(
+        self, ranges: Iterable[tuple[int, int]], name: Name = no_name
+    ) -> Callable[[int], None]:
+        """Prepares for reading ranges in ascending order: call the result with each offset."""

@@ -1,0 +1,96 @@
+"""What to fetch before it is asked for: after readers who go on in order, and of ranges that are known."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+_READERS = 8  # in order, told apart
+_SLACK = 2  # spans that a reader in order may be off
+
+
+class Readahead:
+    """Recognizes readers who go through a layer in order, by the spans that they read.
+
+    The first span of a reader is nothing special. From the second on more and more spans are fetched
+    ahead, up to `most`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.latest = -1
+        """The span of the last call; who reads on in it changes nothing."""
+        self._most = most
+        self._readers: deque[_Reader] = deque(maxlen=_READERS)
+        self._mutex = threading.Lock()
+
+    def after(self, numbers: range) -> range:
+        """Somebody reads these spans: those to fetch ahead. They may be past the layer's end."""
+        first, self.latest = numbers[0], numbers[-1]
+        if not self._most:
+            return range(0)
+        with self._mutex:
+            for reader in self._readers:
+                if reader.goes_on_at(first):
+                    if reader is not self._readers[0]:
+                        self._readers.remove(reader)
+                        self._readers.appendleft(reader)
+                    return reader.advance(numbers[-1], self._most)
+            self._readers.appendleft(_Reader(numbers[-1]))
+        return range(0)
+
+
+class _Reader:
+    """One reader: the last span that it read, and those that were fetched ahead of it so far."""
+
+    __slots__ = ("last", "until", "window")
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.until = last
+        self.window = 0
+
+    def goes_on_at(self, first: int) -> bool:
+        """Whether a read that begins in this span is of the same reader."""
+        # Until it is known to be one, only the next span will do.
+        return self.last - _SLACK <= first <= self.last + (_SLACK if self.window else 1)
+
+    def advance(self, last: int, most: int) -> range:
+        """Its read ends in the span `last`; the spans to fetch ahead."""
+        if last <= self.last:
+            return range(0)
+        self.last = last
+        self.window = min(max(2, 2 * self.window), most)
+        self.until = max(self.until, last)
+        # In large steps, so that neighbours come with one request.
+        if self.until - last > self.window * 3 // 4:
+            return range(0)
+        begin, self.until = self.until + 1, last + self.window
+        return range(begin, self.until + 1)
+
+
+class KnownSpans:
+    """Ascending spans that one reader will need; they are fetched some steps ahead of it."""
+
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        horizon: Callable[[], int],
+        fetch: Callable[[Sequence[int]], None],
+    ) -> None:
+        """`horizon` gives how many spans ahead, now; `fetch` begins to fetch some."""
+        self._numbers = numbers
+        self._horizon = horizon
+        self._fetch = fetch
+        self._position = self._begun = 0  # in `numbers`
+
+    def advance(self, number: int) -> None:
+        """The reader is at this span."""
+        while self._position < len(self._numbers) and self._numbers[self._position] < number:
+            self._position += 1
+        size = self._horizon()
+        # In large steps, so that neighbours come with one request.
+        if self._begun < len(self._numbers) and self._begun - self._position <= size // 2:
+            begin = max(self._begun, self._position)
+            self._begun = min(self._position + size, len(self._numbers))
+            self._fetch(self._numbers[begin : self._begun])

@@ -1,0 +1,334 @@
+"""Getting spans from the place of a layer: ranged requests, digests, inflating, and into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from soci_cli.closing import Closing
+from soci_cli.errors import IntegrityError, InvalidDataError
+from soci_cli.lazy.buffers import RequestMemory
+from soci_cli.lazy.cache import Claim
+from soci_cli.lazy.cached_spans import CachedSpans
+from soci_cli.lazy.entries import AnyEntry, HeldEntry
+from soci_cli.lazy.fetching import Fetching
+from soci_cli.lazy.span_queue import PendingSpan, Request
+from soci_cli.lazy.span_table import SpanTable
+from soci_cli.oci import Descriptor
+from soci_cli.targets import BlobReader, Source
+from soci_cli.ztoc import Ztoc
+from soci_cli.ztoc.reader import inflate_span
+
+_RECEIVED_AT_ONCE = 256 << 10
+_PATIENCE = 10.0  # seconds that another process may take for a span
+_FIRST_PAUSE = 0.002
+_LONGEST_PAUSE = 0.05
+
+
+class LayerReceiver(Closing):
+    """Carries out the requests for one layer. Implements `Receiver`; several threads may use it.
+
+    Every span's compressed bytes are checked against the digest in the zTOC before they are inflated. Two
+    processes cause one request for a span, by the lock on the cache's entry.
+    """
+
+    def __init__(
+        self,
+        fetching: Fetching,
+        source: Source,
+        layer: Descriptor,
+        ztoc: Ztoc,
+        table: SpanTable,
+        cached: CachedSpans,
+    ) -> None:
+        self._fetching = fetching
+        self._source = source
+        self._layer = layer
+        self._digests = ztoc.span_digests
+        self._table = table
+        self._cached = cached
+        self._in_order = False  # the source ignores Range
+        self._forward = _Forward(source, layer)
+
+    def close(self) -> None:
+        """Lets go of a connection that was read on."""
+        self._forward.close()
+
+    def packed_size(self, number: int) -> int:
+        """See `Receiver.packed_size`."""
+        return self._table.sizes(number)[0]
+
+    def together(self, first: int, is_wanted: Callable[[int], bool], limit: int) -> list[int]:
+        """See `SpanTable.together`."""
+        return self._table.together(first, is_wanted, limit)
+
+    def fetch(self, request: Request, memory: RequestMemory) -> None:
+        """See `Receiver.fetch`: all at once where nobody else has or fetches some of the spans."""
+        left = list(request.spans)
+        while left:
+            request.check()
+            with ExitStack() as stack:
+                stream = None
+                if self._in_order:
+                    # Before the claims: what passes by is kept where nobody else has claimed it.
+                    stream = stack.enter_context(self._in_turn(request))
+                claims = self._claim(request, left)
+                for claim in claims.values():
+                    stack.enter_context(claim)
+                spans, left = left[: len(claims)], left[len(claims) :]
+                if not spans:
+                    del left[0]  # it was here
+                elif stream is None:
+                    self._receive(request, spans, claims, memory)
+                else:
+                    self._receive_on(stream, request, spans, claims, memory)
+
+    @contextmanager
+    def _in_turn(self, request: Request) -> Iterator[_Forward]:
+        """The one stream of the whole layer, when nobody else reads on in it."""
+        while True:
+            stream = self._forward
+            if stream.turn.acquire(timeout=_LONGEST_PAUSE):
+                break
+            # What comes for others brings this one nearer.
+            request.arrived(request.queue.moved)
+            user = stream.user
+            if user is not None and user.is_given_up and self._forward is stream:
+                self._forward = _Forward(self._source, self._layer)
+        stream.user = request
+        try:
+            yield stream
+        finally:
+            stream.turn.release()
+
+    def _claim(self, request: Request, spans: list[PendingSpan]) -> dict[int, Claim]:
+        """The right to fetch the first span, and those after it that are free; empty when it is here.
+
+        While another process fetches the first one, it is waited for; holding no lock, so nobody can wait
+        in a circle.
+        """
+        first, cached = spans[0], self._cached
+        is_stuck = self._fetching.is_given_up(request.queue, first.number)
+        deadline = time.monotonic() + (0 if is_stuck else _PATIENCE)
+        pause = _FIRST_PAUSE
+        while True:
+            claim = cached.claim(first.number)
+            if claim is None and time.monotonic() >= deadline:
+                claim = cached.claim_beside(first.number)  # fetched twice, which does no harm
+            entry = cached.find(first.number)
+            if entry is not None:
+                if claim is not None:
+                    claim.close()
+                self._fetching.done(request, first, entry)
+                return {}
+            if claim is not None:
+                break
+            request.check()
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        claims = {first.number: claim}
+        for one in spans[1:]:
+            claim = cached.claim(one.number)
+            if claim is None:
+                break
+            if cached.has(one.number):
+                claim.close()
+                break
+            claims[one.number] = claim
+        return claims
+
+    def _receive(
+        self,
+        request: Request,
+        spans: list[PendingSpan],
+        claims: dict[int, Claim],
+        memory: RequestMemory,
+    ) -> None:
+        """One request for ascending spans, and for what lies between them."""
+        begin, _ = self._table.compressed_range(spans[0].number)
+        _, end = self._table.compressed_range(spans[-1].number)
+        with self._source.fetch(self._layer, begin, end - begin) as stream:
+            if stream.skipped:
+                self._in_order = True
+            reader = _Reader(stream, begin, self._arrived(request))
+            for one in spans:
+                packed = memory.packed(self.packed_size(one.number))
+                size = reader.range(*self._table.compressed_range(one.number), packed.view)
+                if one is request.spans[-1]:
+                    self._fetching.received(request)
+                self._finish(request, one, claims[one.number], size, memory)
+
+    def _receive_on(
+        self,
+        stream: _Forward,
+        request: Request,
+        spans: list[PendingSpan],
+        claims: dict[int, Claim],
+        memory: RequestMemory,
+    ) -> None:
+        """Reads on through the whole layer, up to what is wanted; what passes by is kept on the disk."""
+        wanted = {one.number: one for one in spans}
+        with stream.begun(min(wanted), self._arrived(request)):
+            while stream.next <= max(wanted):
+                number = stream.next
+                packed = memory.packed(self.packed_size(number))
+                size = stream.take(*self._table.compressed_range(number), packed.view)
+                if number in wanted:
+                    self._finish(request, wanted[number], claims[number], size, memory)
+                elif not self._cached.has(number) and self._is_right(number, packed.view[:size]):
+                    claim = self._cached.claim(number)
+                    if claim is not None:
+                        with claim, self._inflated(number, size, memory) as data:
+                            self._cached.count(number, spans[0].source, size)
+                            claim.put(data)
+
+    def _arrived(self, request: Request) -> Callable[[], None]:
+        clock = self._fetching.clock
+        return lambda: request.arrived(clock())
+
+    def _finish(
+        self, request: Request, one: PendingSpan, claim: Claim, size: int, memory: RequestMemory
+    ) -> None:
+        """Checks, inflates and keeps a span of which `size` compressed bytes came.
+
+        One that is wrong does no harm to those beside it.
+        """
+        number = one.number
+        packed = memory.packed(self.packed_size(number))
+        try:
+            if not self._is_right(number, packed.view[:size]):
+                size = self._receive_again(request, number, packed.view)
+            with self._inflated(number, size, memory) as data:
+                # Counted first: as soon as it is on the disk, somebody may find it there.
+                self._cached.count(number, one.source, size)
+                entry: AnyEntry = claim.put(data) or HeldEntry(bytes(data))
+        except (IntegrityError, InvalidDataError) as error:
+            self._fetching.fail(request, one, error)
+            return
+        self._cached.keep(number, entry)
+        name = one.name()
+        if name:
+            self._fetching.stats.charge(self._layer.digest, name, size)
+        self._fetching.done(request, one, entry)
+
+    def _is_right(self, number: int, packed: memoryview) -> bool:
+        digest = hashlib.sha256(packed).hexdigest()
+        return b"sha256:" + digest.encode() == self._digests[number]
+
+    def _receive_again(self, request: Request, number: int, packed: memoryview) -> int:
+        """A span whose bytes were wrong or too few; its size. IntegrityError when they are so again."""
+        start, end = self._table.compressed_range(number)
+        with self._source.fetch(self._layer, start, end - start) as stream:
+            size = _Reader(stream, start, self._arrived(request)).range(start, end, packed)
+        if not self._is_right(number, packed[:size]):
+            raise IntegrityError(
+                f"bytes {start} to {end} do not have the digest that the zTOC gives, fetched twice; the "
+                "layer there or its zTOC is damaged"
+            )
+        return size
+
+    @contextmanager
+    def _inflated(self, number: int, size: int, memory: RequestMemory) -> Iterator[memoryview]:
+        """The content of a span of which `size` compressed bytes are in `memory`."""
+        packed_size, wanted = self._table.sizes(number)
+        packed = memory.packed(packed_size)
+        if not self._table.spans.is_gzip:
+            yield _complete(packed.view[:size][:wanted], wanted)
+            return
+        with memory.plain(wanted) as plain:
+            pieces = inflate_span(self._table.spans, number, packed, size, plain, wanted)
+            yield _complete(plain.view[: next(pieces, 0)], wanted)
+
+
+def _complete(data: memoryview, wanted: int) -> memoryview:
+    if data.nbytes != wanted:
+        raise InvalidDataError("it holds less than the zTOC says")
+    return data
+
+
+class _Reader:
+    """Takes ascending ranges out of a stream; each may begin with the last byte of the one before."""
+
+    def __init__(self, stream: BlobReader, position: int, arrived: Callable[[], None]) -> None:
+        """`arrived` is called when bytes came; what it raises ends reading."""
+        self._stream = stream
+        self._position = position
+        self._last = b""
+        self.arrived = arrived
+
+    def range(self, start: int, end: int, buffer: memoryview) -> int:
+        """Fills `buffer` with the bytes [start, end); how many came before the stream ended."""
+        while self._position < start:
+            gap = min(start - self._position, buffer.nbytes)
+            if not self._fill(buffer[:gap]):
+                return 0
+            self._last = bytes(buffer[gap - 1 : gap])
+        shared = self._last if start < self._position else b""
+        buffer[: len(shared)] = shared
+        size = len(shared) + self._fill(buffer[len(shared) : max(end - start, len(shared))])
+        if size:
+            self._last = bytes(buffer[size - 1 : size])
+        return size
+
+    def _fill(self, buffer: memoryview) -> int:
+        """Reads until the buffer is full or the stream ends."""
+        filled = 0
+        while filled < buffer.nbytes:
+            count = self._stream.readinto(buffer[filled : filled + _RECEIVED_AT_ONCE])
+            if not count:
+                break
+            filled += count
+            self.arrived()
+        self._position += filled
+        return filled
+
+
+class _Forward(Closing):
+    """One stream of a whole layer that is read on and on, for a source that ignores Range.
+
+    It is used by who has `turn`.
+    """
+
+    def __init__(self, source: Source, layer: Descriptor) -> None:
+        self.turn = threading.Lock()
+        self.user: Request | None = None
+        """Who has the turn, or had it last."""
+        self.next = 0
+        """The span that comes next."""
+        self._source = source
+        self._layer = layer
+        self._stream: BlobReader | None = None
+        self._reader: _Reader | None = None
+
+    @contextmanager
+    def begun(self, number: int, arrived: Callable[[], None]) -> Iterator[None]:
+        """The stream is open; begun anew when `number` is past, or after an error."""
+        if self._reader is None or number < self.next:
+            self.close()
+            self._stream = self._source.fetch(self._layer)
+            self._reader = _Reader(self._stream, 0, arrived)
+            self.next = 0
+        self._reader.arrived = arrived
+        good = False
+        try:
+            yield
+            good = True
+        finally:
+            if not good:
+                self.close()
+
+    def take(self, start: int, end: int, buffer: memoryview) -> int:
+        """The compressed bytes of the next span; how many there were."""
+        assert self._reader is not None
+        size = self._reader.range(start, end, buffer)
+        self.next += 1
+        return size
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        stream, self._stream, self._reader = self._stream, None, None
+        if stream is not None:
+            stream.close()

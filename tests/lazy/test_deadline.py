@@ -1,0 +1,273 @@
+"""How long readers wait where nothing comes any more, and how much is under way at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soci_cli.errors import UnreachableError
+from soci_cli.lazy import Cache, Fetching, LayerSpans
+from soci_cli.lazy.span_queue import Priority
+from soci_cli.oci import Descriptor
+from soci_cli.targets import BlobReader
+from tests.lazy.test_fetching import COUNT, SPAN, layer, spans_at
+from tests.lazy.tools import Place, eventually, spans_of
+
+DEADLINE = 30.0
+SMALL = 512 << 10
+"""Bytes of a span that is too far from the one after the next to come with it."""
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fetching(tmp_path: Path, clock: Clock) -> Iterator[Fetching]:
+    cache = Cache(tmp_path / "cache", 1 << 30)
+    with Fetching(cache, deadline=DEADLINE, clock=clock) as made:
+        yield made
+
+
+def submit(spans: LayerSpans, number: int) -> Future[bytes]:
+    return spans.submit(number * SPAN + 1000, 5000)
+
+
+def content(number: int, seed: int = 0) -> bytes:
+    at = number * SPAN + 1000
+    return layer(seed)[at : at + 5000]
+
+
+def settle() -> None:
+    """Waits until the deadlines have been looked at with the clock as it is."""
+    seen = threading.Event()
+    threading.Timer(0.6, seen.set).start()
+    assert seen.wait(30)
+
+
+class SlowPlace(Place):
+    """A place whose bodies come in pieces, where they are `stalled` one at each `step`."""
+
+    def __init__(self, *blobs: bytes) -> None:
+        super().__init__(*blobs)
+        self.stalled = range(0)
+        self.waiting: list[threading.Semaphore] = []
+
+    def step(self, count: int = 1) -> None:
+        """Lets some pieces of each body come."""
+        for one in tuple(self.waiting):
+            one.release(count)
+
+    def fetch(
+        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    ) -> BlobReader:
+        stream: Any = super().fetch(descriptor, offset, length)
+        whole = stream.readinto
+
+        class Slow:
+            skipped = 0
+
+            def __init__(self) -> None:
+                self.at = offset
+                self.step = threading.Semaphore(0)
+
+            def readinto(slow, buffer: memoryview) -> int:
+                if slow.at in self.stalled:
+                    self.waiting.append(slow.step)
+                    slow.step.acquire()
+                    self.waiting.remove(slow.step)
+                count = int(whole(buffer[:1000]))
+                slow.at += count
+                return count
+
+            def close(self) -> None:
+                pass
+
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+        reader: Any = Slow()
+        return reader  # type: ignore[no-any-return]
+
+
+def test_a_registry_that_says_nothing(fetching: Fetching, clock: Clock) -> None:
+    spans, place = spans_at(fetching)
+    place.gate = threading.Semaphore(0)
+    first = submit(spans, 3)
+    eventually(lambda: len(place.requests) == 1)
+    clock.now += DEADLINE - 1
+    late = submit(spans, 9)
+    settle()
+    assert not first.done()
+    clock.now += 1
+    error = first.exception(30)
+    assert isinstance(error, UnreachableError)
+    assert (error.place, error.layer, error.span) == ("place", spans.layer.digest, 3)
+    assert "nothing came for 30 seconds" in str(error)
+    # Who began later waits on, and so do others.
+    settle()
+    assert not late.done()
+    again = submit(spans, 3)
+    eventually(lambda: len(place.requests) == 3)
+    place.gate.release(100)
+    assert again.result(30) == content(3)
+    assert late.result(30) == content(9)
+    eventually(lambda: spans.is_quiet)
+    assert fetching.stats.report().errors == 1
+
+
+def test_a_body_that_stalls(fetching: Fetching, clock: Clock) -> None:
+    place = SlowPlace(layer())
+    spans, _ = spans_of(layer(), fetching, place, SPAN)
+    place.stalled = range(3 * SPAN + 500_000, 4 * SPAN)
+    stalled = submit(spans, 3)
+    eventually(lambda: len(place.waiting) == 1)
+    # A line that moves, however slowly, is no silence.
+    for _ in range(4):
+        clock.now += DEADLINE - 1
+        settle()
+        place.step()
+        eventually(lambda: len(place.waiting) == 1)
+    assert not stalled.done()
+    # Nobody else is held up.
+    assert submit(spans, 7).result(30) == content(7)
+    assert submit(spans, 11).result(30) == content(11)
+    clock.now += DEADLINE
+    assert isinstance(stalled.exception(30), UnreachableError)
+    # The next reader begins anew, although the old request still hangs.
+    place.stalled = range(0)
+    requests = len(place.requests)
+    assert submit(spans, 3).result(30) == content(3)
+    assert len(place.requests) == requests + 1
+    place.step(100)
+    assert submit(spans, 3).result(30) == content(3)
+
+
+def test_what_waits_behind_others(tmp_path: Path, clock: Clock) -> None:
+    """A span whose turn has not come is no silence while others of its layer come."""
+    cache = Cache(tmp_path / "cache", 1 << 30)
+    with Fetching(cache, requests=1, deadline=DEADLINE, clock=clock) as fetching:
+        place = SlowPlace(layer())
+        place.stalled = range(len(layer()))
+        spans, _ = spans_of(layer(), fetching, place, SPAN)
+        reads = [submit(spans, number) for number in (0, 7, 14)]
+        eventually(lambda: len(place.waiting) == 2)  # one more than usual for who waits
+        for _ in range(3):
+            clock.now += DEADLINE - 1
+            place.step()
+            settle()
+            eventually(lambda: len(place.waiting) == 2)
+        assert not any(read.done() for read in reads)
+        place.stalled = range(0)
+        place.step()
+        assert [read.result(30) for read in reads] == [content(0), content(7), content(14)]
+
+
+def test_the_background_is_patient(fetching: Fetching, clock: Clock) -> None:
+    spans, place = spans_at(fetching)
+    place.gate = threading.Semaphore(0)
+    (pending,) = spans.fetch([3], Priority.BACKGROUND)
+    eventually(lambda: len(place.requests) == 1)
+    clock.now += 10 * DEADLINE
+    settle()
+    assert not pending.future.done()
+    # Who joins it waits as long as everybody.
+    read = submit(spans, 3)
+    clock.now += DEADLINE - 1
+    settle()
+    assert not read.done()
+    clock.now += 1
+    assert isinstance(read.exception(30), UnreachableError)
+    place.gate.release(100)
+    assert submit(spans, 3).result(30) == content(3)
+
+
+def test_others_of_a_request_that_is_given_up(fetching: Fetching, clock: Clock) -> None:
+    """They are requested again, without those who waited too long."""
+    spans, place = spans_at(fetching)
+    place.gate = threading.Semaphore(0)
+    ahead = spans.fetch([4, 5], Priority.READAHEAD)
+    read = submit(spans, 4)
+    eventually(lambda: sum(length for _, length in place.requests) == 2 * SPAN)
+    clock.now += DEADLINE
+    assert isinstance(read.exception(30), UnreachableError)
+    place.gate.release(100)
+    assert ahead[1].future.result(30).size == SPAN
+    assert submit(spans, 4).result(30) == content(4)
+
+
+def test_a_source_that_ignores_range_and_stalls(fetching: Fetching, clock: Clock) -> None:
+    place = SlowPlace(layer())
+    place.stalled = range(5 * SPAN, 6 * SPAN)
+    spans, _ = spans_of(layer(), fetching, place, SPAN)
+    spans._receiver._in_order = True
+    first = submit(spans, 8)
+    eventually(lambda: len(place.waiting) == 1)
+    clock.now += DEADLINE
+    assert isinstance(first.exception(30), UnreachableError)
+    place.stalled = range(0)
+    assert submit(spans, 8).result(30) == content(8)
+    place.step(100)
+
+
+def test_a_registry_that_hangs_for_long(fetching: Fetching, clock: Clock) -> None:
+    """Reader after reader gives up. What hangs does not add up, and all is well when it is over."""
+    spans, place = spans_at(fetching)
+    place.gate = threading.Semaphore(0)
+    for number in range(COUNT):
+        read = submit(spans, number)
+        clock.now += DEADLINE
+        assert isinstance(read.exception(30), UnreachableError)
+    assert len(place.requests) <= 10
+    place.gate.release(100)
+    for number in range(COUNT):
+        assert submit(spans, number).result(30) == content(number)
+
+
+def fetchers() -> int:
+    return sum(thread.name == "soci-fetch" for thread in threading.enumerate())
+
+
+def test_all_layers_together(fetching: Fetching) -> None:
+    """There is a bound, and no layer is in the way of another."""
+    data = [layer(seed, 6 * SMALL) for seed in range(60)]
+    layers = [spans_of(one, fetching, span_size=SMALL) for one in data]
+    gates = [threading.Semaphore(0) for _ in layers]
+    for (spans, place), gate in zip(layers, gates, strict=True):
+        place.gate = gate
+        for number in (0, 2, 4):
+            spans.fetch([number], Priority.PREFETCH)
+    eventually(lambda: sum(len(place.requests) for _, place in layers) >= 32)
+    assert sum(len(place.requests) for _, place in layers) == 32
+    assert fetchers() <= 34
+    # Of those that have none each gets one for its readers.
+    idle = [at for at, (_, place) in enumerate(layers) if not place.requests]
+    reads = [layers[at][0].submit(SMALL, 100) for at in idle]
+    eventually(lambda: all(len(layers[at][1].requests) == 1 for at in idle))
+    assert sum(len(place.requests) for _, place in layers) == 32 + len(idle)
+    gates[idle[0]].release(100)
+    assert reads[0].result(30) == data[idle[0]][SMALL : SMALL + 100]
+    for gate in gates:
+        gate.release(100)
+    for at, read in zip(idle, reads, strict=True):
+        assert read.result(30) == data[at][SMALL : SMALL + 100]
+    eventually(lambda: fetching.is_quiet)
