@@ -72,7 +72,7 @@ def _create(
             target = stack.enter_context(artifacts.store.open_unnamed())
         observer = stack.enter_context(app.output.progress())
         image = source.resolve()
-        known = artifacts.known() if in_containerd else []
+        known = artifacts.known_ztocs() if in_containerd else {}
         reports = index_image(source, target, options, observer, known)
         made = made_indexes(reports, target, image)
         if in_containerd:

@@ -13,9 +13,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from soci_cli.closing import Closing
-from soci_cli.errors import InvalidDataError, NotFoundError, SociError, UsageError
+from soci_cli.errors import InvalidDataError, NotFoundError, UsageError
 from soci_cli.index.build import PlatformReport
 from soci_cli.index.image import Image, ImageManifest
+from soci_cli.index.layers import KnownZtoc
 from soci_cli.index.model import (
     INDEX_DIGEST,
     INDEX_TYPE_V1,
@@ -26,13 +27,11 @@ from soci_cli.index.model import (
 )
 from soci_cli.oci import (
     Descriptor,
-    Index,
     Manifest,
     parse_digest,
     parse_manifest,
     platforms,
 )
-from soci_cli.oci.media_types import OCI_INDEX
 from soci_cli.targets import (
     LOCAL_CONTENT,
     Source,
@@ -163,15 +162,13 @@ class Artifacts(Closing):
             f"{local.name}; pull its image first"
         )
 
-    def known(self) -> list[tuple[Source, Image]]:
-        """The indexes of containerd, each as an image that carries it, so that zTOCs are found again."""
-        found = []
-        for one in self.all(INDEX):
+    def known_ztocs(self) -> dict[str, list[KnownZtoc]]:
+        """The zTOCs in containerd by the digest of their layer, the newest first."""
+        found: dict[str, list[KnownZtoc]] = {}
+        for one in self.all(ZTOC):
             if one.content_store == CONTAINERD_CONTENT:
-                with suppress(SociError):
-                    entry = ImageManifest(one.descriptor, self.read_index(one), None, False, True)
-                    index = Index(2, OCI_INDEX, "", (one.descriptor,))
-                    found.append((self.place(one), Image(one.descriptor, index, (entry,))))
+                known = KnownZtoc(one.descriptor, self.place(one))
+                found.setdefault(one.original_digest, []).append(known)
         return found
 
     def local_place(self) -> StoreTarget:

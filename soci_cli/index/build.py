@@ -7,15 +7,18 @@ indexes v2 into a new image. Both use `IndexBuilder`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from soci_cli import defaults
 from soci_cli.errors import SociError, UsageError
-from soci_cli.index.image import Image, choose, image_before, manifest_of, read_image
+from soci_cli.index.image import ImageManifest, choose, image_before, manifest_of, read_image
 from soci_cli.index.layers import (
+    KnownZtoc,
     LayerIndexer,
     LayerReport,
+    ZtocMemory,
     ZtocSettings,
     compression_of,
     short,
@@ -24,11 +27,13 @@ from soci_cli.index.layers import (
 from soci_cli.index.memory import known_ztocs
 from soci_cli.index.model import (
     EMPTY_CONFIG,
+    INDEX_TYPE_V1,
     SociIndex,
     make_index,
     ztoc_descriptor,
 )
 from soci_cli.index.prefetch import plan_prefetch
+from soci_cli.index.rehearsal import Rehearsal, RehearsedIndexer, WouldChangeError
 from soci_cli.oci import Descriptor, Platform, digest_of
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver
@@ -186,13 +191,14 @@ def index_image(
     target: Target,
     options: IndexOptions | None = None,
     observer: Observer | None = None,
-    known: Sequence[tuple[Source, Image]] = (),
+    known: Mapping[str, Sequence[KnownZtoc]] = MappingProxyType({}),
 ) -> tuple[PlatformReport, ...]:
     """Makes a SOCI index v1 for each chosen platform of an image, which itself stays as it is.
 
     zTOCs and indexes go to the target, layers do not. An index v1 is found through its subject, so
-    whoever stores it must list it as a referrer of the manifest. `known` are other images, each with its
-    place, whose zTOCs may be taken. Raises SociError when no layer can be indexed.
+    whoever stores it must list it as a referrer of the manifest; where the target does so already,
+    nothing is written. `known` are zTOCs that may be taken, by the digest of their layer. Raises SociError
+    when no layer can be indexed.
     """
     options = options or IndexOptions()
     observer = observer or SilentObserver()
@@ -202,25 +208,79 @@ def index_image(
         before = target.before()
         if before is not None:
             stack.enter_context(before)
-        images = [*image_before(before), (source, image), *known]
-        memory = known_ztocs(images, target, options.ztoc_settings, force=options.force)
-        indexer = LayerIndexer(source, target, options.ztoc_settings, memory, copy_layers=False)
-        builder = IndexBuilder(target, options, observer, indexer)
+        earlier = image_before(before)
+        images = [*earlier, (source, image)]
+        memory = known_ztocs(images, target, options.ztoc_settings, known, force=options.force)
+        work = _Indexing(source, picked, options, memory)
+        if earlier and work.may_be_done():
+            # What differs ends the rehearsal; what is wrong will come up again below.
+            with suppress(SociError):
+                return work.rehearse(earlier[0][0], observer)
+        results = work.run(target, observer)
+    if not any(result.index for result in results):
+        raise nothing_indexed(source.name, results, options)
+    return results
+
+
+@dataclass(frozen=True)
+class _Indexing:
+    source: Source
+    picked: Sequence[tuple[Platform, ImageManifest]]
+    options: IndexOptions
+    memory: ZtocMemory
+
+    def may_be_done(self) -> bool:
+        """Whether each layer has a zTOC already: nothing would be built in vain."""
+        return all(
+            self.memory.recall(layer.digest)
+            or skip_reason(layer, self.source, self.options.min_layer_size)
+            for _, entry in self.picked
+            for layer in manifest_of(entry).layers
+        )
+
+    def rehearse(self, before: Source, observer: Observer) -> tuple[PlatformReport, ...]:
+        """The same without writing anything. WouldChangeError."""
+        heard = _Heard()
+        results = self.run(Rehearsal(before), heard, RehearsedIndexer)
+        for (_, entry), result in zip(self.picked, results, strict=True):
+            listed = before.referrers(entry.descriptor, INDEX_TYPE_V1) if result.index else ()
+            if result.index and result.index.digest not in [one.digest for one in listed]:
+                raise WouldChangeError(f"{result.index.digest} is not listed")
+        if not any(result.index for result in results):
+            raise WouldChangeError("there is no index")
+        for note in heard.notes:
+            observer.note(*note)
+        return results
+
+    def run(
+        self, target: Target, observer: Observer, kind: type[LayerIndexer] = LayerIndexer
+    ) -> tuple[PlatformReport, ...]:
+        settings, concurrency = self.options.ztoc_settings, self.options.concurrency
+        indexer = kind(self.source, target, settings, self.memory, copy_layers=False)
+        builder = IndexBuilder(target, self.options, observer, indexer)
         jobs: dict[str, Job] = {}
-        for _, entry in picked:
+        for _, entry in self.picked:
             for layer in manifest_of(entry).layers:
-                if layer.digest not in jobs and (job := builder.job(layer, source)):
+                if layer.digest not in jobs and (job := builder.job(layer, self.source)):
                     jobs[layer.digest] = job
-        run_all(lambda job, stop: job(stop), list(jobs.values()), options.concurrency)
+        run_all(lambda job, stop: job(stop), list(jobs.values()), concurrency)
         results = []
-        for platform, entry in picked:
+        for platform, entry in self.picked:
             layers = manifest_of(entry).layers
             index = builder.make(layers, entry.descriptor)
             reports = tuple(builder.reports[layer.digest] for layer in layers)
             results.append(PlatformReport(platform, index.descriptor if index else None, reports))
-    if not any(result.index for result in results):
-        raise nothing_indexed(source.name, results, options)
-    return tuple(results)
+        return tuple(results)
+
+
+class _Heard(SilentObserver):
+    """Keeps remarks, to be made when they turn out to be true."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[str, str]] = []
+
+    def note(self, message: str, kind: str = "") -> None:
+        self.notes.append((message, kind))
 
 
 def nothing_indexed(

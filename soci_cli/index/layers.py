@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from soci_cli.errors import (
@@ -13,18 +13,18 @@ from soci_cli.errors import (
     NotFoundError,
     UnsupportedLayerError,
 )
-from soci_cli.oci import Descriptor, VerifyingReader, digest_of, encoded_of, media_types
+from soci_cli.oci import Descriptor, VerifyingReader, encoded_of, media_types
 from soci_cli.progress import Task
 from soci_cli.targets import Source, Target, copy_blob, may_link, read_blob
+from soci_cli.targets.copy import BlobPages
 from soci_cli.ztoc import (
     ZTOC_MEDIA_TYPE,
     BuiltZtoc,
     Compression,
-    Ztoc,
     build_ztoc,
     decode_ztoc,
 )
-from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
+from soci_cli.ztoc.codec import MAX_ZTOC_SIZE, ZtocHead, read_head
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -41,8 +41,8 @@ class KnownZtoc:
 class ZtocMemory(Protocol):
     """Remembers zTOCs that exist already, so that they need not be built again."""
 
-    def recall(self, layer: str) -> KnownZtoc | None:
-        """A zTOC of the layer with this digest, made with the span size and tool at hand."""
+    def recall(self, layer: str) -> Sequence[KnownZtoc]:
+        """zTOCs of the layer with this digest, most likely of the span size and tool at hand."""
 
     def remember(self, layer: str, ztoc: Descriptor) -> None:
         """A zTOC was built, and is in the target."""
@@ -129,14 +129,12 @@ class LayerIndexer:
 
         Raises IntegrityError and InvalidDataError with the layer's digest for a broken layer.
         """
-        known = self._memory.recall(layer.digest)
-        if known is not None and (ztoc := self._usable(known, layer)):
-            self._copy(layer, task)
-            return LayerReport(
-                layer, "reused", "", known.descriptor, len(ztoc.span_digests), len(ztoc.files)
-            )
+        for known in self._memory.recall(layer.digest):
+            if head := self._usable(known, layer):
+                self._copy(layer, task)
+                return LayerReport(layer, "reused", "", known.descriptor, head.spans, head.files)
         try:
-            built = self._build_and_copy(layer, task)
+            built = self.build(layer, task)
         except UnsupportedLayerError as error:
             self._copy(layer, None)
             return LayerReport(layer, "skipped", str(error))
@@ -149,23 +147,33 @@ class LayerIndexer:
         if self._copy_layers:
             copy_blob(self._source, self._target, layer, task)
 
-    def _usable(self, known: KnownZtoc, layer: Descriptor) -> Ztoc | None:
-        """The remembered zTOC, brought into the target; None when it does not fit the layer."""
+    def _usable(self, known: KnownZtoc, layer: Descriptor) -> ZtocHead | None:
+        """The head of the remembered zTOC, brought into the target; None when it does not fit the layer.
+
+        What the target has was checked when it was written, so only a few places of that are read.
+        """
+        blob = replace(known.descriptor, media_type=ZTOC_MEDIA_TYPE)
+        there = self._target.exists(blob)
+        data = b""
         try:
-            data = read_blob(known.place, known.descriptor, MAX_ZTOC_SIZE)
-            ztoc = decode_ztoc(data)
+            if not there:
+                data = read_blob(known.place, blob, MAX_ZTOC_SIZE)
+                decode_ztoc(data)
+            head = read_head(BlobPages(self._target, blob) if there else data)
         except (NotFoundError, IntegrityError, InvalidDataError):
             return None
         if (
-            ztoc.compressed_archive_size != layer.size
-            or ztoc.build_tool_identifier != self._settings.build_tool_identifier.encode()
-            or ztoc.spans.span_size != self._settings.span_size
+            head.compressed_archive_size != layer.size
+            or head.build_tool_identifier != self._settings.build_tool_identifier.encode()
+            or head.span_size != self._settings.span_size
         ):
             return None
-        self._target.push(Descriptor(ZTOC_MEDIA_TYPE, digest_of(data), len(data)), data)
-        return ztoc
+        if not there:
+            self._target.push(blob, data)
+        return head
 
-    def _build_and_copy(self, layer: Descriptor, task: Task) -> BuiltZtoc:
+    def build(self, layer: Descriptor, task: Task) -> BuiltZtoc:
+        """Builds the zTOC, which is not written yet, while the layer is copied."""
         if not self._copy_layers or self._target.exists(layer):
             return self._build(layer, task, None)
         if may_link(self._source, self._target, layer.digest):

@@ -9,12 +9,23 @@ from __future__ import annotations
 from typing import NoReturn
 
 from soci_cli.errors import SociError
+from soci_cli.index.layers import LayerIndexer
 from soci_cli.oci import Descriptor
+from soci_cli.progress import Task
 from soci_cli.targets import BlobReader, Source, Target
+from soci_cli.ztoc import BuiltZtoc
 
 
 class WouldChangeError(SociError):
     """The conversion would write something."""
+
+
+class RehearsedIndexer(LayerIndexer):
+    """Finds zTOCs, but builds none."""
+
+    def build(self, layer: Descriptor, task: Task) -> BuiltZtoc:
+        """See `LayerIndexer.build`."""
+        raise WouldChangeError(f"the zTOC of {layer.digest} is new")
 
 
 class Rehearsal(Target):

@@ -28,6 +28,7 @@ from soci_cli.targets.protocol import MANIFEST_LIMIT, Source, Target, read_blob
 DEPTH_LIMIT = 8
 NODE_LIMIT = 100_000
 _MANIFESTS_LIMIT = 64 * 1024 * 1024
+_PAGE = 64 << 10  # bytes
 _CHUNK = 1024 * 1024
 
 Outcome: TypeAlias = Literal["already there", "linked", "mounted", "copied"]
@@ -47,6 +48,33 @@ class CopySummary:
     present: int
     left_out: int
     size: int
+
+
+class BlobPages:
+    """The bytes of a blob, of which only the pages that are looked at are fetched; not verified."""
+
+    def __init__(self, source: Source, descriptor: Descriptor) -> None:
+        self._source = source
+        self._descriptor = descriptor
+        self._pages: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return self._descriptor.size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """What `Source.fetch` raises; InvalidDataError for more than a page's worth."""
+        start, end, _ = part.indices(len(self))
+        if end - start > _PAGE:
+            raise InvalidDataError(f"blob {self._descriptor.digest}: a part of it is too long")
+        pages = [self._page(at) for at in range(start - start % _PAGE, end, _PAGE)]
+        return b"".join(pages)[start % _PAGE :][: end - start]
+
+    def _page(self, at: int) -> bytes:
+        if at not in self._pages:
+            length = min(_PAGE, len(self) - at)
+            with self._source.fetch(self._descriptor, at, length) as stream:
+                self._pages[at] = stream.read()
+        return self._pages[at]
 
 
 def copy_blob(

@@ -14,13 +14,14 @@ from soci_cli.ztoc.flatbuffer import (
     REFERENCE,
     Builder,
     FlatBuffer,
+    Slices,
     Table,
     release,
 )
 from soci_cli.ztoc.model import ZTOC_VERSION, Compression
 from soci_cli.ztoc.toc import TableOfContents
 from soci_cli.ztoc.toc_writer import TocWriter
-from soci_cli.ztoc.zinfo import Spans, decode_gzip, decode_tar
+from soci_cli.ztoc.zinfo import Spans, decode_gzip, decode_tar, span_size_of_gzip
 
 MAX_ZTOC_SIZE = 1 << 30
 """Bytes that a zTOC may have. An honest one has about a hundredth of its layer's."""
@@ -29,6 +30,7 @@ MAX_ZTOC_SIZE = 1 << 30
 _INFO_KINDS, _INFO_IDS = INT32 + REFERENCE * 2 + INT8, (1, 2, 3, 0)
 _ZTOC_KINDS, _ZTOC_IDS = REFERENCE * 3 + INT64 * 2 + REFERENCE, (0, 1, 4, 2, 3, 5)
 
+_HEAD_OF_BLOB = 256
 _SHA256 = re.compile(rb"sha256:[0-9a-f]{64}")
 
 
@@ -86,6 +88,49 @@ class Ztoc:
     size: int
 
 
+@dataclass(frozen=True)
+class ZtocHead:
+    """What a zTOC is for, and how much is in it. Sizes are in bytes, `spans` and `files` are numbers."""
+
+    build_tool_identifier: bytes
+    compressed_archive_size: int
+    span_size: int
+    spans: int
+    files: int
+
+
+def read_head(buffer: Slices) -> ZtocHead:
+    """The head of a zTOC, for which a few places of its buffer are looked at; only those are checked.
+
+    Raises InvalidDataError when one is out of bounds.
+    """
+    root, info = _tables(buffer)
+    compressed_size = root.integer(2, 8, 0)
+    start, length = info.byte_range(3)
+    blob = buffer[start : start + min(length, _HEAD_OF_BLOB)]
+    gzip = info.integer(0, 1, Compression.GZIP) == Compression.GZIP
+    span_size = span_size_of_gzip(blob) if gzip else decode_tar(blob, compressed_size).span_size
+    contents = root.table(4)
+    files = 0 if contents is None else contents.offsets(0)[1]
+    return ZtocHead(root.string(1), compressed_size, span_size, info.offsets(2)[1], files)
+
+
+def _tables(buffer: Slices, start: int = 0) -> tuple[Table, Table]:
+    """The root of a zTOC of the right version, and its table about compression."""
+    size = len(buffer) - start
+    if size > MAX_ZTOC_SIZE:
+        raise InvalidDataError(f"not a valid zTOC: it has {size} bytes")
+    root = Table.root(buffer, start)
+    version = root.string(0)
+    if version != ZTOC_VERSION:
+        shown = version[:20].decode(errors="replace")
+        raise InvalidDataError(f"not a zTOC of version 0.9: the version is {shown!r}")
+    info = root.table(5)
+    if info is None:
+        raise InvalidDataError("not a valid zTOC: it has no compression info")
+    return root, info
+
+
 def decode_ztoc(data: FlatBuffer, start: int = 0) -> Ztoc:
     """Reads a zTOC from anyone: `data` from `start` on, of which entries and windows are not copied.
 
@@ -93,19 +138,10 @@ def decode_ztoc(data: FlatBuffer, start: int = 0) -> Ztoc:
     out of bounds or does not fit together.
     """
     size = len(data) - start
-    if size > MAX_ZTOC_SIZE:
-        raise InvalidDataError(f"not a valid zTOC: it has {size} bytes")
-    root = Table.root(data, start)
-    version = root.string(0)
-    if version != ZTOC_VERSION:
-        shown = version[:20].decode(errors="replace")
-        raise InvalidDataError(f"not a zTOC of version 0.9: the version is {shown!r}")
+    root, info = _tables(data, start)
     compressed_size, uncompressed_size = root.integer(2, 8, 0), root.integer(3, 8, 0)
     if compressed_size < 0 or uncompressed_size < 0:
         raise InvalidDataError("not a valid zTOC: a size is negative")
-    info = root.table(5)
-    if info is None:
-        raise InvalidDataError("not a valid zTOC: it has no compression info")
     compression = info.integer(0, 1, Compression.GZIP)
     digests = info.strings(2)
     begin, length = info.byte_range(3)
@@ -125,7 +161,7 @@ def decode_ztoc(data: FlatBuffer, start: int = 0) -> Ztoc:
         if not _SHA256.fullmatch(digest):
             raise InvalidDataError("not a valid zTOC: a span digest is malformed")
     ztoc = Ztoc(
-        version,
+        ZTOC_VERSION,
         root.string(1),
         compressed_size,
         uncompressed_size,

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from soci_cli.errors import InvalidDataError
 
@@ -210,12 +210,20 @@ def string_piece(value: bytes) -> bytes:
     return length.to_bytes(4, "little") + value + b"\0\0\0\0"[length & 3 :]
 
 
+class Slices(Protocol):
+    """Bytes of which parts are looked at, such as `bytes`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
 class Table:
     """A table inside a buffer from outside. Every read checks its bounds."""
 
     __slots__ = ("_buffer", "_position", "_vtable", "_vtable_size")
 
-    def __init__(self, buffer: FlatBuffer, position: int) -> None:
+    def __init__(self, buffer: Slices, position: int) -> None:
         self._buffer = buffer
         self._position = position
         if position < 0 or position + 4 > len(buffer):
@@ -230,7 +238,7 @@ class Table:
         self._vtable_size = size
 
     @classmethod
-    def root(cls, buffer: FlatBuffer, start: int = 0) -> Table:
+    def root(cls, buffer: Slices, start: int = 0) -> Table:
         """The root table of a buffer, which begins at `start`."""
         if len(buffer) - start < 8:
             raise _broken("the buffer is too short")

@@ -155,6 +155,14 @@ def decode_gzip(blob: memoryview, compressed_size: int) -> Spans:
     )
 
 
+def span_size_of_gzip(blob: bytes) -> int:
+    """The span size, out of the first bytes of the blob for gzip."""
+    if len(blob) < _HEADER.size:
+        raise _broken("the checkpoints are cut off")
+    size: int = _HEADER.unpack_from(blob)[1]
+    return size
+
+
 def decode_tar(blob: bytes, compressed_size: int) -> Spans:
     """Reads the blob for a plain tar; raises InvalidDataError when it cannot be right."""
     table = Table.root(blob)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from soci_cli.targets.containerd.client import Containerd
+from soci_cli.targets.containerd.client import Containerd, Lease
+from soci_cli.targets.containerd.place import ContainerdTarget
+from soci_cli.targets.containerd.streams import ContentStream
 from soci_cli.targets.places import connect
 from tests.support.commands import SOCI, Done, Soci, environment, process
 from tests.support.images import Json, LayoutMaker, gz, layer_tar, noise, sha256, tar_of
@@ -309,6 +311,44 @@ def test_ztocs_in_containerd_are_used_again(machine: Machine) -> None:
     assert [layer for layer in image.layers if layer["digest"] in failed.err]
 
 
+def test_creating_again_writes_nothing_and_reads_little(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = machine.load("registry.example/twice:1")
+    # The zTOC of the larger layer has 20 checkpoints of 32 KiB.
+    create = ("create", *SMALL, "--span-size", "16384", image.name)
+    first = machine(*create).good()
+    (index,) = machine.digests("index", "ls")
+    read: list[int] = []
+    begin = ContentStream.__init__
+
+    def counted(
+        stream: ContentStream, client: Containerd, digest: str, start: int, length: int
+    ) -> None:
+        read.append(length)
+        begin(stream, client, digest, start, length)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("something is written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ContentStream, "__init__", counted)
+        patch.setattr(Lease, "keep", forbidden)
+        patch.setattr(ContainerdTarget, "open_writer", forbidden)
+        for method in ("put_image", "_update_image"):
+            patch.setattr(Containerd, method, forbidden)
+        assert machine(*create).good().err == first.err
+    assert len(read) < 30
+    assert max(read) <= 64 << 10
+    # Another span size is another index.
+    assert machine("create", *SMALL, "--span-size", "65536", image.name).good().err != first.err
+    # What is not kept by the image is made anew, also when it is still there.
+    label = f"{LABEL}.linux-amd64"
+    machine.ctr("images", "label", image.name, f"{LABEL}=", f"{label}=")
+    machine(*create).good()
+    assert machine.labels(image.name) == {LABEL: index, label: index}
+
+
 def test_the_newest_index_is_pushed(machine: Machine, docker_registry: DockerRegistry) -> None:
     host = docker_registry.host
     image = machine.load(f"{host}/newest/app:1")
@@ -355,7 +395,7 @@ def test_push_goes_to_where_the_image_is(
     def usual(_: str | None, namespace: str | None, timeout: float | None) -> Containerd:
         return connect(machine.server.address, NAMESPACE, timeout)
 
-    monkeypatch.setattr("soci_cli.commands.app.connect", usual)
+    monkeypatch.setattr("soci_cli.targets.places.connect", usual)
     assert soci("push", "-q", image.name).good().last == digest
     soci("push", "-q", f"{host}/where/none:1").bad(1, "not in the local store")
     soci("image", "load", "-i", archive, "--name", image.name).good()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc import BuiltZtoc, Compression, build_ztoc, builder, decode_ztoc
+from soci_cli.ztoc.codec import read_head
 from tests.support.layers import (
     BUILD_TOOL,
     GOLDEN,
@@ -53,6 +55,43 @@ def check_answer(built: BuiltZtoc, row: dict[str, Any]) -> None:
     assert built.files == row["files"]
     assert built.layer_size == row["compressed_archive_size"]
     assert built.uncompressed_size == row["uncompressed_archive_size"]
+
+
+class Sliced:
+    """Bytes that note which parts are looked at."""
+
+    def __init__(self, data: bytes) -> None:
+        self.looked_at = 0
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        self.looked_at += len(self._data[part])
+        return self._data[part]
+
+
+@pytest.mark.parametrize("name", ZTOCS)
+def test_the_head_says_the_same(name: str) -> None:
+    whole = decode_ztoc(golden_ztoc(name))
+    sliced = Sliced(golden_ztoc(name))
+    head = read_head(sliced)
+    assert (head.build_tool_identifier, head.compressed_archive_size, head.span_size) == (
+        whole.build_tool_identifier,
+        whole.compressed_archive_size,
+        whole.spans.span_size,
+    )
+    assert (head.spans, head.files) == (len(whole.span_digests), len(whole.files))
+    assert sliced.looked_at < 500
+
+
+@pytest.mark.parametrize("cut", range(0, 400, 13))
+def test_a_head_that_is_cut_off(cut: int) -> None:
+    data = golden_ztoc(ZTOCS[0])
+    for damaged in (data[:cut], data[:cut] + bytes(len(data) - cut), data[:cut] + b"\xff" * 400):
+        with contextlib.suppress(InvalidDataError):
+            read_head(damaged)
 
 
 def test_rows_are_complete() -> None:
