@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -146,22 +147,25 @@ class Containerd(Closing):
         return self._timeout
 
     @contextmanager
-    def errors(self, what: str) -> Iterator[None]:
-        """Turns an error of gRPC into ours; `what` was tried."""
+    def errors(self, what: str, since: float | None = None) -> Iterator[None]:
+        """Turns an error of gRPC into ours; `what` was tried, `since` a time of the monotonic clock."""
+        since = time.monotonic() if since is None else since
         try:
             yield
         except grpc.RpcError as error:
-            raise self.error(what, error) from error
+            raise self.error(what, error, since) from error
 
-    def error(self, what: str, error: grpc.RpcError) -> SociError:
-        """Our error for one of gRPC."""
+    def error(self, what: str, error: grpc.RpcError, since: float) -> SociError:
+        """Our error for one of gRPC, as for `errors`."""
         code, details = code_of(error), brief(_details(error))
         where = f"containerd ({self.address}, namespace {self.namespace})"
         if code == grpc.StatusCode.NOT_FOUND:
             return NotFoundError(f"{where}: {what}: {details}")
         if code == grpc.StatusCode.UNAVAILABLE:
             return StorageError(f"{where} cannot be reached: {what}: {self._why_not(details)}")
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        late = self._timeout is not None and time.monotonic() - since >= self._timeout
+        # A server that watches the time too may be the first to end the call, and say something else.
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED or late:
             return StorageError(f"{where}: {what}: no answer in time; give a longer --timeout")
         return StorageError(f"{where}: {what}: {details or (code.name if code else 'failed')}")
 

@@ -37,6 +37,7 @@ class ContentStream(Closing):
         """Reading begins at once. Errors come with the first read."""
         self._client = client
         self._what = f"blob {digest}"
+        self._since = time.monotonic()
         self._left = length
         self._piece = b""
         self._taken = 0  # bytes of the piece that were handed out
@@ -89,7 +90,7 @@ class ContentStream(Closing):
 
     def _message(self) -> bytes:
         assert self._call is not None, "the stream is closed"
-        with self._client.errors(f"reading {self._what}"):
+        with self._client.errors(f"reading {self._what}", self._since):
             for answer in self._ahead or self._call:
                 return answer.data
         raise IntegrityError(f"containerd: {self._what} was cut short while it was read")
@@ -175,6 +176,7 @@ class ContentWriter:
         self._offset = 0  # bytes that were given to `write`
         self._there = 0  # bytes that containerd had when this began
         self._done = False  # committed, here or by another process
+        self._since = time.monotonic()
         self._call = self._open()
 
     def write(self, data: BytesLike, /) -> int:
@@ -249,6 +251,7 @@ class ContentWriter:
         """Begins the call and asks how much is there; waits while another process writes the blob."""
         deadline = time.monotonic() + _LOCKED_SECONDS
         while True:
+            self._since = time.monotonic()
             call = _Writing(self._client, self._lease)
             begun = False
             try:
@@ -324,7 +327,7 @@ class ContentWriter:
                     f"containerd before 2.3 takes no blobs with {algorithm_of(digest)} digests, "
                     f"such as {digest}; use a newer one"
                 )
-        return self._client.error(f"writing blob {digest}", error)
+        return self._client.error(f"writing blob {digest}", error, self._since)
 
 
 def _is_locked(error: grpc.RpcError) -> bool:
