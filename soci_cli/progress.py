@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from soci_cli.closing import Closing
+
 
 class Task(Protocol):
     """One running piece of work with a known or unknown total, such as a layer being indexed."""
@@ -48,3 +50,17 @@ class SilentObserver:
 
     def note(self, message: str, kind: str = "") -> None:
         pass
+
+
+class Work(Closing):
+    """A task that ends with its `with`: as "failed", unless `outcome` was set. Implements `Task`."""
+
+    def __init__(self, observer: Observer, name: str, total: int | None) -> None:
+        self.outcome = "failed"
+        self._task = observer.start(name, total)
+        self.advance = self._task.advance
+        self.finish = self._task.finish
+
+    def close(self) -> None:
+        """Tell how it ended."""
+        self.finish(self.outcome)

@@ -12,6 +12,7 @@ from soci_cli.commands.files import LayerStream, write_aside
 from soci_cli.commands.flags import SIZE, common_flags, pass_app, stdout_is_terminal
 from soci_cli.commands.output import human_size
 from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.progress import Work
 from soci_cli.ztoc import Compression, build_ztoc
 
 
@@ -46,22 +47,22 @@ def command(
     """
     if output is None and stdout_is_terminal():
         raise UsageError("a zTOC is not written to a terminal; give --output FILE")
-    with LayerStream(layer) as stream, app.output.progress() as observer:
-        task = observer.start(stream.name, stream.size)
-        outcome = "failed"
+    with (
+        LayerStream(layer) as stream,
+        app.output.progress() as observer,
+        Work(observer, stream.name, stream.size) as work,
+    ):
         try:
             built = build_ztoc(
                 stream,
                 span_size=app.settings.span_size if span_size is None else span_size,
                 compression=Compression.GZIP if stream.is_gzip else Compression.UNCOMPRESSED,
                 build_tool_identifier=(build_tool_identifier or app.settings.build_tool_identifier),
-                advance=task.advance,
+                advance=work.advance,
             )
-            outcome = f"{built.spans} spans, {built.files} files"
+            work.outcome = f"{built.spans} spans, {built.files} files"
         except InvalidDataError as error:
             raise type(error)(f"{stream.name}: {error}") from None
-        finally:
-            task.finish(outcome)
     if output is None:
         sys.stdout.buffer.write(built.data)
         sys.stdout.buffer.flush()

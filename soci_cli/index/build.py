@@ -36,12 +36,12 @@ from soci_cli.index.prefetch import plan_prefetch
 from soci_cli.index.rehearsal import Rehearsal, RehearsedIndexer, WouldChangeError
 from soci_cli.oci import Descriptor, Platform, digest_of
 from soci_cli.parallel import Stop, StoppableTask, run_all
-from soci_cli.progress import Observer, SilentObserver
+from soci_cli.progress import Observer, SilentObserver, Work
 from soci_cli.targets import Source, Target, read_blob
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
-Job = Callable[[Stop], None]
+Job = Callable[[Stop], object]
 """A piece of work on one blob; it ends early when `Stop` says so."""
 
 
@@ -125,13 +125,11 @@ class IndexBuilder:
 
     def index(self, layer: Descriptor, stop: Stop, indexer: LayerIndexer | None = None) -> None:
         """Indexes a layer now."""
-        task = self._observer.start(short(layer.digest), layer.size)
-        outcome = "failed"
-        try:
-            report = (indexer or self._indexer).index(layer, StoppableTask(task, stop))
-            outcome = f"{report.spans} spans, {report.files} files" if report.ztoc else "no zTOC"
-        finally:
-            task.finish(outcome)
+        with Work(self._observer, short(layer.digest), layer.size) as work:
+            report = (indexer or self._indexer).index(layer, StoppableTask(work, stop))
+            work.outcome = "no zTOC"
+            if report.ztoc:
+                work.outcome = f"{report.spans} spans, {report.files} files"
         if report.outcome == "skipped":
             self._note(layer, report.reason)
         self.reports[layer.digest] = report

@@ -19,7 +19,7 @@ from soci_cli.index.build import (
     nothing_indexed,
 )
 from soci_cli.index.documents import converted_documents, is_index_of, new_layers
-from soci_cli.index.image import Image, choose, image_before, manifest_of, read_image
+from soci_cli.index.image import Image, choose, diff_ids_of, image_before, manifest_of, read_image
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
@@ -42,17 +42,15 @@ from soci_cli.oci import (
     Manifest,
     Platform,
     media_types,
-    parse_config_diff_ids,
 )
 from soci_cli.oci.media_types import (
     is_layer,
 )
 from soci_cli.parallel import Stop, StoppableTask, run_all
-from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import Source, Target, copy_blob, copy_graph, read_blob
-from soci_cli.targets.copy import two_sizes
+from soci_cli.progress import Observer, SilentObserver, Work
+from soci_cli.targets import Source, Target, copy_blob, copy_graph
+from soci_cli.targets.copy import copy_leaf, two_sizes
 
-_CONFIG_LIMIT = 16 << 20
 _HINT = "; --zstd-layers recompress turns it into gzip"
 
 
@@ -246,19 +244,11 @@ class _Conversion:
                     self._index_recompressed(layer, known, before, stop)
                     return
         self.target.prepare(f"the gzip form of {layer.digest}")
-        task = self.observer.start(short(layer.digest), layer.size)
-        outcome = "failed"
-        try:
-            new = recompress_layer(
-                self.source,
-                self.target,
-                layer,
-                self._diff_id(manifest, position),
-                StoppableTask(task, stop),
-            )
-            outcome = "recompressed"
-        finally:
-            task.finish(outcome)
+        diff_id = diff_ids_of(self.source, manifest)[position]
+        with Work(self.observer, short(layer.digest), layer.size) as work:
+            task = StoppableTask(work, stop)
+            new = recompress_layer(self.source, self.target, layer, diff_id, task)
+            work.outcome = "recompressed"
         self._index_recompressed(layer, new, self.target, stop)
 
     def _index_recompressed(
@@ -280,35 +270,16 @@ class _Conversion:
         names them.
         """
         layers = self.made.get(manifest.config.digest, ())
-        if len(layers) != len(manifest.layers) or self._diff_id(manifest, position) is None:
+        if (
+            len(layers) != len(manifest.layers)
+            or diff_ids_of(self.source, manifest)[position] is None
+        ):
             return None
         layer = layers[position]
         return layer if media_types.layer_compression(layer.media_type) == "gzip" else None
 
-    def _diff_id(self, manifest: Manifest, position: int) -> str | None:
-        """What the config says that a layer unpacks to; None when it does not say."""
-        config = manifest.config
-        diff_ids = parse_config_diff_ids(
-            read_blob(self.source, config, _CONFIG_LIMIT),
-            f"config {config.digest} in {self.source.name}",
-        )
-        # With another number of diff IDs than layers there is no telling which is which.
-        return diff_ids[position] if len(diff_ids) == len(manifest.layers) else None
-
     def _copy_job(self, blob: Descriptor) -> Job:
-        def copy(stop: Stop) -> None:
-            task = self.observer.start(short(blob.digest), blob.size)
-            outcome = "failed"
-            try:
-                # Asked first: a rehearsal must not take what nobody has for something new.
-                if blob.urls and not self.source.exists(blob):
-                    outcome = "a foreign layer, left out"
-                else:
-                    outcome = copy_blob(self.source, self.target, blob, StoppableTask(task, stop))
-            finally:
-                task.finish(outcome)
-
-        return copy
+        return lambda stop: copy_leaf(self.source, self.target, blob, self.observer, stop)
 
     def _move_kept(self, image: Image, replaced: Sequence[Platform]) -> None:
         """Copies what stays: nested indexes, and SOCI indexes of platforms that get no new one."""

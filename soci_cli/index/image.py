@@ -13,6 +13,7 @@ from soci_cli.oci import (
     Index,
     Manifest,
     Platform,
+    parse_config_diff_ids,
     parse_config_platform,
     parse_index,
     parse_manifest,
@@ -216,3 +217,15 @@ def manifest_of(entry: ImageManifest) -> Manifest:
             f"{entry.descriptor.digest}"
         )
     return entry.manifest
+
+
+def diff_ids_of(source: Source, manifest: Manifest) -> Sequence[str | None]:
+    """What the config of an image says that each of its layers unpacks to.
+
+    All are None where it does not say that of as many layers: there is no telling which is which.
+    """
+    config = manifest.config
+    what = f"config {config.digest} in {source.name}"
+    found = parse_config_diff_ids(read_blob(source, config, _CONFIG_LIMIT), what)
+    count = len(manifest.layers)
+    return found if len(found) == count else [None] * count

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from soci_cli.errors import NotFoundError, UsageError
 from soci_cli.index.discover import FoundIndex, IndexSources, find_index
 from soci_cli.index.image import Image, ImageManifest, manifest_of, read_chosen
-from soci_cli.index.layers import short
 from soci_cli.index.model import ztocs_by_layer
 from soci_cli.oci import Descriptor, Platform
-from soci_cli.parallel import Stop, StoppableTask, run_all
+from soci_cli.parallel import Stop, run_all
 from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import Source, StoreTarget, copy_blob, copy_graph, read_blob
+from soci_cli.targets import Source, StoreTarget, copy_graph, read_blob
+from soci_cli.targets.copy import copy_leaf
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,4 @@ class _Pull:
         self._target.push(descriptor, read_blob(self._place, descriptor))
 
     def _fetch(self, blob: Descriptor, stop: Stop) -> str:
-        task = self._observer.start(short(blob.digest), blob.size)
-        outcome = "failed"
-        try:
-            if blob.urls and not self._target.exists(blob) and not self._place.exists(blob):
-                outcome = "left out"
-            else:
-                outcome = copy_blob(self._place, self._target, blob, StoppableTask(task, stop))
-        finally:
-            task.finish(outcome)
-        return outcome
+        return copy_leaf(self._place, self._target, blob, self._observer, stop)

@@ -21,7 +21,7 @@ from soci_cli.closing import Closing
 from soci_cli.errors import NotFoundError, StorageError
 from soci_cli.lazy.attributes import Node
 from soci_cli.lazy.merged import File, LazyImage
-from soci_cli.progress import Observer, Task
+from soci_cli.progress import Observer, Task, Work
 from soci_cli.text import brief
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -76,14 +76,10 @@ def extract(
         return
     folder, name = _target(start, destination, contents)
     plan = _plan(image, start, name)
-    task = observer.start(brief(start.name or b"/"), plan.size)
-    outcome = "failed"
-    try:
+    with Work(observer, brief(start.name or b"/"), plan.size) as work:
         with _Destination(folder) as target:
-            left_out = _write(image, plan, target, task)
-        outcome = "copied"
-    finally:
-        task.finish(outcome)
+            left_out = _write(image, plan, target, work)
+        work.outcome = "copied"
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         observer.note(f"left out, because only root can make devices: {left_out[0]}{more}")
@@ -94,23 +90,19 @@ def write_tar(
 ) -> None:
     """Writes a file, or a folder with all that is in it, to `out` as a tar archive."""
     plan = _plan(image, start, b"." if contents or not start.path else start.name)
-    task = observer.start(brief(start.name or b"/"), plan.size)
-    outcome = "failed"
-    try:
+    with Work(observer, brief(start.name or b"/"), plan.size) as work:
         with tarfile.open(
             fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
         ) as tar:
             for item in (*plan.folders, *plan.others):
                 tar.addfile(_tar_info(item))
             for item, pieces in _contents(image, plan):
-                tar.addfile(_tar_info(item), cast(IO[bytes], _Pieces(pieces, task)))
+                tar.addfile(_tar_info(item), cast(IO[bytes], _Pieces(pieces, work)))
             for item, first in plan.links:
                 info = _tar_info(item)
                 info.type, info.linkname, info.size = tarfile.LNKTYPE, os.fsdecode(first), 0
                 tar.addfile(info)
-        outcome = "copied"
-    finally:
-        task.finish(outcome)
+        work.outcome = "copied"
 
 
 def _is_special(destination: str) -> bool:

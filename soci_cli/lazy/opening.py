@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 from soci_cli.errors import InvalidDataError, UsageError, errors_at
 from soci_cli.index.discover import FoundIndex, IndexSources, find_index
-from soci_cli.index.image import manifest_of, read_chosen
+from soci_cli.index.image import diff_ids_of, manifest_of, read_chosen
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.blobs import open_blob
@@ -19,14 +20,13 @@ from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.merged import LazyImage, Origin
 from soci_cli.lazy.spans import LayerSpans
 from soci_cli.lazy.whole import WholeLayer
-from soci_cli.oci import Descriptor, Manifest, Platform, media_types, parse_config_diff_ids
+from soci_cli.oci import Descriptor, Manifest, Platform, media_types
 from soci_cli.parallel import Stop
 from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import Source, read_blob
+from soci_cli.targets import Source
 from soci_cli.ztoc import decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
-_CONFIG_LIMIT = 16 << 20
 _PREFETCH_LIMIT = 16 << 20
 
 
@@ -106,8 +106,6 @@ class _Opener:
         self._observer = observer
         self._ztoc_of = ztocs_by_layer(index.manifest) if index else {}
         self._prefetch = prefetch_by_layer(index.manifest) if index else {}
-        self._diff_ids: dict[str, str] | None = None
-        self._mutex = threading.Lock()
 
     def has_ztoc(self, layer: Descriptor) -> bool:
         """Whether a layer can stay where it is."""
@@ -142,19 +140,12 @@ class _Opener:
         return ranges
 
     def _open_whole(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
-        diff_id = self._diff_id(layer)
+        diff_id = self._diff_ids[layer.digest]
         whole = WholeLayer(self._fetching, self._source, layer, diff_id, self._observer, stop)
         return LayerFiles(whole.ztoc), whole
 
-    def _diff_id(self, layer: Descriptor) -> str | None:
-        """The digest of a layer's archive; None when the config has not one for each layer."""
-        with self._mutex:
-            if self._diff_ids is None:
-                config = self.manifest.config
-                what = f"config {config.digest} in {self._source.name}"
-                data = read_blob(self._source, config, _CONFIG_LIMIT)
-                diff_ids = parse_config_diff_ids(data, what)
-                digests = [layer.digest for layer in self.manifest.layers]
-                fits = len(diff_ids) == len(digests)
-                self._diff_ids = dict(zip(digests, diff_ids, strict=True)) if fits else {}
-            return self._diff_ids.get(layer.digest)
+    @cached_property
+    def _diff_ids(self) -> dict[str, str | None]:
+        """What each layer unpacks to, as far as the image says."""
+        digests = [layer.digest for layer in self.manifest.layers]
+        return dict(zip(digests, diff_ids_of(self._source, self.manifest), strict=True))

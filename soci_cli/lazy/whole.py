@@ -33,7 +33,7 @@ from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.parallel import Stop, StoppableTask
-from soci_cli.progress import Observer, Task
+from soci_cli.progress import Observer, Task, Work
 from soci_cli.targets import Source
 from soci_cli.ztoc import Compression, Ztoc, build_ztoc, decode_ztoc
 
@@ -211,20 +211,17 @@ class WholeLayer(LayerBytes):
             raise InvalidDataError(
                 f"{self._what} cannot be read: it is {compression}, not gzip, zstd or plain tar"
             )
-        task = self._observer.start(short(self._layer.digest), self._layer.size)
-        outcome = "failed"
-        try:
+        with Work(self._observer, short(self._layer.digest), self._layer.size) as work:
             try:
-                data = self._unpack_once(compression, claim, task)
-            except IntegrityError:
-                claim.restart()
-                data = self._unpack_once(compression, claim, task)
-            outcome = "unpacked"
-            return data
-        except OSError as error:
-            raise _disk_error(self._what, error) from error
-        finally:
-            task.finish(outcome)
+                try:
+                    data = self._unpack_once(compression, claim, work)
+                except IntegrityError:
+                    claim.restart()
+                    data = self._unpack_once(compression, claim, work)
+            except OSError as error:
+                raise _disk_error(self._what, error) from error
+            work.outcome = "unpacked"
+        return data
 
     def _unpack_once(self, compression: str, claim: Claim, task: Task) -> bytes:
         with self._source.fetch(self._layer) as stream:

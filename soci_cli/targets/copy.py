@@ -21,7 +21,7 @@ from soci_cli.oci.digest import encoded_of
 from soci_cli.oci.manifest import parse_index, parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.parallel import Stop, StoppableTask, run_all
-from soci_cli.progress import Observer, SilentObserver, Task
+from soci_cli.progress import Observer, SilentObserver, Task, Work
 from soci_cli.targets.blobs import ContentCheck
 from soci_cli.targets.protocol import MANIFEST_LIMIT, Source, Target, read_blob
 
@@ -176,7 +176,7 @@ def copy_blobs(
     heard = observer or SilentObserver()
 
     def copy(descriptor: Descriptor, stop: Stop) -> str:
-        return _copy_leaf(source, target, descriptor, heard, stop)
+        return copy_leaf(source, target, descriptor, heard, stop)
 
     return run_all(copy, blobs, concurrency)
 
@@ -299,19 +299,17 @@ def _children_first(graph: _Graph, root: Descriptor) -> list[Descriptor]:
     return order
 
 
-def _copy_leaf(
+def copy_leaf(
     source: Source, target: Target, descriptor: Descriptor, observer: Observer, stop: Stop
 ) -> str:
-    task = observer.start(encoded_of(descriptor.digest)[:12], descriptor.size)
-    outcome = "failed"
-    try:
+    """`copy_blob`, watched; "left out" for a foreign layer that the source does not have."""
+    with Work(observer, encoded_of(descriptor.digest)[:12], descriptor.size) as work:
+        # Asked first: a rehearsal must not take what nobody has for something new.
         if descriptor.urls and not source.exists(descriptor):
-            outcome = "left out"
+            work.outcome = "left out"
         else:
-            outcome = copy_blob(source, target, descriptor, StoppableTask(task, stop))
-    finally:
-        task.finish(outcome)
-    return outcome
+            work.outcome = copy_blob(source, target, descriptor, StoppableTask(work, stop))
+    return work.outcome
 
 
 def _stream(
