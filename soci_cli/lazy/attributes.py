@@ -1,4 +1,4 @@
-"""What is known of a file in a layer, and how a zTOC writes it."""
+"""The attributes of a file in a layer, and how a zTOC writes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TYPES = {kind.encode(): kind for kind in FORMATS}
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What is known of a file, as `lstat` would say it.
+    """All attributes of a file, as `lstat` would give them.
 
     `type` is "reg", "dir", "symlink", "char", "block" or "fifo", `mode` the twelve permission bits,
     `size` the bytes of a regular file or of a symlink's target, and `offset` where the bytes begin in the
@@ -54,7 +54,7 @@ IMPLIED_DIRECTORY = Node("dir", 0o755)
 
 
 class Attributes(NamedTuple):
-    """What `stat` says of a file, as in its `Node`; `rdev` numbers are clamped to what Linux has."""
+    """The attributes that `stat` gives, as in `Node`; device numbers are clamped to those of Linux."""
 
     type: str
     mode: int

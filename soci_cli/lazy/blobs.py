@@ -1,7 +1,7 @@
 """Small blobs of an image, such as zTOCs. Large ones are mapped files: only what is read is in memory.
 
 A mapped file that somebody makes shorter ends the process that reads it (SIGBUS), and one that somebody
-changes is no longer what was checked. So only files are mapped that this user owns and nobody else can
+changes no longer has its digest. So only files are mapped that this user owns and nobody else can
 write, and that are never written in place: those of the cache and of the local store are written aside and
 renamed. Nor are files of network file systems, which can go away while they are open. All other blobs come
 into the cache first and, where that is no better, into memory.

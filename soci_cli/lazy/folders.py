@@ -43,7 +43,7 @@ _FOLDER_COST = 300
 
 
 class Switches(NamedTuple):
-    """What a path that is a folder for some entries is itself: its own entries, in order.
+    """The own entries, in order, of a path that is a folder for some entries and not for others.
 
     `kinds` tells which of them are folders, `firsts` where the run of equal kinds begins that each is in.
     """
@@ -96,7 +96,7 @@ class Folders:
         known: dict[bytes, Callable[[int], None]] = {}  # by odd names of folders
         last: bytes | None = None
         append = nowhere
-        # What runs here runs once an entry.
+        # Runs once an entry.
         for entry, name in enumerate(names):
             parent, _, base = name.rpartition(b"/")
             if not base:
@@ -159,7 +159,7 @@ class Folders:
         self._lists.append(array("i"))
         return number
 
-    # A name can be a folder for some entries, and a file for others. Few layers have any such name.
+    # A name can be a folder for some entries and a file for others. Few layers have any such name.
 
     def unknown_above(self, number: int) -> list[int]:
         """The folders above one whose own tables must be made before its, in that order."""
@@ -169,8 +169,8 @@ class Folders:
             found.append(number)
         return found[::-1]
 
-    def know(self, number: int, entries: Sequence[int]) -> None:
-        """Takes all entries of a folder itself, in order; none that had no place when it came."""
+    def set_own_entries(self, number: int, entries: Sequence[int]) -> None:
+        """Takes the entries of a folder itself, in order, without those that could not be unpacked."""
         self._known[number] = 1
         kinds = [self._type_of(entry) == DIRECTORY for entry in entries]
         if not all(kinds):
@@ -189,8 +189,8 @@ class Folders:
         return found[::-1]
 
 
-def there_since(switches: Iterable[Switches], until: int) -> int | None:
-    """The entry after which what is in a folder is still there when entry `until` comes.
+def present_since(switches: Iterable[Switches], until: int) -> int | None:
+    """The entry after which the entries in a folder are still there when entry `until` comes.
 
     `switches` are those of the folder and above, topmost first. None when there is no such folder then.
     """
@@ -198,7 +198,7 @@ def there_since(switches: Iterable[Switches], until: int) -> int | None:
     for one in switches:
         at = bisect_left(one.entries, until) - 1
         if at < 0 or one.entries[at] <= since:
-            continue  # nothing, or something that went together with what is above it
+            continue  # nothing, or an entry that went together with a folder above it
         if not one.kinds[at]:
             return None
         first = one.firsts[at]

@@ -1,11 +1,11 @@
-"""The files of one layer by path, straight from its zTOC: what nobody asks for is not decoded.
+"""The files of one layer by path, straight from its zTOC: an entry is decoded when it is asked for.
 
 When the first file is asked for, all names are read once, only to sort the entries by their folders
 (`folders.py`). A folder's table of names is made when somebody looks into the folder.
 
 The tables say what unpacking the archive from its first entry to its last would leave: a later entry of a
-name replaces an earlier one, parents that are never named exist, and what cannot be unpacked safely (names
-with `..` or NUL, files below something that is no folder) is not there.
+name replaces an earlier one, parents that are never named exist, and entries that cannot be unpacked safely
+(names with `..` or NUL, files below something that is no folder) are left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from soci_cli.lazy.folders import (
     Folders,
     base_of,
     placed,
-    there_since,
+    present_since,
 )
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.oci import Descriptor
@@ -65,7 +65,7 @@ _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 
 
 class _Table(NamedTuple):
-    """What is in a folder at the end. `earlier` are replaced entries by name, in order."""
+    """The content of a folder at the end. `earlier` are replaced entries by name, in order."""
 
     names: dict[bytes, int]
     whiteouts: frozenset[bytes]
@@ -98,7 +98,7 @@ class LayerFiles:
         return len(self._files)
 
     def names(self, path: bytes) -> Mapping[bytes, int]:
-        """What is in a folder, by name, hard links as their own entries; empty for all else."""
+        """The entries in a folder by name, hard links as their own entries; none in another file."""
         table = self._tables.get(path) or self._table(path)
         return table.names if table else _NO_NAMES
 
@@ -190,7 +190,7 @@ class LayerFiles:
         return b"" if entry < 0 else self._files.name_of(entry)
 
     def attributes(self, entry: int) -> Attributes:
-        """What is needed of an entry most often, for less work than `node`."""
+        """The attributes that are needed most often, for less work than `node`."""
         if entry < 0:
             return IMPLIED_ATTRIBUTES
         files = self._files
@@ -238,7 +238,7 @@ class LayerFiles:
         return False
 
     def linkname(self, entry: int) -> bytes:
-        """What a symlink leads to."""
+        """The target of a symlink."""
         return self.node(entry).linkname
 
     def node(self, entry: int) -> Node:
@@ -312,7 +312,7 @@ class LayerFiles:
             table = self._make_plain(folders, number)
             if table is not None:
                 return table
-        since = there_since(chain, len(self._files))
+        since = present_since(chain, len(self._files))
         names: dict[bytes, int] = {}
         earlier: dict[bytes, list[int]] = {}
         hidden: list[bytes] = []
@@ -324,7 +324,7 @@ class LayerFiles:
                 continue
             base = base_of(self._files.name_of(one))
             if since is None or one <= since:
-                if not base.startswith(WHITEOUT) and there_since(chain, one) is not None:
+                if not base.startswith(WHITEOUT) and present_since(chain, one) is not None:
                     earlier.setdefault(base, []).append(one)
             elif base.startswith(WHITEOUT):
                 if base == OPAQUE_WHITEOUT:
@@ -338,7 +338,7 @@ class LayerFiles:
                 names[base] = one
         for base, folder in below.items():
             own = [*earlier.get(base, ()), names[base]] if base in names else earlier.get(base, ())
-            folders.know(folder - FOLDER, own)
+            folders.set_own_entries(folder - FOLDER, own)
             if since is not None and (since == ALWAYS or folders.last_of(folder - FOLDER) > since):
                 names.setdefault(base, folder)
         whiteouts = frozenset(hidden) if hidden else _NO_WHITEOUTS
@@ -358,7 +358,7 @@ class LayerFiles:
             for folder in (one for one in inside if one < 0):
                 base = folders.paths[folder - FOLDER].rpartition(b"/")[2]
                 own = names.setdefault(base, folder)
-                folders.know(folder - FOLDER, [own] if own >= 0 else [])
+                folders.set_own_entries(folder - FOLDER, [own] if own >= 0 else [])
         table = _Table(names, _NO_WHITEOUTS, False, _NONE_EARLIER)
         self._keep(folders.paths[number], table)
         return table
@@ -389,7 +389,7 @@ class LayerFiles:
         return None
 
     def _target(self, entry: int) -> int | None:
-        """What a hard link names: the file of that name when the link was made, or a later one."""
+        """The entry that a hard link names: of the file when the link was made, or of a later one."""
         name = self._files.string(self._files.fields(entry).linkname)
         if b".." in name.split(b"/") or b"\0" in name:
             return None
@@ -445,8 +445,8 @@ class Opener(Protocol):
 class LazyLayer(Closing):
     """One layer: its files, and its bytes where they are read. `indexed` when it has a zTOC.
 
-    It is opened once, by who first asks for the files or the bytes, while others wait; when that fails, the
-    next to ask tries again.
+    The first call that needs the files or the bytes opens it, while other threads wait; after a failure the
+    next call tries again.
     """
 
     def __init__(self, descriptor: Descriptor, opener: Opener, indexed: bool) -> None:

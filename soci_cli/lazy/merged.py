@@ -84,7 +84,7 @@ class File:
 
 @dataclass(frozen=True)
 class Origin:
-    """What an image was found to be: its manifest, its platform and its SOCI index, if it has one."""
+    """The manifest, platform and SOCI index, if any, of an image that was opened."""
 
     manifest: Descriptor
     platform: Platform
@@ -118,7 +118,7 @@ class LazyImage(Closing):
     # Finding files.
 
     def lookup(self, directory: File, name: bytes) -> File | None:
-        """What a folder has under a name, symlinks not followed; None when there is no such file."""
+        """The file with a name in a folder, symlinks not followed; None when there is none."""
         if not isinstance(directory, Folder):
             return None
         path = directory.path
@@ -133,7 +133,7 @@ class LazyImage(Closing):
         return None
 
     def children(self, directory: File) -> list[File]:
-        """What is in a folder, sorted by the bytes of the names. NotFoundError when it is none."""
+        """The files in a folder, sorted by the bytes of their names. NotFoundError for another file."""
         if not isinstance(directory, Folder):
             raise NotFoundError(f"{self._show(directory.path)} is no directory")
         found = [
@@ -145,7 +145,7 @@ class LazyImage(Closing):
         return found
 
     def listing(self, folder: Folder) -> Iterator[Part]:
-        """What is in a folder by layer, the topmost first, each in the order of its archive."""
+        """The files in a folder by layer, the topmost first, each in the order of its archive."""
         path = folder.path
         done: set[bytes] = set()  # what is found, or hidden
         for at, number in enumerate(folder):
@@ -193,7 +193,7 @@ class LazyImage(Closing):
             raise NotFoundError(f"{self.name}: {self._show(path)} is no directory")
         return at[-1]
 
-    # What is known of a file.
+    # Attributes.
 
     def node(self, file: File) -> Node:
         """All that is known of a file."""
@@ -278,9 +278,9 @@ _KINDS = {
 
 
 class Part(NamedTuple):
-    """What the one `at` of the layers of a folder adds to it: `found` as of `LayerFiles.listing`.
+    """The files that layer number `at` of a folder adds to it: `found` as of `LayerFiles.listing`.
 
-    The names `hidden` are whiteouts there, also of what is found beside them.
+    `hidden` are the whiteouts of that layer in the folder.
     """
 
     at: int

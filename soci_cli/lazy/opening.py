@@ -59,7 +59,7 @@ def open_image(
     ((platform, entry),) = picked
     sources = options.index
     if source.store is not None:
-        sources = replace(sources, v1=True)  # what is here was pulled on purpose
+        sources = replace(sources, v1=True)  # an index in the store was pulled on purpose
     found = find_index(source, entry, sources, observer)
     manifest = manifest_of(entry)
     opener = _Opener(source, fetching, manifest, found, observer, ztocs or Ztocs())
@@ -146,6 +146,6 @@ class _Opener:
 
     @cached_property
     def _diff_ids(self) -> dict[str, str | None]:
-        """What each layer unpacks to, as far as the image says."""
+        """The diff ID of each layer, as far as the config has them."""
         digests = [layer.digest for layer in self.manifest.layers]
         return dict(zip(digests, diff_ids_of(self._source, self.manifest), strict=True))

@@ -1,4 +1,4 @@
-"""What the FUSE server shows, by node id: each layer in a folder of its own, or the layers merged.
+"""The trees that the FUSE server shows, by node id: each layer in a folder of its own, or all merged.
 
 Node ids follow from the zTOCs of the layers alone (`Numbers`), so another process that opens the same
 layers can answer for a server that died. Nothing is remembered of a file, and hard links are one file.
@@ -69,10 +69,10 @@ class Tree(Protocol):
         """The node of a name in a folder; 0 when there is none."""
 
     def attr(self, node: int) -> bytes:
-        """What `stat` says, as the kernel's struct fuse_attr."""
+        """The attributes, as the kernel's struct fuse_attr."""
 
     def children(self, node: int) -> Sequence[tuple[bytes, int]]:
-        """What is in a folder, names and nodes, in the order of the archives."""
+        """The names in a folder and their nodes, in the order of the archives."""
 
     def parent(self, node: int) -> int:
         """The folder that a folder is in; the root's is itself."""
@@ -91,16 +91,16 @@ class Tree(Protocol):
 
 
 Owners = Callable[[int, int], tuple[int, int]]
-"""Who a file of this user and this group belongs to where the image is mounted."""
+"""The user and group that a file of this user and group gets where the image is mounted."""
 
 
 def same_owners(user: int, group: int) -> tuple[int, int]:
-    """Who the image says; for the real root, and for who does not check."""
+    """Those of the image: for the real root, and where owners are not checked."""
     return user, group
 
 
 def namespace_owners() -> Owners:
-    """Who the image says, but root for ids that this process's user namespace does not have."""
+    """Those of the image, but root for ids that this process's user namespace does not have."""
     users, groups = mapped_ids("uid"), mapped_ids("gid")
 
     def owners(user: int, group: int) -> tuple[int, int]:
@@ -146,7 +146,7 @@ class Numbers:
 
 
 class _Files:
-    """What both trees share."""
+    """The common part of both trees."""
 
     def __init__(self, image: LazyImage, owners: Owners) -> None:
         self.image = image
@@ -360,7 +360,7 @@ class LayersTree(_Files):
 
     @cached_property
     def _root(self) -> tuple[int, int]:
-        """Who names the image's root. A mount asks for that at once, and should not wait for all names."""
+        """The entry of the image's root. A mount asks for it at once, and should not wait for all names."""
         for number in reversed(range(len(self._files))):
             entry = self._files[number].root_at_a_glance()
             if entry != IMPLIED:
