@@ -63,6 +63,12 @@ class SociError(Exception):
         copy._fill(place, image, layer, span, file)
         return copy
 
+    def explained(self: _Error, text: str) -> _Error:
+        """This error once more, of the same class, with what it means to the caller before its message."""
+        copy = self.at()
+        copy.message = f"{text}: {self.message}"
+        return copy
+
     def _fill(self, place: str, image: str, layer: str, span: int | None, file: str) -> None:
         self.place = self.place or place
         self.image = self.image or image
@@ -73,14 +79,21 @@ class SociError(Exception):
     def __str__(self) -> str:
         """The line: where, as far as the message does not say it itself, and what happened."""
         names = (self.image if self.image not in self.place else "", self.place)
-        where = [name for name in names if name and name not in self.message]
-        if self.layer and self.layer not in self.message:
-            where.append(f"layer {self.layer}")
-        if self.span is not None:
-            where.append(f"span {self.span}")
-        if self.file:
-            where.append(self.file)
-        return f"{', '.join(where)}: {self.message}" if where else self.message
+        place = ", ".join(name for name in names if name and name not in self.message)
+        layer = f"layer {self.layer}" if self.layer and self.layer not in self.message else ""
+        span = "" if self.span is None else f"span {self.span}"
+        part = ", ".join(filter(None, (self.file, " of ".join(filter(None, (span, layer))))))
+        where = " in ".join(filter(None, (part, place)))
+        return f"{where}: {self.message}" if where else self.message
+
+
+@contextmanager
+def explaining(text: str) -> Iterator[None]:
+    """Every SociError that leaves the block is `explained`."""
+    try:
+        yield
+    except SociError as error:
+        raise error.explained(text) from error
 
 
 @contextmanager

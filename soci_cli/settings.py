@@ -19,7 +19,7 @@ from pathlib import Path
 import tomli
 
 from soci_cli import defaults
-from soci_cli.errors import ConfigError, UsageError
+from soci_cli.errors import ConfigError, SociError, UsageError, explaining
 from soci_cli.oci import platforms
 from soci_cli.oci.values import describe
 from soci_cli.text import quote
@@ -168,20 +168,20 @@ def load_settings(
     return _settings(settings, document, str(path), environ), warnings
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, kind: type[SociError] = UsageError) -> int:
     """Bytes from text such as "4194304", "4MiB", "4M" or "1.5g".
 
     K, M and G, with or without B or iB, in any case, are powers of 1024, as for docker and nerdctl.
-    Raises UsageError for anything else, for parts of a byte, and past 2**62.
+    Raises `kind` for anything else, for parts of a byte, and past 2**62.
     """
     match = _SIZE.fullmatch(text) if len(text) <= _SIZE_LENGTH else None
     if match is None:
-        raise UsageError(f"not a size: {quote(text)}; expected bytes, or a number such as 4MiB")
+        raise kind(f"not a size: {quote(text)}; expected bytes, or a number such as 4MiB")
     size = Fraction(match[1]) * _UNITS[(match[2] or "").lower()]
     if size.denominator != 1:
-        raise UsageError(f"not a size: {quote(text)} is not a whole number of bytes")
+        raise kind(f"not a size: {quote(text)} is not a whole number of bytes")
     if size > _MAX_SIZE:
-        raise UsageError(f"not a size: {quote(text)} is more than 2**62 bytes")
+        raise kind(f"not a size: {quote(text)} is more than 2**62 bytes")
     return int(size)
 
 
@@ -264,10 +264,8 @@ def _settings(
         elif key == "platforms":
             specifiers = _texts(value, where)
             for specifier in specifiers:
-                try:
-                    platforms.parse(specifier)
-                except UsageError as error:
-                    raise ConfigError(f"{where}: {error}") from error
+                with explaining(where):
+                    platforms.parse(specifier, ConfigError)
             settings = dataclasses.replace(settings, platforms=specifiers)
     return settings
 
@@ -360,10 +358,8 @@ def _number(value: object, where: str, least: int = 1) -> int:
 
 def _size(value: object, where: str, least: int) -> int:
     if isinstance(value, str):
-        try:
-            size = parse_size(value)
-        except UsageError as error:
-            raise ConfigError(f"{where}: {error}") from error
+        with explaining(where):
+            size = parse_size(value, ConfigError)
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:

@@ -14,6 +14,7 @@ from soci_cli.errors import (
     StorageError,
     UnreachableError,
     errors_at,
+    explaining,
 )
 
 _LAYER = "sha256:" + "4f" * 32
@@ -23,7 +24,7 @@ def test_the_line_says_where_and_what() -> None:
     error = StorageError(
         "no space", place="oci:/images", image="app:1", layer=_LAYER, span=3, file="/bin/sh"
     )
-    assert str(error) == f"app:1, oci:/images, layer {_LAYER}, span 3, /bin/sh: no space"
+    assert str(error) == f"/bin/sh, span 3 of layer {_LAYER} in app:1, oci:/images: no space"
     assert str(StorageError("no space")) == "no space"
 
 
@@ -31,7 +32,15 @@ def test_the_line_says_nothing_twice() -> None:
     place = "docker://reg.example/app:1"
     error = RegistryError(f"GET http://reg.example/v2/app/blobs/{_LAYER}: 403 Forbidden", 403)
     located = error.at(place=place, image="reg.example/app:1", layer=_LAYER, span=0)
-    assert str(located) == f"{place}, span 0: {error.message}"
+    assert str(located) == f"span 0 in {place}: {error.message}"
+
+
+def test_an_explanation_comes_before_the_message() -> None:
+    cause = RegistryError("503", 503, transient=True)
+    with pytest.raises(RegistryError) as caught, errors_at(layer=_LAYER), explaining("not pulled"):
+        raise cause
+    assert str(caught.value) == f"layer {_LAYER}: not pulled: 503"
+    assert caught.value.transient and caught.value.status == 503 and str(cause) == "503"
 
 
 def test_a_field_keeps_its_first_value_and_the_error_its_class() -> None:

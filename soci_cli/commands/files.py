@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from soci_cli.errors import InvalidDataError, NotFoundError, StorageError
+from soci_cli.errors import InvalidDataError, NotFoundError, StorageError, errors_at
 from soci_cli.new_file import replacing
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
@@ -133,11 +133,10 @@ def read_ztoc(name: str) -> Ztoc:
         else:
             with os.fdopen(open_file(name), "rb") as file:
                 data = file.read(MAX_ZTOC_SIZE + 1)
-        return decode_ztoc(data)
     except OSError as error:
         raise StorageError(f"{shown}: {error.strerror}") from error
-    except InvalidDataError as error:
-        raise InvalidDataError(f"{shown}: {error}") from None
+    with errors_at(file=shown):
+        return decode_ztoc(data)
 
 
 def write_aside(path: Path, pieces: Iterable[bytes]) -> None:

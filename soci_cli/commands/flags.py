@@ -48,7 +48,8 @@ def common_flags(command: _F) -> _F:
     def set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
             app = context.ensure_object(App)
-            app.debug = app.output.debug = True
+            app.debug = True
+            app.output.show_log()
 
     def set_root(context: click.Context, _: click.Parameter, value: str | None) -> None:
         if value is not None:
@@ -84,7 +85,7 @@ def common_flags(command: _F) -> _F:
             is_flag=True,
             callback=set_debug,
             expose_value=False,
-            help="Show the traceback of an error.",
+            help="Show each request and each fetched span; of a defect, where it is.",
         ),
     ):
         command = option(command)

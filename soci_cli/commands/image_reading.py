@@ -15,7 +15,7 @@ from soci_cli.closing import Closing
 from soci_cli.commands.app import App
 from soci_cli.commands.output import Output
 from soci_cli.commands.registry_flags import RegistryFlags
-from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.errors import UsageError, explaining
 from soci_cli.index.discover import IndexSources
 from soci_cli.lazy import Cache, Fetching, LazyImage, OpenOptions, cache_root, open_image
 from soci_cli.oci import parse_digest
@@ -173,7 +173,5 @@ class _Task:
 
 
 def _digest(text: str) -> str:
-    try:
-        return parse_digest(text)
-    except InvalidDataError as error:
-        raise UsageError(f"--soci-index-digest: {error}") from error
+    with explaining("--soci-index-digest"):
+        return parse_digest(text, UsageError)

@@ -8,20 +8,10 @@ from typing import Any
 
 from soci_cli.commands.app import App
 from soci_cli.commands.registry_flags import RegistryFlags
-from soci_cli.errors import InvalidDataError
 from soci_cli.index.artifacts import version_of
 from soci_cli.index.image import read_image
-from soci_cli.oci import Platform, parse_digest
+from soci_cli.oci import Platform
 from soci_cli.targets import Source, StoredArtifact
-
-
-def is_digest(text: str) -> bool:
-    """Whether a text is a digest, by its form, rather than the name of a file."""
-    try:
-        parse_digest(text)
-    except InvalidDataError:
-        return False
-    return True
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ class Output:
     def __init__(self) -> None:
         self.quiet = False
         self.debug = False
+        self._end_log: Callable[[], None] | None = None
         self._remarks = Remarks(_to_stderr, lambda: not (self.debug or sys.stderr.isatty()))
 
     def result(self, text: str) -> None:
@@ -53,9 +54,20 @@ class Output:
         """What went wrong."""
         self._remarks.error(f"soci: {printable(text)}")
 
+    def show_log(self) -> None:
+        """From now on everything is said that the library logs: `--debug`."""
+        from soci_cli.commands.debugging import show_log
+
+        self.debug = True
+        if self._end_log is None:
+            self._end_log = show_log(lambda line: self._remarks.write(line))
+
     def close(self) -> None:
-        """The last of the remarks."""
+        """The last of the remarks, and of the log."""
         self._remarks.close()
+        if self._end_log is not None:
+            self._end_log()
+            self._end_log = None
 
     @contextmanager
     def progress(self) -> Iterator[Observer]:

@@ -8,7 +8,7 @@ from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app, platform_flags, snapshotter_flag
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
-from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.errors import UsageError, explaining
 from soci_cli.index.discover import IndexSources
 from soci_cli.index.pull import PulledPlatform, PullOptions, PullResult, pull
 from soci_cli.oci import parse_digest, parse_reference, platforms
@@ -75,10 +75,8 @@ def command(
 
 
 def _digest(text: str) -> str:
-    try:
-        return parse_digest(text)
-    except InvalidDataError as error:
-        raise UsageError(f"--soci-index-digest: {error}") from error
+    with explaining("--soci-index-digest"):
+        return parse_digest(text, UsageError)
 
 
 def _line(part: PulledPlatform, modes: PullModes, lazily: bool) -> str:

@@ -49,9 +49,7 @@ def command(app: App, what: str | None, format_: str) -> int:
                 )
             answer = _checked(ask(folder.path, "stats"), record)
         except SociError as error:
-            report(
-                app, f"{record.target}: {error}" if record.target not in str(error) else str(error)
-            )
+            report(app, str(error.at(file=str(record.target))))
             status = error.exit_code
             continue
         if format_ == "json":

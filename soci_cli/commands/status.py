@@ -55,6 +55,12 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
     except MemoryError:
         report(app, "not enough memory")
         return 1
+    except Exception as error:  # noqa: BLE001 - a defect, of which a user should see one line too
+        if app.debug:
+            traceback.print_exc()
+        said = f"{type(error).__name__}: {error}"
+        report(app, f"internal error: {said}; --debug shows where, please report it")
+        return 1
 
 
 def _drop_output() -> None:
@@ -64,6 +70,4 @@ def _drop_output() -> None:
 
 def report(app: App, message: str) -> None:
     """Says on stderr what went wrong."""
-    if app.debug:
-        traceback.print_exc()
     app.output.error(message)

@@ -11,7 +11,7 @@ from soci_cli.commands.app import App
 from soci_cli.commands.files import LayerStream, write_aside
 from soci_cli.commands.flags import SIZE, common_flags, pass_app, stdout_is_terminal
 from soci_cli.commands.output import human_size
-from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.errors import UsageError, errors_at
 from soci_cli.progress import Work
 from soci_cli.ztoc import Compression, build_ztoc
 
@@ -51,18 +51,16 @@ def command(
         LayerStream(layer) as stream,
         app.output.progress() as observer,
         Work(observer, stream.name, stream.size) as work,
+        errors_at(file=stream.name),
     ):
-        try:
-            built = build_ztoc(
-                stream,
-                span_size=app.settings.span_size if span_size is None else span_size,
-                compression=Compression.GZIP if stream.is_gzip else Compression.UNCOMPRESSED,
-                build_tool_identifier=(build_tool_identifier or app.settings.build_tool_identifier),
-                advance=work.advance,
-            )
-            work.outcome = f"{built.spans} spans, {built.files} files"
-        except InvalidDataError as error:
-            raise type(error)(f"{stream.name}: {error}") from None
+        built = build_ztoc(
+            stream,
+            span_size=app.settings.span_size if span_size is None else span_size,
+            compression=Compression.GZIP if stream.is_gzip else Compression.UNCOMPRESSED,
+            build_tool_identifier=(build_tool_identifier or app.settings.build_tool_identifier),
+            advance=work.advance,
+        )
+        work.outcome = f"{built.spans} spans, {built.files} files"
     if output is None:
         sys.stdout.buffer.write(built.data)
         sys.stdout.buffer.flush()

@@ -12,10 +12,10 @@ import click
 from soci_cli.commands.app import App
 from soci_cli.commands.files import LayerRanges, read_ztoc, write_aside
 from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
-from soci_cli.commands.listing import is_digest
 from soci_cli.commands.output import human_size
 from soci_cli.errors import UsageError
 from soci_cli.index.artifacts import ZTOC
+from soci_cli.oci.digest import is_digest
 from soci_cli.ztoc import FileTree, LayerReader, decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 

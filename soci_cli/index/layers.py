@@ -12,6 +12,7 @@ from soci_cli.errors import (
     LostUploadError,
     NotFoundError,
     UnsupportedLayerError,
+    errors_at,
 )
 from soci_cli.oci import Descriptor, VerifyingReader, encoded_of, media_types
 from soci_cli.progress import Task
@@ -204,21 +205,18 @@ class LayerIndexer:
             if compression_of(layer, self._source) == "gzip"
             else Compression.UNCOMPRESSED
         )
-        with self._source.fetch(layer) as stream:
-            try:
-                return build_ztoc(
-                    stream,
-                    span_size=self._settings.span_size,
-                    compression=compression,
-                    build_tool_identifier=self._settings.build_tool_identifier,
-                    expected_digest=layer.digest,
-                    expected_size=layer.size,
-                    sink=sink,
-                    advance=task.advance,
-                )
-            except (InvalidDataError, IntegrityError) as error:
-                where = f"layer {layer.digest} in {self._source.name}"
-                raise type(error)(f"{where}: {error}") from None
+        where = errors_at(place=self._source.name, layer=layer.digest)
+        with where, self._source.fetch(layer) as stream:
+            return build_ztoc(
+                stream,
+                span_size=self._settings.span_size,
+                compression=compression,
+                build_tool_identifier=self._settings.build_tool_identifier,
+                expected_digest=layer.digest,
+                expected_size=layer.size,
+                sink=sink,
+                advance=task.advance,
+            )
 
 
 def short(digest: str) -> str:

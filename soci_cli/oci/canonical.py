@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from soci_cli.errors import InvalidDataError
+from soci_cli.errors import InvalidDataError, SociError
 
 DEFAULT_LIMIT = 4 * 1024 * 1024
 """The most bytes of one document that `loads` reads; registries refuse larger manifests too."""
@@ -44,33 +44,33 @@ def sorted_map(items: Mapping[str, _T]) -> dict[str, _T]:
     return {key: items[key] for key in sorted(items)}
 
 
-def loads(data: bytes, what: str, limit: int = DEFAULT_LIMIT) -> object:
+def loads(
+    data: bytes, what: str, limit: int = DEFAULT_LIMIT, kind: type[SociError] = InvalidDataError
+) -> object:
     """Decode one JSON document (RFC 8259) of at most `limit` bytes.
 
-    Raises InvalidDataError, starting with `what`, for a document that is too large, not UTF-8, not
+    Raises `kind`, starting with `what`, for a document that is too large, not UTF-8, not
     JSON, or nested more than 100 deep, and for NaN, infinities and absurdly long numbers. Of a
     repeated key the last one counts, and a lone surrogate becomes U+FFFD, both as in Go.
     """
     if len(data) > limit:
-        raise InvalidDataError(f"{what}: {len(data)} bytes, at most {limit} are read")
+        raise kind(f"{what}: {len(data)} bytes, at most {limit} are read")
     try:
         text = data.decode("utf-8")
         value: object = json.loads(
             text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_float
         )
     except UnicodeDecodeError as error:
-        raise InvalidDataError(f"{what}: not UTF-8 text at byte {error.start}") from error
+        raise kind(f"{what}: not UTF-8 text at byte {error.start}") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
-        raise InvalidDataError(f"{what}: not valid JSON at {place}: {error.msg}") from error
+        raise kind(f"{what}: not valid JSON at {place}: {error.msg}") from error
     except ValueError as error:
-        raise InvalidDataError(f"{what}: not valid JSON: {error}") from error
+        raise kind(f"{what}: not valid JSON: {error}") from error
     except RecursionError as error:
-        raise InvalidDataError(f"{what}: JSON nested too deep") from error
+        raise kind(f"{what}: JSON nested too deep") from error
     if _too_deep(value):
-        raise InvalidDataError(
-            f"{what}: JSON nested too deep, at most {_MAX_DEPTH} levels are read"
-        )
+        raise kind(f"{what}: JSON nested too deep, at most {_MAX_DEPTH} levels are read")
     # Only an escape can bring a surrogate into a document that is UTF-8.
     return _mend(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from soci_cli.errors import InvalidDataError
+from soci_cli.errors import explaining
 from soci_cli.oci.canonical import sorted_map
 from soci_cli.oci.digest import parse_digest
 from soci_cli.oci.values import (
@@ -74,10 +74,8 @@ class Descriptor:
         """
         obj = as_object(value, what)
         digest = text_field(obj, "digest", what)
-        try:
+        with explaining(f"{what}: digest"):
             parse_digest(digest)
-        except InvalidDataError as error:
-            raise InvalidDataError(f"{what}: digest: {error}") from error
         platform = obj.get("platform")
         return cls(
             media_type=text_field(obj, "mediaType", what),

@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from soci_cli.errors import IntegrityError, InvalidDataError
+from soci_cli.errors import IntegrityError, InvalidDataError, SociError
 from soci_cli.text import quote
 
 if TYPE_CHECKING:
@@ -18,16 +18,19 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _READ_ALL_CHUNK = 1 << 20
 
 
-def parse_digest(text: str) -> str:
+def parse_digest(text: str, kind: type[SociError] = InvalidDataError) -> str:
     """`text` itself when it is `sha256:` with 64 or `sha512:` with 128 lower-case hex digits.
 
-    Raises InvalidDataError for anything else, other algorithms of the OCI spec included.
+    Raises `kind` for anything else, other algorithms of the OCI spec included.
     """
     if not _DIGEST.fullmatch(text):
-        raise InvalidDataError(
-            f"not a digest: {quote(text)}; expected sha256:HEX or sha512:HEX in lower case"
-        )
+        raise kind(f"not a digest: {quote(text)}; expected sha256:HEX or sha512:HEX in lower case")
     return text
+
+
+def is_digest(text: str) -> bool:
+    """Whether `parse_digest` takes it."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from soci_cli.errors import InvalidDataError
+from soci_cli.errors import InvalidDataError, explaining
 from soci_cli.oci import media_types
 from soci_cli.oci.canonical import dumps, loads, sorted_map
 from soci_cli.oci.descriptor import Descriptor, Platform
@@ -140,10 +140,8 @@ def parse_config_diff_ids(data: bytes, what: str) -> tuple[str, ...]:
         return ()
     where = f"{what}: rootfs"
     diff_ids = texts_field(as_object(rootfs, where), "diff_ids", where, MAX_ENTRIES)
-    try:
+    with explaining(f"{where}: diff_ids"):
         return tuple(parse_digest(diff_id) for diff_id in diff_ids)
-    except InvalidDataError as error:
-        raise InvalidDataError(f"{where}: diff_ids: {error}") from error
 
 
 def _document(data: bytes, what: str) -> dict[str, object]:

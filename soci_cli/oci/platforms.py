@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-from soci_cli.errors import UsageError
+from soci_cli.errors import SociError, UsageError
 from soci_cli.oci.descriptor import Platform
 from soci_cli.text import quote
 
@@ -49,25 +49,26 @@ def normalize(platform: Platform) -> Platform:
     )
 
 
-def parse(specifier: str) -> Platform:
+def parse(specifier: str, kind: type[SociError] = UsageError) -> Platform:
     """A platform from what a user types: `OS`, `ARCH`, `OS/ARCH` or `OS/ARCH/VARIANT`.
 
     OS may carry a version and features, `windows(10.0.17763+win32k)`, with percent escapes for
     special characters. An operating system alone gets this machine's architecture, an architecture
-    alone gets linux. Raises UsageError.
+    alone gets linux. Raises `kind`.
     """
     parts = specifier.split("/", 3)
     if len(specifier) > _MAX_SPECIFIER or len(parts) > 3:
-        raise _bad(specifier, "expected OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64/v8")
+        raise _bad(specifier, "expected OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64/v8", kind)
     match = _OS_PART.fullmatch(parts[0])
     if match is None or not all(_PART.fullmatch(part) for part in parts[1:]):
-        raise _bad(specifier, "expected OS/ARCH or OS/ARCH/VARIANT, such as linux/amd64")
+        raise _bad(specifier, "expected OS/ARCH or OS/ARCH/VARIANT, such as linux/amd64", kind)
     base = Platform(
         architecture="",
         os=_normalize_os(match["os"]),
-        os_version=_unescape(match["version"] or "", specifier),
+        os_version=_unescape(match["version"] or "", specifier, kind),
         os_features=tuple(
-            _unescape(feature, specifier) for feature in (match["features"] or "").split("+")[1:]
+            _unescape(feature, specifier, kind)
+            for feature in (match["features"] or "").split("+")[1:]
         ),
     )
     if len(parts) == 3:
@@ -83,7 +84,7 @@ def parse(specifier: str) -> Platform:
     else:
         architecture, variant = _normalize_arch(parts[0], "")
         if architecture not in _KNOWN_ARCH.split():
-            raise _bad(specifier, "unknown operating system or architecture")
+            raise _bad(specifier, "unknown operating system or architecture", kind)
         base = Platform(architecture="", os="linux")
     if architecture == "arm" and variant == "v7":
         variant = ""  # v7 is what "arm" means, so it is left unsaid
@@ -180,17 +181,17 @@ def _normalize_arch(architecture: str, variant: str) -> tuple[str, str]:
     return architecture, variant
 
 
-def _unescape(text: str, specifier: str) -> str:
+def _unescape(text: str, specifier: str, kind: type[SociError]) -> str:
     if re.search(r"%(?![0-9A-Fa-f]{2})", text):
-        raise _bad(specifier, "a % must be followed by two hex digits")
+        raise _bad(specifier, "a % must be followed by two hex digits", kind)
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError as error:
-        raise _bad(specifier, "its percent escapes are not UTF-8") from error
+        raise _bad(specifier, "its percent escapes are not UTF-8", kind) from error
 
 
-def _bad(specifier: str, reason: str) -> UsageError:
-    return UsageError(f"not a platform: {quote(specifier)}: {reason}")
+def _bad(specifier: str, reason: str, kind: type[SociError]) -> SociError:
+    return kind(f"not a platform: {quote(specifier)}: {reason}")
 
 
 def _windows_version_fits(wanted: str, have: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.errors import UsageError, explaining
 from soci_cli.oci.digest import parse_digest
 from soci_cli.text import quote
 
@@ -71,10 +71,8 @@ def parse_reference(text: str) -> Reference:
     if has_tag and not _TAG.fullmatch(tag):
         raise _bad(text, f"{quote(tag)} is not a tag")
     if has_digest:
-        try:
-            parse_digest(digest)
-        except InvalidDataError as error:
-            raise _bad(text, str(error)) from error
+        with explaining(f"not an image reference: {quote(text)}"):
+            parse_digest(digest, UsageError)
     if not has_tag and not has_digest:
         tag = DEFAULT_TAG
     return Reference(domain, repository, tag or None, digest or None)

@@ -8,6 +8,7 @@ or process may call.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
@@ -216,7 +217,7 @@ class StoreDatabase:
     def _attempt(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         try:
             with closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as db:
-                _check_version(db)
+                _check_version(db, self._writable())
                 with db:
                     return work(db)
         except sqlite3.Error as error:
@@ -228,6 +229,9 @@ class StoreDatabase:
                 f"cannot use {brief(str(self._path))}: {error}; try again when no other soci "
                 "command runs, and check the free space"
             ) from error
+
+    def _writable(self) -> bool:
+        return os.access(self._path, os.W_OK) and os.access(self._path.parent, os.W_OK)
 
     def _move_aside(self) -> None:
         with self._folder.locked(), disk_errors("move aside", self._path):
@@ -243,22 +247,19 @@ class _NotOurs(Exception):
     """The file is damaged, no database, or of a newer version."""
 
 
-def _check_version(db: sqlite3.Connection) -> None:
+def _check_version(db: sqlite3.Connection, writable: bool) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == _VERSION:
         return
     if not 0 <= version < _VERSION:
         raise _NotOurs(f"schema version {version}")
-    try:
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            for table in _TABLES:
-                db.execute(table)
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-    except sqlite3.OperationalError as error:
-        # A store that cannot be written is read as it is.
-        if version == 0 or "readonly" not in str(error):
-            raise
+    if version and not writable:
+        return  # a store that cannot be written is read as it is
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        for table in _TABLES:
+            db.execute(table)
+        db.execute(f"PRAGMA user_version = {_VERSION}")
 
 
 def _descriptor(row: tuple[object, ...]) -> Descriptor | None:

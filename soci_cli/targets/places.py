@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.errors import UsageError, explaining
 from soci_cli.oci.digest import parse_digest
 from soci_cli.oci.references import Reference, parse_reference
 from soci_cli.targets.archive import Archive, ArchiveTarget
@@ -252,7 +252,8 @@ def _path_and_tag(rest: str, text: str) -> tuple[Path, str | None]:
     tag: str | None
     if by_digest and ":" not in by_digest["path"]:
         path = by_digest["path"]
-        tag = "@" + _digest(by_digest["digest"], text)
+        with explaining(brief(text)):
+            tag = "@" + parse_digest(by_digest["digest"], UsageError)
     else:
         path, colon, name = rest.partition(":")
         tag = name if colon else None
@@ -261,13 +262,6 @@ def _path_and_tag(rest: str, text: str) -> tuple[Path, str | None]:
     if not path or "\0" in path:
         raise UsageError(f"{brief(text)} has no path; {_help()}")
     return Path(path), tag
-
-
-def _digest(digest: str, text: str) -> str:
-    try:
-        return parse_digest(digest)
-    except InvalidDataError as error:
-        raise UsageError(f"{brief(text)}: {error}") from error
 
 
 def _path(place: Place) -> Path:

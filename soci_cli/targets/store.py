@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from soci_cli.errors import InvalidDataError, NotFoundError, SociError, UsageError
+from soci_cli.errors import NotFoundError, SociError, UsageError
 from soci_cli.oci.descriptor import Descriptor
-from soci_cli.oci.digest import parse_digest
+from soci_cli.oci.digest import is_digest, parse_digest
 from soci_cli.oci.manifest import parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.oci.references import Reference
@@ -50,6 +50,7 @@ __all__ = [
 _FOLDER_MODE = 0o700
 _GC_LOCK = ".gc-lock"
 _REFERRER = "referrer"
+_LEFT = "it was left in its registry when the image was pulled, and cannot be read from there now"
 # No image can have this name (RFC 2606, section 2).
 _NO_IMAGE = Reference("store.invalid", "none", "none")
 
@@ -222,7 +223,7 @@ class Store:
             for path in sorted(self.root.glob("blobs/*/*")):
                 digest = f"{path.parent.name}:{path.name}"
                 status = path.lstat()
-                if _is_digest(digest) and stat.S_ISREG(status.st_mode):
+                if is_digest(digest) and stat.S_ISREG(status.st_mode):
                     yield digest, status.st_size, status.st_mtime
 
     def _roots(self) -> list[Descriptor]:
@@ -282,7 +283,7 @@ class Store:
             for path in sorted(self.root.glob("blobs/*/*")):
                 status = path.lstat()
                 digest = f"{path.parent.name}:{path.name}"
-                if digest in needed or not _is_digest(digest) or not stat.S_ISREG(status.st_mode):
+                if digest in needed or not is_digest(digest) or not stat.S_ISREG(status.st_mode):
                     continue
                 path.unlink()
                 removed.append(digest)
@@ -332,6 +333,7 @@ class StoreTarget(WritableLayout):
     ) -> BlobReader:
         """See `Source.fetch`. A layer that stayed in a registry is streamed from there."""
         self._guard()
+        missing: SociError
         try:
             return super().fetch(descriptor, offset, length)
         except NotFoundError as error:
@@ -342,10 +344,7 @@ class StoreTarget(WritableLayout):
                 return place.fetch(descriptor, offset, length)
             except SociError as error:
                 self._failed.add(place.name)
-                missing = NotFoundError(
-                    f"{self._name}: layer {descriptor.digest} was left in its registry when the image "
-                    f"was pulled, and cannot be read from there now: {error}"
-                )
+                missing = error.explained(_LEFT).at(image=self.name, layer=descriptor.digest)
         raise missing
 
     def origins(self, descriptor: Descriptor) -> list[Source]:
@@ -452,11 +451,3 @@ def _children(layout: Layout, descriptor: Descriptor) -> tuple[Descriptor, ...]:
         return ()
     data = read_blob(layout, descriptor)
     return children_of(descriptor, data, f"manifest {descriptor.digest} in {layout.name}")
-
-
-def _is_digest(text: str) -> bool:
-    try:
-        parse_digest(text)
-    except InvalidDataError:
-        return False
-    return True

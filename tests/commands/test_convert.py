@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from soci_cli.targets import Layout
 from tests.support.commands import Soci
 from tests.support.images import (
     GOLDEN,
@@ -204,12 +205,22 @@ def test_an_error_names_layer_and_place(soci: Soci, tmp_path: Path) -> None:
     done.bad(1, layer["digest"], str(maker.root))
 
 
-def test_debug_shows_where_it_happened(soci: Soci, tmp_path: Path) -> None:
+def test_only_a_defect_has_a_traceback(
+    soci: Soci, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for arguments in (("--debug", "image", "inspect"), ("image", "inspect", "--debug")):
-        done = soci(*arguments, f"oci:{tmp_path}/none")
-        assert done.status == 1
-        assert "Traceback" in done.err
-        assert done.err.splitlines()[-1].startswith("soci: ")
+        soci(*arguments, f"oci:{tmp_path}/none").bad(1, "there is no folder")
+
+    def broken(*_: object) -> None:
+        raise ValueError("odd\nvalue")
+
+    monkeypatch.setattr(Layout, "resolve", broken)
+    soci("image", "inspect", f"oci:{tmp_path}/none").bad(
+        1, "internal error: ValueError: odd", "--debug"
+    )
+    done = soci("--debug", "image", "inspect", f"oci:{tmp_path}/none")
+    assert done.status == 1 and "Traceback" in done.err and "in broken" in done.err
+    assert done.err.splitlines()[-1].startswith("soci: internal error: ValueError: odd")
 
 
 # inspect

@@ -39,6 +39,7 @@ class Server:
     def __init__(self, running: RegistryServer, log: list[tuple[str, str, int, int, int]]) -> None:
         self.host = running.address
         self.log = log
+        self.close = running.close
 
     def forget(self) -> None:
         """Begins the log anew. A request is written down a moment after its answer is sent."""
@@ -276,6 +277,30 @@ def test_a_layer_that_is_gone_from_the_registry_is_told(
     failed = soci("image", "save", "-o", f"{tmp_path}/out.tar", name)
     failed.bad(1, "was left in its registry when the image was pulled", "404")
     assert not (tmp_path / "out.tar").exists()
+
+
+def test_a_registry_that_is_gone_is_no_missing_layer(
+    soci: Soci, server: Server, app: str, image: Path, tmp_path: Path
+) -> None:
+    name = converted(soci, app)
+    soci("pull", name).good()
+    server.close()
+    failed = soci("cat", name, "data/1.bin").bad(
+        1, "was left in its registry", f"http://{server.host}/", "connection refused (4 attempts)"
+    )
+    line = failed.err
+    assert "404" not in line and "not found" not in line.lower()
+    (digest,) = set(re.findall("sha256:[0-9a-f]{64}", line))
+    assert line.count(digest) == 1 and len(line) < 300
+
+
+def test_debug_shows_each_request(soci: Soci, server: Server, app: str) -> None:
+    done = soci("--debug", "image", "inspect", f"docker://{app}").good()
+    url = re.escape(f"http://{server.host}/v2/team/app/manifests/1")
+    assert re.search(
+        rf"^registry: [0-9:.]+ GET {url}: 200 \(attempt 1, [0-9.]+ s\)$", done.err, re.M
+    )
+    assert soci("image", "inspect", f"docker://{app}").good().err == ""
 
 
 def test_a_pull_without_an_index_or_with_another_snapshotter_fetches_everything(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import socket
 import stat
 import threading
 import time
@@ -28,13 +29,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from soci_cli.closing import Closing
-from soci_cli.errors import (
-    InvalidDataError,
-    NotFoundError,
-    SociError,
-    StorageError,
-    UsageError,
-)
+from soci_cli.errors import NotFoundError, SociError, StorageError, UsageError, explaining
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import parse_digest
 from soci_cli.targets.containerd.api import (
@@ -52,6 +47,7 @@ from soci_cli.text import brief
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 DEFAULT_NAMESPACE = "default"
+_PROBE_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
 _LEASE_TIME = timedelta(hours=24)
 _MESSAGE_LIMIT = 16 << 20
@@ -171,17 +167,19 @@ class Containerd(Closing):
 
     def _why_not(self, details: str) -> str:
         try:
-            is_socket = stat.S_ISSOCK(Path(self.address).stat().st_mode)
+            if not stat.S_ISSOCK(Path(self.address).stat().st_mode):
+                return "that is no socket; see --address"
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_PROBE_SECONDS)
+                probe.connect(self.address)
         except FileNotFoundError:
             return "there is no such socket; is containerd running? See --address"
-        except OSError as error:
-            return f"{error.strerror}; try as root"
-        if not is_socket:
-            return "that is no socket; see --address"
-        if not os.access(self.address, os.W_OK):
-            return "no access to the socket; try as root"
-        if "onnection refused" in details:
+        except ConnectionRefusedError:
             return "nobody listens there; is containerd running?"
+        except PermissionError:
+            return "no access to the socket; try as root"
+        except OSError as error:
+            return f"{error.strerror or error}"
         return details
 
     def version(self) -> str:
@@ -365,10 +363,8 @@ def _details(error: grpc.RpcError) -> str:
 
 def _image(image: images_pb2.Image) -> ContainerdImage:
     target = image.target
-    try:
+    with explaining(f"image {brief(image.name)} of containerd"):
         parse_digest(target.digest)
-    except InvalidDataError as error:
-        raise InvalidDataError(f"image {brief(image.name)} of containerd: {error}") from error
     descriptor = Descriptor(
         target.media_type, target.digest, target.size, annotations=dict(target.annotations)
     )

@@ -277,7 +277,7 @@ class ContentWriter:
                 if code_of(error) == grpc.StatusCode.ALREADY_EXISTS:
                     self._done = True
                     return None
-                if not _is_locked(error):
+                if not self._is_locked(error):
                     raise self._failed(error) from error
                 if time.monotonic() > deadline:
                     raise StorageError(
@@ -288,6 +288,19 @@ class ContentWriter:
                 if not begun:
                     call.end()
             self._pause()
+
+    def _is_locked(self, error: grpc.RpcError) -> bool:
+        """Whether somebody else writes to the reference, or has just ended.
+
+        It is "unavailable" then, as is a containerd that is gone; that one does not know its version.
+        """
+        if code_of(error) != grpc.StatusCode.UNAVAILABLE:
+            return False
+        try:
+            self._client.version()
+        except SociError:
+            return False
+        return True
 
     def _pause(self) -> None:
         """Waits until somebody has written the blob, but not for long.
@@ -328,12 +341,6 @@ class ContentWriter:
                     f"such as {digest}; use a newer one"
                 )
         return self._client.error(f"writing blob {digest}", error, self._since)
-
-
-def _is_locked(error: grpc.RpcError) -> bool:
-    # A reference that somebody writes to is unavailable, as is a socket where nobody listens.
-    details = error.details() or "" if isinstance(error, grpc.Call) else ""
-    return code_of(error) == grpc.StatusCode.UNAVAILABLE and " locked for " in details
 
 
 class _Writing:

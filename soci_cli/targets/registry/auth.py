@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import requests
 
-from soci_cli.errors import InvalidDataError, RegistryError
+from soci_cli.errors import RegistryError
 from soci_cli.oci.canonical import loads
 from soci_cli.targets.registry.messages import redacted
 from soci_cli.targets.registry.options import Credentials
@@ -202,10 +202,7 @@ def _parse_token(data: bytes, realm: str, started: float) -> _Token:
     what = f"the answer of {redacted(realm)}"
     if len(data) > _TOKEN_LIMIT:
         raise RegistryError(f"{what} is no token: it is too large")
-    try:
-        document = loads(data, what)
-    except InvalidDataError as error:
-        raise RegistryError(f"{error}; this is no token") from error
+    document = loads(data, f"{what} is no token", kind=RegistryError)
     if not isinstance(document, dict):
         raise RegistryError(f"{what} is no token")
     token = document.get("token") or document.get("access_token")

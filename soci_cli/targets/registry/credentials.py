@@ -189,10 +189,7 @@ def _read(path: Path) -> _Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if not data.strip():
         return _Config(path, {})
-    try:
-        document = loads(data, str(path), _MAX_FILE)
-    except InvalidDataError as error:
-        raise ConfigError(str(error)) from error
+    document = loads(data, str(path), _MAX_FILE, kind=ConfigError)
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a JSON object")
     return _Config(path, document)

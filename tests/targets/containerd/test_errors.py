@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,9 @@ class Listener:
                 return
             self._taken.append(connection)
             if self._answer is not None:
-                connection.recv(1000)
-                connection.sendall(self._answer)
+                with suppress(BrokenPipeError):
+                    connection.recv(1000)
+                    connection.sendall(self._answer)
                 connection.close()
 
     def __enter__(self) -> Listener:
