@@ -180,7 +180,7 @@ def test_no_more_threads(fetching: Fetching, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_error_says_where_and_is_not_remembered(fetching: Fetching) -> None:
     spans, place = spans_at(fetching)
     place.failures = [RegistryError("GET http://127.0.0.1: no", 503)]
-    with pytest.raises(RegistryError, match=r"place, layer sha256:.*, span 3: GET") as caught:
+    with pytest.raises(RegistryError, match=r"span 3 of layer sha256:.* in place: GET") as caught:
         read(spans, 3)
     assert caught.value.status == 503
     read(spans, 3)
