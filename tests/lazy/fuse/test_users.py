@@ -54,6 +54,7 @@ def check_as(image: LazyImage, target: Path, user: int, writable: bool) -> None:
         node, found = image.node(one), path.lstat()
         assert found.st_mode == FORMATS[node.type] | node.mode, path
         assert found.st_mtime_ns == node.mtime_ns, path
+        assert found.st_ino < 1 << 32, (path, found.st_ino)
         if user and not writable:
             assert (found.st_uid, found.st_gid) == (node.uid, node.gid), path
         if node.type == "reg":
