@@ -1,21 +1,32 @@
 # make demo    set everything up, convert a real image, read one file out of it
-# make test    set everything up, then ruff, mypy and all tests
+# make check   set everything up, then ruff, mypy and the tests that are quick
+# make test    the same with all tests and the tools that they use: what continuous integration runs
+# make soak    tests by the thousand, which take half an hour and more
 # make bench   set everything up, then the benchmark against other tools
 # make proto   generate the code for containerd's API again
 # make clean   remove what these made
 
 PYTHON ?= python3
 VENV := .venv
+PYTEST = $(VENV)/bin/pytest -n auto --dist worksteal
 
-.PHONY: demo test lint bench proto clean
+.PHONY: demo check test soak lint bench proto clean
 
 demo: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh examples/demo.sh
 
+check: $(VENV)/.ready-dev
+	@$(MAKE) --no-print-directory lint
+	SOCI_TESTS_SCALE=0.1 $(PYTEST) -m 'not slow'
+
 test: $(VENV)/.ready-dev
 	@sh tests/install-tools.sh
 	@$(MAKE) --no-print-directory lint
-	$(VENV)/bin/pytest
+	$(PYTEST)
+
+soak: $(VENV)/.ready-dev
+	@sh tests/install-tools.sh
+	$(VENV)/bin/pytest -m soak -v -s
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .

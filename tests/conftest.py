@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.support.machine import clean_environment, give_children_signals, need_root
 from tests.support.scale import examples
+
+TESTS = Path(__file__).parent
+SOAK = TESTS / "soak"
+SLOW = (
+    "bench",
+    "commands/test_everywhere.py",
+    "commands/test_login.py",
+    "commands/test_mount.py",
+    "commands/test_reference.py",
+    "commands/test_registries.py",
+    "commands/test_remarks.py",
+    "docs",
+    "examples",
+    "fuzz",
+    "integration",
+    "processes/test_tree.py",
+    "soak",
+    "targets/containerd",
+    "targets/registry/test_referrers.py",
+    "targets/registry/test_servers.py",
+    "targets/registry/test_uploads.py",
+    "targets/test_processes.py",
+    "trial_registry/test_command.py",
+    "ztoc/test_build_memory.py",
+)
 
 pytest_plugins = ("tests.support.fixtures", "tests.support.servers.fixtures")
 
@@ -26,10 +52,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests whose fixtures need root, so that -m "not root" leaves them out."""
+    """Marks the tests whose fixtures need root, and those of the packages that take long."""
     for item in items:
         if "need_root" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.root)
+        if item.path.is_relative_to(SOAK):
+            item.add_marker(pytest.mark.soak)
+        if any(item.path.is_relative_to(TESTS / name) for name in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -15,7 +15,6 @@ FILES = sorted(
     for path in (PROJECT / "README.md", PROJECT / "examples/README.md", *PROJECT.glob("docs/*.md"))
     if any(block.language == "console" for block in blocks(path))
 )
-pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

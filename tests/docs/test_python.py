@@ -19,7 +19,6 @@ for code in json.load(open("blocks.json")):
     exec(compile(code, "block", "exec"), space)
     print("--next--")
 """
-pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("path", [Path("README.md"), Path("docs/library.md")], ids=str)
