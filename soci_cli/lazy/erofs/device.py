@@ -55,6 +55,20 @@ class DeviceLayout:
             self._device.append(at)
         return at // BLOCK
 
+    @classmethod
+    def of_runs(cls, archive_size: int, archive: array[int], device: array[int]) -> DeviceLayout:
+        """A layout with these `runs`, to which nothing can be added."""
+        layout = cls(archive_size)
+        layout._archive, layout._device = archive, device
+        layout._shift = device[-1] - archive[-1]
+        layout._end = archive_size + 1
+        return layout
+
+    @property
+    def runs(self) -> tuple[array[int], array[int]]:
+        """Where runs of bytes begin in the archive, and in the device."""
+        return self._archive, self._device
+
     @property
     def size(self) -> int:
         """Bytes of the device, a multiple of `BLOCK`."""

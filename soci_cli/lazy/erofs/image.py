@@ -1,0 +1,96 @@
+"""An EROFS image as a file of the cache: the metadata, then the layouts of its devices, then a trailer.
+
+The kernel reads the metadata only, whose superblock says how much there is. The layouts are what answering
+for lazy devices needs of the zTOCs, so that mounting an image again reads none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zlib_ng import zlib_ng
+
+from soci_cli.errors import InvalidDataError
+from soci_cli.lazy.erofs.device import DeviceLayout
+from soci_cli.lazy.erofs.metadata import Metadata
+from soci_cli.lazy.erofs.tree import Tree
+
+VERSION = 1
+"""Of what is written here, and so of the names of the files: one for each way in which it ever changed."""
+
+_TRAILER = struct.Struct("<8sIIQ")  # magic, CRC-32 of all before, layouts, bytes of metadata
+_MAGIC = b"socierfs"
+_LAYOUT = struct.Struct("<qI")  # size of the archive, runs
+_MAX_FILE = 8 << 30
+
+
+@dataclass(frozen=True)
+class ErofsImage:
+    """What a file of the cache holds besides the metadata: the layouts of the devices, in their order."""
+
+    layouts: tuple[DeviceLayout, ...]
+
+
+def key_of(kind: str, ztocs: Sequence[str]) -> str:
+    """The name of the image of these layers, whose zTOCs have these digests, lowest first.
+
+    `kind` is "merged" or "layer".
+    """
+    text = "\n".join((f"{kind} {VERSION}", *ztocs))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def encode(tree: Tree) -> bytes:
+    """The file of a tree. UnsupportedLayerError for what EROFS cannot hold."""
+    metadata = Metadata(tree.root, tree.inodes, tree.devices).data
+    parts = [metadata]
+    for layout in tree.layouts:
+        archive, device = layout.runs
+        parts += (
+            _LAYOUT.pack(layout.archive_size, len(archive)),
+            archive.tobytes(),
+            device.tobytes(),
+        )
+    checksum = 0
+    for part in parts:
+        checksum = zlib_ng.crc32(part, checksum)
+    parts.append(_TRAILER.pack(_MAGIC, checksum, len(tree.layouts), len(metadata)))
+    return b"".join(parts)
+
+
+def decode(fd: int) -> ErofsImage:
+    """Reads and checks a file. InvalidDataError when it is not whole; OSError."""
+    size = os.fstat(fd).st_size
+    if not _TRAILER.size <= size <= _MAX_FILE:
+        raise InvalidDataError("an image of EROFS metadata in the cache is cut short")
+    magic, checksum, count, start = _TRAILER.unpack(
+        os.pread(fd, _TRAILER.size, size - _TRAILER.size)
+    )
+    if magic != _MAGIC or start > size or _checksum(fd, size - _TRAILER.size) != checksum:
+        raise InvalidDataError("an image of EROFS metadata in the cache is damaged")
+    data = memoryview(os.pread(fd, size - _TRAILER.size - start, start))
+    layouts = []
+    for _ in range(count):
+        archive_size, runs = _LAYOUT.unpack_from(data)
+        middle, end = _LAYOUT.size + 8 * runs, _LAYOUT.size + 16 * runs
+        layouts.append(
+            DeviceLayout.of_runs(
+                archive_size,
+                array("q", bytes(data[_LAYOUT.size : middle])),
+                array("q", bytes(data[middle:end])),
+            )
+        )
+        data = data[end:]
+    return ErofsImage(tuple(layouts))
+
+
+def _checksum(fd: int, size: int) -> int:
+    found = 0
+    for offset in range(0, size, 1 << 20):
+        found = zlib_ng.crc32(os.pread(fd, min(1 << 20, size - offset), offset), found)
+    return found
