@@ -22,14 +22,19 @@ _DEVICE = "/dev/fuse"
 _READ_AHEAD = "1024"  # KiB
 
 
-def mount_fuse(subtype: str, source: str, target: Path, flags: int, options: str) -> int:
-    """Mounts as root, with flags of mount(2) and options of fuse(4) besides those that must be."""
+def open_device() -> int:
+    """A descriptor for a connection that is yet to be made."""
     try:
-        fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             raise _no_device() from error
         raise MountError(f"{_DEVICE} cannot be opened: {error.strerror}") from error
+
+
+def mount_fuse(subtype: str, source: str, target: Path, flags: int, options: str) -> int:
+    """Mounts as root, with flags of mount(2) and options of fuse(4) besides those that must be."""
+    fd = open_device()
     ids = f"user_id={os.getuid()},group_id={os.getgid()}"
     data = f"fd={fd},rootmode=40000,{ids},{options}"
     try:
@@ -69,10 +74,13 @@ def fusermount(subtype: str, source: str, target: Path, options: Sequence[str]) 
     return fds[0]
 
 
-def raise_read_ahead(path: Path) -> None:
-    """Lets the kernel read further ahead than its 128 KiB, where this process may say so."""
+def raise_read_ahead(path: Path | int) -> None:
+    """Lets the kernel read further ahead than its 128 KiB, where this process may say so.
+
+    `path` leads into the file system, or is a descriptor of something in it.
+    """
     with suppress(OSError):
-        device = path.stat().st_dev
+        device = os.stat(path).st_dev  # noqa: PTH116
         name = f"{os.major(device)}:{os.minor(device)}"
         Path(f"/sys/class/bdi/{name}/read_ahead_kb").write_text(_READ_AHEAD)
 

@@ -11,6 +11,7 @@ name replaces an earlier one, parents that are never named exist, and entries th
 from __future__ import annotations
 
 import threading
+from array import array
 from bisect import bisect_left
 from collections.abc import Mapping
 from operator import itemgetter
@@ -180,6 +181,15 @@ class LayerFiles:
             if is_root and self._files.type_of(entry) == DIRECTORY:
                 found = entry
         return found
+
+    def contents(self) -> tuple[array[int], array[int]]:
+        """Where contents of regular files begin in the archive, in order, and of which entries they are."""
+        offsets, entries = array("q"), array("I")
+        for entry, row in enumerate(self._files.rows()):
+            if row[0] == _REGULAR and row[2]:
+                offsets.append(row[1])
+                entries.append(entry)
+        return offsets, entries
 
     def type_of(self, entry: int) -> bytes:
         """The type that the zTOC gives, without decoding the rest."""

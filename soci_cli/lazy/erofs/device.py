@@ -80,6 +80,12 @@ class DeviceLayout:
         run = bisect_right(self._archive, offset) - 1
         return self._device[run] + offset - self._archive[run]
 
+    def archive_offset(self, offset: int) -> int:
+        """Where the byte at an offset of the device is in the archive; of zeros, where it goes on."""
+        run = bisect_right(self._device, offset) - 1
+        at = self._archive[run] + offset - self._device[run]
+        return at if run + 1 == len(self._archive) else min(at, self._archive[run + 1])
+
     def segments(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """What the bytes [offset, offset + length) of the device are: offset in the archive, and size.
 

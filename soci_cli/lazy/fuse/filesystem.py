@@ -21,7 +21,7 @@ from soci_cli.lazy.attributes import FORMATS, IMPLIED_ATTRIBUTES
 from soci_cli.lazy.folders import FOLDER, IMPLIED
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.layer import SYMLINK, LayerFiles
-from soci_cli.lazy.layer_bytes import LayerBytes
+from soci_cli.lazy.layer_bytes import LayerBytes, Name
 from soci_cli.lazy.merged import File, Folder, LazyImage
 from soci_cli.ztoc.reader import clean_path
 
@@ -44,9 +44,35 @@ USER_MARK = b"user.overlay.opaque"
 """The same where the root of a user namespace does (mount option userxattr), or fuse-overlayfs."""
 
 
+class Content(Protocol):
+    """The bytes of a regular file: `size` of them, from `offset` in what is read of `layer`."""
+
+    @property
+    def layer(self) -> int:
+        """The number of the layer."""
+
+    @property
+    def archive(self) -> LayerBytes:
+        """What is read. Raises what opening it raises."""
+
+    @property
+    def offset(self) -> int:
+        """Where the file begins in it."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes the file has."""
+
+    def entry_at(self, offset: int) -> int:
+        """The entry that has the byte at an offset of the file."""
+
+    def name_at(self, offset: int) -> Name:
+        """Gives the name of that entry in the archive."""
+
+
 @dataclass(frozen=True, slots=True)
-class Content:
-    """Where the bytes of a regular file are: in the archive of `layer`, from `offset`."""
+class FileContent:
+    """The bytes of one entry, which are in one piece. Implements `Content`."""
 
     files: LayerFiles
     layer: int
@@ -55,8 +81,15 @@ class Content:
     offset: int
     size: int
 
-    def name(self) -> bytes:
-        """The name that the archive gives the file."""
+    def entry_at(self, offset: int) -> int:
+        """See `Content.entry_at`."""
+        return self.entry
+
+    def name_at(self, offset: int) -> Name:
+        """See `Content.name_at`."""
+        return self._name
+
+    def _name(self) -> bytes:
         return clean_path(self.files.name(self.entry))
 
 
@@ -172,7 +205,7 @@ class _Files:
             if found.type != "reg":
                 raise OSError(errno.EINVAL, "no regular file")
             archive = self.image.layers[number].archive
-            content = Content(files, number, entry, archive, found.offset, found.size)
+            content = FileContent(files, number, entry, archive, found.offset, found.size)
             if len(self._contents) >= _MAX_CONTENTS:
                 self._contents.clear()
             self._contents[node] = content

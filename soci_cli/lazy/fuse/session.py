@@ -17,7 +17,8 @@ from pathlib import Path
 
 from soci_cli.errors import SociError
 from soci_cli.lazy.fuse import wire
-from soci_cli.lazy.fuse.filesystem import Content, Tree
+from soci_cli.lazy.fuse.filesystem import Tree
+from soci_cli.lazy.layer_bytes import Name
 from soci_cli.processes.identity import is_dying
 from soci_cli.text import brief
 
@@ -290,29 +291,31 @@ class Session:
         content = self._tree.content(node)
         if self._on_read is not None and node != self._last_read:
             self._last_read = node
-            self._on_read(content.layer, content.entry)
+            self._on_read(content.layer, content.entry_at(offset))
         length = max(0, min(size, content.size - offset))
         start = content.offset + offset
+        name = content.name_at(offset)
         data = self._buffer[:length] if length <= wire.MAX_READ else memoryview(bytearray(length))
         try:
-            if content.archive.read_now(start, data, content.name):
+            if content.archive.read_now(start, data, name):
                 self._answer(unique, 0, data)
                 return
-            future = content.archive.submit(start, length, content.name)
+            future = content.archive.submit(start, length, name)
         except SociError as error:
-            self._log_failure(content, error)
+            self._log_failure(content.layer, name, error)
             raise OSError(errno.EIO, "unreadable") from None
         self._waiting[unique] = thread
-        future.add_done_callback(lambda future: self._complete(unique, content, future))
+        layer = content.layer
+        future.add_done_callback(lambda future: self._complete(unique, layer, name, future))
 
-    def _complete(self, unique: int, content: Content, future: Future[bytes]) -> None:
+    def _complete(self, unique: int, layer: int, name: Name, future: Future[bytes]) -> None:
         """Answers a read that waited. In the thread that got its bytes."""
         error = future.exception()
         if error is None:
             self._finish(unique, 0, future.result())
         else:
             self._finish(unique, -errno.EIO, b"")
-            self._log_failure(content, error)
+            self._log_failure(layer, name, error)
 
     def _finish(self, unique: int, status: int, data: bytes) -> None:
         """Answers a read that waited, unless that was done already."""
@@ -322,14 +325,14 @@ class Session:
             if self._fd >= 0:
                 self._answer(unique, status, data)
 
-    def _log_failure(self, content: Content, error: BaseException) -> None:
-        """A line about a read that failed."""
+    def _log_failure(self, number: int, name: Name, error: BaseException) -> None:
+        """A line about a read of a layer that failed."""
         if not isinstance(error, SociError):
             error = SociError(_last_line(error))
         image = self._tree.image
-        layer = image.layers[content.layer].descriptor.digest
-        name = brief(b"/" + content.name())
-        self._log(f"cannot read {error.at(image=image.name, layer=layer, file=name)}")
+        layer = image.layers[number].descriptor.digest
+        file = brief(b"/" + name())
+        self._log(f"cannot read {error.at(image=image.name, layer=layer, file=file)}")
 
     # Interrupts. Only who is being killed is let go: others may not expect an interrupted read, and
     # for a page of a program that is run it would be fatal.
