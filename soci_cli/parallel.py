@@ -38,6 +38,10 @@ class Stop:
             raise Stopped("stopped")
 
 
+def no_check() -> None:
+    """In place of `Stop.check`, for work that is never stopped."""
+
+
 class StoppableTask:
     """Passes progress on, and ends the work at its next step when another one failed."""
 

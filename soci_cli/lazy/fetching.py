@@ -38,7 +38,8 @@ _MAX_REQUESTS = 32  # of all layers together; more only for layers that have non
 _MAX_MEMORY = 256 << 20  # bytes that these requests need
 _LITTLE = 8 << 20  # bytes of a request that a layer without one may always begin
 _SPARE = 2  # requests of a layer beside those for the network: they inflate what they received
-_MAX_GIVEN_UP = 8  # requests of a layer that were given up and have not ended
+_MAX_GIVEN_UP = 16  # requests of a layer that were given up and have not ended
+_MOST_GIVEN_UP = 128  # of all layers together; only layers that have some wait then
 _DISK_THREADS = 4
 _FAREWELL = 1.0  # seconds
 _IDLE = 5.0  # seconds until a thread without work ends
@@ -84,6 +85,7 @@ class Fetching(Closing):
         self._reading = 0  # jobs that run
         self._requests = 0  # that have not ended, but for those given up
         self._memory = 0  # bytes that these need
+        self._given_up = 0
         self._watcher: threading.Thread | None = None
         self._closed = False
 
@@ -269,6 +271,7 @@ class Fetching(Closing):
             queue.receiving >= self.requests + is_demanded
             or queue.running >= self.requests + _SPARE
             or len(queue.given_up) >= _MAX_GIVEN_UP
+            or (queue.given_up and self._given_up >= _MOST_GIVEN_UP)
         ):
             return False
         if is_demanded and not queue.running and size <= _LITTLE:
@@ -355,6 +358,7 @@ class Fetching(Closing):
             with self._changed:
                 if request.is_given_up:
                     request.queue.given_up.discard(request)
+                    self._given_up -= 1
                 else:
                     self._end(request)
 
@@ -374,9 +378,7 @@ class Fetching(Closing):
                     self._expire(one)
             for one in expired:
                 self.stats.count_error()
-                one.future.set_exception(
-                    UnreachableError(f"nothing came for {self._deadline:g} seconds")
-                )
+                one.future.set_exception(UnreachableError(f"nothing came for {self._deadline:g} s"))
             time.sleep(min(_WATCHED_EVERY, self._deadline / 4))
 
     def _expire(self, one: PendingSpan) -> None:
@@ -385,6 +387,7 @@ class Fetching(Closing):
         if request is not None and not request.is_given_up:
             request.is_given_up = True
             request.queue.given_up.add(request)
+            self._given_up += 1
             request.queue.put_back(request)
             self._busy.setdefault(request.queue)
             self._end(request)

@@ -150,7 +150,8 @@ class LayerReceiver(Closing):
         """One request for ascending spans, and for what lies between them."""
         begin, _ = self._table.compressed_range(spans[0].number)
         _, end = self._table.compressed_range(spans[-1].number)
-        with self._source.fetch(self._layer, begin, end - begin) as stream:
+        fetch = self._source.fetch_while
+        with fetch(request.check, self._layer, begin, end - begin) as stream:
             if stream.skipped:
                 self._in_order = True
             reader = _Reader(stream, begin, self._arrived(request))
@@ -221,7 +222,8 @@ class LayerReceiver(Closing):
     def _receive_again(self, request: Request, number: int, packed: memoryview) -> int:
         """A span whose bytes were wrong or too few; its size. IntegrityError when they are so again."""
         start, end = self._table.compressed_range(number)
-        with self._source.fetch(self._layer, start, end - start) as stream:
+        fetch = self._source.fetch_while
+        with fetch(request.check, self._layer, start, end - start) as stream:
             size = _Reader(stream, start, self._arrived(request)).range(start, end, packed)
         if not self._is_right(number, packed[:size]):
             raise IntegrityError(
@@ -308,7 +310,7 @@ class _Forward(Closing):
         """The stream is open; begun anew when `number` is past, or after an error."""
         if self._reader is None or number < self.next:
             self.close()
-            self._stream = self._source.fetch(self._layer)
+            self._stream = self._source.fetch_while(self._check, self._layer)
             self._reader = _Reader(self._stream, 0, arrived)
             self.next = 0
         self._reader.arrived = arrived
@@ -326,6 +328,10 @@ class _Forward(Closing):
         size = self._reader.range(start, end, buffer)
         self.next += 1
         return size
+
+    def _check(self) -> None:
+        if self.user is not None:
+            self.user.check()
 
     def close(self) -> None:
         """Let go of the connection."""

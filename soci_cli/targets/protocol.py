@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from soci_cli.closing import Closing
@@ -70,6 +70,19 @@ class Source(Closing, ABC):
         the stored size differs from the descriptor's; InvalidDataError when the range leaves the
         blob.
         """
+
+    def fetch_while(
+        self,
+        check: Callable[[], None],
+        descriptor: Descriptor,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> BlobReader:
+        """As `fetch`, for somebody who may lose interest.
+
+        `check` raises when that is so. It is called before something is tried again.
+        """
+        return self.fetch(descriptor, offset, length)
 
     @abstractmethod
     def exists(self, descriptor: Descriptor) -> bool:

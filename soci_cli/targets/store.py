@@ -22,6 +22,7 @@ from soci_cli.oci.digest import is_digest, parse_digest
 from soci_cli.oci.manifest import parse_manifest
 from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.oci.references import Reference
+from soci_cli.parallel import no_check
 from soci_cli.targets._database import LOCAL_CONTENT, StoredArtifact, StoreDatabase
 from soci_cli.targets._disk import disk_errors, storage_error
 from soci_cli.targets._folder import INGEST_PREFIX, LayoutFolder
@@ -332,6 +333,16 @@ class StoreTarget(WritableLayout):
         self, descriptor: Descriptor, offset: int = 0, length: int | None = None
     ) -> BlobReader:
         """See `Source.fetch`. A layer that stayed in a registry is streamed from there."""
+        return self.fetch_while(no_check, descriptor, offset, length)
+
+    def fetch_while(
+        self,
+        check: Callable[[], None],
+        descriptor: Descriptor,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> BlobReader:
+        """See `Source.fetch_while`."""
         self._guard()
         missing: SociError
         try:
@@ -341,8 +352,9 @@ class StoreTarget(WritableLayout):
         # A registry that is gone must not hold up every request anew.
         for place in sorted(self.origins(descriptor), key=lambda one: one.name in self._failed):
             try:
-                return place.fetch(descriptor, offset, length)
+                return place.fetch_while(check, descriptor, offset, length)
             except SociError as error:
+                check()
                 self._failed.add(place.name)
                 missing = error.explained(_LEFT).at(image=self.name, layer=descriptor.digest)
         raise missing

@@ -65,6 +65,7 @@ from tests.support.servers.actions import (
     FlipByte,
     Hang,
     IgnoreRange,
+    Pause,
     Reset,
     ResetAnswer,
     ShortenAnswer,
@@ -418,6 +419,27 @@ def test_a_registry_that_hangs(plain: Published, proxy: FaultProxy, person: Pers
             reader.kill()
             reader.communicate()
     assert not (place / "data").exists()
+
+
+@pytest.mark.parametrize("fault", [Hang(), Pause(3600, at=1000)], ids=["silent", "stalled"])
+def test_the_reader_s_deadline(
+    plain: Published, proxy: FaultProxy, person: Person, fault: Hang | Pause
+) -> None:
+    """Who waits gets an error in time; the next one begins anew, while the old request still hangs."""
+    config = person.home / "config.toml"
+    config.write_text("[soci]\nreader_deadline_sec = 1\n")
+    hasty = replace(person, extra=(*person.extra, ("SOCI_CONFIG", str(config))))
+    lower, _ = plain.layers
+    with hasty.mounted(plain.at(proxy.host), None, *QUIET) as place:
+        proxy.add(Fault(fault, f"/blobs/{lower}"))
+        with pytest.raises(OSError) as failed:
+            checksum(place / "data/noise")
+        assert failed.value.errno == errno.EIO
+        log = hasty.log()
+        for part in (plain.at(proxy.host), lower, "data/noise", "nothing came for 1 s"):
+            assert part in log, part
+        proxy.clear()
+        assert checksums(place) == SUMS
 
 
 def test_unmounting_while_a_read_hangs(plain: Published, proxy: FaultProxy, person: Person) -> None:

@@ -122,7 +122,7 @@ def test_a_registry_that_says_nothing(fetching: Fetching, clock: Clock) -> None:
     error = first.exception(30)
     assert isinstance(error, UnreachableError)
     assert (error.place, error.layer, error.span) == ("place", spans.layer.digest, 3)
-    assert "nothing came for 30 seconds" in str(error)
+    assert "nothing came for 30 s" in str(error)
     # Who began later waits on, and so do others.
     settle()
     assert not late.done()
@@ -233,22 +233,19 @@ def test_a_registry_that_hangs_for_long(fetching: Fetching, clock: Clock) -> Non
     """Reader after reader gives up. What hangs does not add up, and all is well when it is over."""
     spans, place = spans_at(fetching)
     place.gate = threading.Semaphore(0)
-    for number in range(COUNT):
-        read = submit(spans, number)
+    for number in range(2 * COUNT):
+        read = submit(spans, number % COUNT)
         clock.now += DEADLINE
         assert isinstance(read.exception(30), UnreachableError)
-    assert len(place.requests) <= 10
+    assert len(place.requests) <= 16
     place.gate.release(100)
     for number in range(COUNT):
         assert submit(spans, number).result(30) == content(number)
 
 
-def fetchers() -> int:
-    return sum(thread.name == "soci-fetch" for thread in threading.enumerate())
-
-
 def test_all_layers_together(fetching: Fetching) -> None:
     """There is a bound, and no layer is in the way of another."""
+    threads = set(threading.enumerate())
     data = [layer(seed, 6 * SMALL) for seed in range(60)]
     layers = [spans_of(one, fetching, span_size=SMALL) for one in data]
     gates = [threading.Semaphore(0) for _ in layers]
@@ -258,7 +255,7 @@ def test_all_layers_together(fetching: Fetching) -> None:
             spans.fetch([number], Priority.PREFETCH)
     eventually(lambda: sum(len(place.requests) for _, place in layers) >= 32)
     assert sum(len(place.requests) for _, place in layers) == 32
-    assert fetchers() <= 34
+    assert len(set(threading.enumerate()) - threads) <= 34
     # Of those that have none each gets one for its readers.
     idle = [at for at, (_, place) in enumerate(layers) if not place.requests]
     reads = [layers[at][0].submit(SMALL, 100) for at in idle]

@@ -185,7 +185,9 @@ def test_damage_that_stays_is_an_error(fetching: Fetching, ranges: bool) -> None
     data = layer("gzip")
     spans, place = spans_of(data, fetching, Place(data, ranges=ranges))
     place.damage = {len(data) // 2: 99}
-    with pytest.raises(IntegrityError, match=r"span \d+ of layer sha256:.* in place: .* fetched twice"):
+    with pytest.raises(
+        IntegrityError, match=r"span \d+ of layer sha256:.* in place: .* fetched twice"
+    ):
         spans.read(0, len(PLAIN))
     # What is not damaged can be read, even what was asked for together with it.
     assert spans.read(0, 1000) == PLAIN[:1000]

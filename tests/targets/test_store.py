@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -298,8 +299,12 @@ class Elsewhere:
         self.asked = 0
         self._data = data
 
-    def fetch(
-        self, descriptor: Descriptor, offset: int = 0, length: int | None = None
+    def fetch_while(
+        self,
+        check: Callable[[], None],
+        descriptor: Descriptor,
+        offset: int = 0,
+        length: int | None = None,
     ) -> BlobReader:
         self.asked += 1
         if self._data is None:

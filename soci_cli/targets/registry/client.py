@@ -21,6 +21,7 @@ from soci_cli.errors import (
     SociError,
     UnreachableError,
 )
+from soci_cli.parallel import no_check
 from soci_cli.targets.registry.auth import RegistryAuth
 from soci_cli.targets.registry.bodies import NETWORK_ERRORS, read_pieces
 from soci_cli.targets.registry.credentials import find_credentials
@@ -131,13 +132,18 @@ class Client(Closing):
         request = Request("GET", "/", missing=f"is {self.domain} a registry?")
         Asking(self, request, self._endpoints[-1:], None).run(_as_it_is).finish()
 
-    def asking(self, request: Request, attempts: int | None = None) -> Asking:
+    def asking(
+        self,
+        request: Request,
+        attempts: int | None = None,
+        check: Callable[[], None] = no_check,
+    ) -> Asking:
         """A request that is to be asked of the servers that may answer it."""
         if request.path.startswith("/"):
             servers = self.endpoints_for(request.capability)
         else:
             servers = [self._endpoint_of(request.path)]
-        return Asking(self, request, servers, attempts)
+        return Asking(self, request, servers, attempts, check)
 
     # One attempt.
 
@@ -351,9 +357,18 @@ class Asking:
     """
 
     def __init__(
-        self, client: Client, request: Request, servers: Sequence[Endpoint], most: int | None
+        self,
+        client: Client,
+        request: Request,
+        servers: Sequence[Endpoint],
+        most: int | None,
+        check: Callable[[], None] = no_check,
     ) -> None:
-        """`servers` has the registry itself last; `most` is the number of attempts there."""
+        """`servers` has the registry itself last; `most` is the number of attempts there.
+
+        `check` is called before each attempt but the first; what it raises ends asking.
+        """
+        self._check = check
         self._client = client
         self.request = request
         self._mirrors = deque(servers[:-1])
@@ -391,6 +406,7 @@ class Asking:
 
         `progressed`: some of the answer arrived before, so that the same server may be asked again.
         """
+        self._check()
         mirror = self._mirror()
         if mirror is not None:
             self._client.mirror_failed(mirror.url, error)
@@ -402,6 +418,7 @@ class Asking:
         if progressed:
             self._attempts.progressed()
         self._attempts.failed(error)
+        self._check()
 
     def _mirror(self) -> Endpoint | None:
         while self._mirrors and self._client.has_struck_out(self._mirrors[0]):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, RegistryError, SociError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of, new_hash
+from soci_cli.parallel import no_check
 from soci_cli.targets.registry.bodies import NETWORK_ERRORS, raw_stream
 from soci_cli.targets.registry.client import Asking
 from soci_cli.targets.registry.messages import failure, redacted
@@ -32,9 +34,17 @@ class BlobStream(Closing):
     """Bytes before the range that were read and dropped, because the registry ignores Range."""
 
     def __init__(
-        self, repository: Repository, descriptor: Descriptor, start: int, length: int
+        self,
+        repository: Repository,
+        descriptor: Descriptor,
+        start: int,
+        length: int,
+        check: Callable[[], None] = no_check,
     ) -> None:
-        """NotFoundError and RegistryError; IntegrityError when the blob there has another size."""
+        """NotFoundError and RegistryError; IntegrityError when the blob there has another size.
+
+        `check` is called before each attempt but the first; what it raises ends reading.
+        """
         self._repository = repository
         self._descriptor = descriptor
         self._position = start
@@ -46,7 +56,7 @@ class BlobStream(Closing):
         self._mirrored = ""
         self._hash = None
         if length:
-            self._asking = repository.client.asking(self._request())
+            self._asking = repository.client.asking(self._request(), check=check)
             if length == descriptor.size and self._asking.has_mirrors:
                 self._hash = new_hash(descriptor.digest)
             self._answer = self._asking.run(self._opened)
@@ -55,36 +65,33 @@ class BlobStream(Closing):
         """See `BlobReader.read`. Less than `size` only at the end."""
         left = self._end - self._position
         buffer = bytearray(left if size < 0 else min(size, left))
-        self._fill(memoryview(buffer))
+        view = memoryview(buffer)
+        while view.nbytes:
+            view = view[self._next(view) :]
         return bytes(buffer)
 
     def readinto(self, buffer: bytearray | memoryview, /) -> int:
-        """See `BlobReader.readinto`. Fills the whole buffer, but at the end."""
-        view = memoryview(buffer).cast("B")[: self._end - self._position]
-        self._fill(view)
-        return view.nbytes
+        """See `BlobReader.readinto`: as much as has come, so that a slow line is seen to move."""
+        return self._next(memoryview(buffer).cast("B")[: self._end - self._position])
 
-    def _fill(self, view: memoryview) -> None:
-        """Reads until `view` is full; connections that break are replaced.
-
-        What came before an error is lost with it, so no later read gives what comes after.
-        """
+    def _next(self, view: memoryview) -> int:
+        """Reads what has come; connections that break are replaced. An error is raised again later."""
         if self._error is not None:
             raise self._error
-        filled = 0
-        while filled < view.nbytes:
+        piece = b""
+        while view.nbytes and not piece:
             try:
-                piece = self._piece(view.nbytes - filled)
+                piece = self._piece(view.nbytes)
             except SociError as error:
                 self._error = error
                 raise
-            view[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            self._position += len(piece)
-            if self._hash is not None:
-                self._hash.update(piece)
-        if self._hash is not None and self._position == self._end:
-            self._check_mirrored(self._hash.hexdigest())
+        view[: len(piece)] = piece
+        self._position += len(piece)
+        if self._hash is not None:
+            self._hash.update(piece)
+            if self._position == self._end:
+                self._check_mirrored(self._hash.hexdigest())
+        return len(piece)
 
     def _check_mirrored(self, encoded: str) -> None:
         """IntegrityError that names the mirror when bytes of a mirror are wrong; it is not asked again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from soci_cli.errors import (
     IntegrityError,
@@ -25,6 +26,7 @@ from soci_cli.oci.media_types import (
     is_manifest,
 )
 from soci_cli.oci.references import Reference
+from soci_cli.parallel import no_check
 from soci_cli.targets._disk import MemoryReader
 from soci_cli.targets._index_json import CONTAINERD_NAME, REF_NAME
 from soci_cli.targets.blobs import BlobReader, BytesLike, ContentCheck, Writer, check_range
@@ -88,11 +90,21 @@ class RegistrySource(Source):
         self, descriptor: Descriptor, offset: int = 0, length: int | None = None
     ) -> BlobReader:
         """See `Source.fetch`. Manifests are read whole, verified, and kept."""
+        return self.fetch_while(no_check, descriptor, offset, length)
+
+    def fetch_while(
+        self,
+        check: Callable[[], None],
+        descriptor: Descriptor,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> BlobReader:
+        """See `Source.fetch_while`."""
         count = check_range(descriptor, offset, length)
         if self._is_manifest(descriptor):
             data = self._manifest(descriptor)
             return MemoryReader(data[offset : offset + count])
-        return BlobStream(self.repository, descriptor, offset, count)
+        return BlobStream(self.repository, descriptor, offset, count, check)
 
     def exists(self, descriptor: Descriptor) -> bool:
         """See `Source.exists`."""

@@ -13,6 +13,7 @@ import pytest
 from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.media_types import OCI_INDEX
+from soci_cli.parallel import Stopped
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.layout import Layout
 from tests.support.images import noise
@@ -24,6 +25,7 @@ from tests.support.servers.actions import (
     FlipByte,
     FloodAnswer,
     Hang,
+    Pause,
     Redirect,
     Reply,
     Reset,
@@ -235,6 +237,28 @@ def test_an_error_does_not_wait_for_a_blob_that_hangs(struck: Struck, tmp_path: 
     threading.Thread(target=copy_all, daemon=True).start()
     assert ended.wait(60)
     assert not temporary_files(tmp_path / "out")
+
+
+def test_nobody_wants_it_any_more(struck: Struck) -> None:
+    """Then nothing is tried again, neither before the answer nor in its middle."""
+    blob = describe(noise(0, SIZE))
+
+    def lost() -> None:
+        raise Stopped("stopped")
+
+    for action in (error_reply(503, "UNAVAILABLE"), CutAnswer(10), Reset()):
+        proxy = struck(Fault(action, path="/blobs/"))
+        source = app(proxy)
+        with pytest.raises(Stopped), source.fetch_while(lost, blob) as stream:
+            stream.read()
+        assert len(proxy.seen("GET", "/blobs/")) == 1
+
+
+def test_what_has_come_is_handed_out(struck: Struck) -> None:
+    blob = describe(noise(0, SIZE))
+    proxy = struck(Fault(Pause(3600, at=10), path="/blobs/"))
+    with app(proxy, timeout=3600).fetch(blob) as stream:
+        assert stream.readinto(bytearray(SIZE)) == 10
 
 
 # Redirects
