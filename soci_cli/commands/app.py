@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from soci_cli.commands.output import Output
+from soci_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from soci_cli.commands.images import Images
     from soci_cli.commands.registry_flags import RegistryFlags
     from soci_cli.index.artifacts import Artifacts
     from soci_cli.oci import Platform, Reference
@@ -110,6 +112,23 @@ class App:
             self._containerd = connect(self.address, self.namespace, self.timeout)
         return self._containerd
 
+    @property
+    def images(self) -> Images:
+        """The images that bare names mean: containerd's where flags name one, else the local store's."""
+        from soci_cli.commands.images import ContainerdImages, StoreImages
+
+        return (
+            ContainerdImages(self.connect()) if self.names_containerd else StoreImages(self.store)
+        )
+
+    def need_local_store(self, command: str) -> None:
+        """UsageError for a command that is for the local store alone, where flags name a containerd."""
+        if self.names_containerd:
+            raise UsageError(
+                f"{command} is for images of the local store, not of containerd; leave out --address and "
+                "--namespace (CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE)"
+            )
+
     def place(self, text: str, names: Literal["store", "containerd"] | None = None) -> Place:
         """The place that a user wrote. A bare name is in containerd where flags name one, else `names`."""
         from soci_cli.targets.places import parse_place
@@ -137,6 +156,15 @@ class App:
 
         client = self.connect() if place.kind == "containerd" else None
         return open_target(place, self.root, names, registries, client)
+
+    def open_image_target(self, name: str, registries: Registries) -> Target:
+        """The image `name` for writing: of containerd where flags name one, else of the local store."""
+        from soci_cli.oci.references import parse_reference
+        from soci_cli.targets.places import parse_place
+
+        if self.names_containerd:
+            return self.open_target(parse_place(f"containerd:{name}"), None, registries)
+        return self.open_store(registries).open(parse_reference(name))
 
     def artifacts(self, registries: Registries | None = None) -> Artifacts:
         """The SOCI artifacts that are known; close it."""

@@ -16,6 +16,7 @@ from soci_cli.index import IndexOptions, PlatformReport, index_image
 from soci_cli.index.artifacts import CONTAINERD_CONTENT, made_indexes
 from soci_cli.oci import platforms
 from soci_cli.targets import LOCAL_CONTENT, Place
+from soci_cli.targets.places import CONTAINERD
 
 
 @click.command()
@@ -76,28 +77,17 @@ def _create(
         reports = index_image(source, target, options, observer, known)
         made = made_indexes(reports, target, image)
         if in_containerd:
-            _keep(app, place, reports)
+            from soci_cli.targets.containerd.place import keep_indexes
+
+            indexes = {
+                platforms.format_platform(report.platform): report.index.digest
+                for report in reports
+                if report.index
+            }
+            keep_indexes(app.connect(), place.text.removeprefix(CONTAINERD), indexes)
         store = CONTAINERD_CONTENT if in_containerd else LOCAL_CONTENT
         artifacts.record(made, store, pinned=not in_containerd)
     return reports
-
-
-def _keep(app: App, place: Place, reports: tuple[PlatformReport, ...]) -> None:
-    """Labels the image, so that containerd keeps its indexes as long as the image.
-
-    The first label is the reference's, of which there is one; so the platforms have their own as well.
-    """
-    from soci_cli.targets.containerd.place import SOCI_INDEX_LABEL, ContainerdSource
-
-    labels = {}
-    for report in reports:
-        if report.index:
-            name = platforms.format_platform(report.platform).replace("/", "-")
-            labels[SOCI_INDEX_LABEL] = report.index.digest
-            labels[f"{SOCI_INDEX_LABEL}.{name}"] = report.index.digest
-    client = app.connect()
-    name = place.text.removeprefix("containerd:")
-    client.label_image(ContainerdSource(client, name, place.text).image().name, labels)
 
 
 def _line(report: PlatformReport) -> str:

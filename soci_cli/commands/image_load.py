@@ -33,6 +33,7 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 @pass_app
 def command(app: App, input_: Path | None, name: str | None) -> None:
     """Take the images of an OCI archive into the local store, under the names that they have there."""
+    app.need_local_store("image load")
     if input_ is None:
         if sys.stdin.isatty():
             raise UsageError("an archive is expected on stdin; or give --input FILE")

@@ -10,6 +10,7 @@ from soci_cli.commands.output import columns, human_size
 from soci_cli.errors import SociError
 from soci_cli.index.inspect import summarize
 from soci_cli.oci import familiar, parse_reference
+from soci_cli.text import printable
 
 
 @click.command()
@@ -21,30 +22,32 @@ from soci_cli.oci import familiar, parse_reference
 def command(app: App, no_trunc: bool, format_: str, names: tuple[str, ...]) -> None:
     """List the images of the local store; with --quiet their digests only.
 
+    With --address or --namespace, those of containerd.
+
     --format json prints an object a line: name, digest, platforms, soci ("v1", "v2" or ""), size in
     bytes, and error for an image that cannot be read.
     """
-    wanted = {str(parse_reference(name)) for name in names}
+    wanted = {full for name in names for full in (name, str(parse_reference(name)))}
     rows = [["NAME", "DIGEST", "PLATFORMS", "SOCI", "SIZE"]]
-    for image in app.store.images():
-        if wanted and image.name not in wanted:
+    images = app.images
+    for name, descriptor in images.all():
+        if wanted and name not in wanted:
             continue
-        digest = image.descriptor.digest
+        digest = descriptor.digest
         if app.quiet and format_ == "text":
             app.output.result(digest)
             continue
-        reference = parse_reference(image.name)
         platforms: list[str] = []
         soci, size, problem = "", 0, ""
         try:
-            with app.store.open(reference) as target:
-                summary = summarize(target)
+            with images.open(name) as source:
+                summary = summarize(source)
             platforms, soci, size = summary.platforms, summary.soci, summary.size
         except SociError as error:
             problem = str(error)
         if format_ == "json":
             line = {
-                "name": image.name,
+                "name": name,
                 "digest": digest,
                 "platforms": platforms,
                 "soci": soci,
@@ -54,7 +57,7 @@ def command(app: App, no_trunc: bool, format_: str, names: tuple[str, ...]) -> N
         else:
             rows.append(
                 [
-                    familiar(reference),
+                    _short(name),
                     digest if no_trunc else digest[:19],
                     "damaged" if problem else ", ".join(platforms),
                     soci or "-",
@@ -64,3 +67,11 @@ def command(app: App, no_trunc: bool, format_: str, names: tuple[str, ...]) -> N
     if format_ == "text" and not app.quiet:
         for row in columns(rows):
             app.output.result(row)
+
+
+def _short(name: str) -> str:
+    """A name as people write it; Kubernetes has names in containerd that are none of those."""
+    try:
+        return familiar(parse_reference(name))
+    except SociError:
+        return printable(name)

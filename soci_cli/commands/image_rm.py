@@ -8,7 +8,6 @@ from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.commands.output import human_size
 from soci_cli.errors import NotFoundError
-from soci_cli.oci import parse_reference
 
 
 @click.command()
@@ -17,16 +16,21 @@ from soci_cli.oci import parse_reference
 @common_flags
 @pass_app
 def command(app: App, force: bool, names: tuple[str, ...]) -> None:
-    """Remove images from the local store, and every blob that no other image needs."""
-    references = [parse_reference(name) for name in names]
+    """Remove images from the local store, and every blob that no other image needs.
+
+    With --address or --namespace, from containerd.
+    """
+    images = app.images
+    for name in names:
+        images.check(name)
     missing: list[NotFoundError] = []
-    for reference in references:
+    for name in names:
         try:
-            sweep = app.store.remove(reference)
+            full, sweep = images.remove(name)
         except NotFoundError as error:
             missing.append(error)
             continue
-        app.output.result(f"Untagged: {reference}")
+        app.output.result(f"Untagged: {full}")
         for digest in sweep.blobs:
             app.output.result(f"Deleted: {digest}")
         if sweep.skipped:

@@ -34,6 +34,7 @@ def command(app: App, output: Path | None, name: str, registry: RegistryFlags) -
 
     Layers that stayed in a registry are fetched from there.
     """
+    app.need_local_store("image save")
     if output is None and stdout_is_terminal():
         raise UsageError("an archive is not written to a terminal; give --output FILE")
     if output is not None:

@@ -39,6 +39,8 @@ def command(
 ) -> None:
     """Pull the image REF into the local store.
 
+    With --address or --namespace it goes into containerd instead, with all its layers.
+
     With a SOCI index only what is needed at once is fetched: manifests, config, zTOCs, and layers that
     have no zTOC. The other layers stay in the registry and are read from there when something needs them.
     The last line of output is the image's digest.
@@ -47,7 +49,8 @@ def command(
     soci pull example.com/app:1.0
     soci pull --snapshotter overlayfs --all-platforms example.com/app:1.0
     """
-    reference = parse_reference(ref.removeprefix(DOCKER))
+    name = ref.removeprefix(DOCKER)
+    reference = parse_reference(name)
     lazily = snapshotter == "soci"
     if soci_index_digest is not None:
         if not lazily:
@@ -63,15 +66,28 @@ def command(
     with (
         app.registries(registry, reference) as registries,
         registries.source(reference, str(reference)) as source,
-        app.open_store(registries).open(reference) as target,
+        app.open_image_target(name, registries) as target,
         app.output.progress() as observer,
     ):
         home = f"{DOCKER}{reference.name}"
         result = pull(source, home, target, options, observer)
+        if app.names_containerd:
+            _keep(app, name, result)
     for part in result.platforms:
         app.output.note(_line(part, modes, lazily))
     app.output.detail(_total(result))
     app.output.result(result.descriptor.digest)
+
+
+def _keep(app: App, name: str, result: PullResult) -> None:
+    from soci_cli.targets.containerd.place import keep_indexes
+
+    indexes = {
+        platforms.format_platform(part.platform): part.index.descriptor.digest
+        for part in result.platforms
+        if part.index and part.index.version == "v1"
+    }
+    keep_indexes(app.connect(), name, indexes)
 
 
 def _digest(text: str) -> str:
@@ -87,6 +103,8 @@ def _line(part: PulledPlatform, modes: PullModes, lazily: bool) -> str:
         wanted = "SOCI index" if modes.soci_v1 else "SOCI index v2"
         missing = f"; it has no {wanted}" if lazily else ""
         return f"{name}: {count(layers, 'layer')} pulled{missing}"
+    if not remote:
+        return f"{name}: SOCI {part.index.version}; {count(layers, 'layer')} pulled"
     size = sum(layer.size for layer in remote)
     total = sum(layer.descriptor.size for layer in part.layers)
     stay = "stays" if len(remote) == 1 else "stay"

@@ -1,4 +1,4 @@
-"""Pulling: an image into the local store, without the layers that can stay in the registry."""
+"""Pulling: an image out of a registry, into the local store without the layers that can stay there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from soci_cli.index.model import ztocs_by_layer
 from soci_cli.oci import Descriptor, Platform
 from soci_cli.parallel import Stop, run_all
 from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import Source, StoreTarget, copy_graph, read_blob
+from soci_cli.targets import Source, Target, copy_graph, read_blob
 from soci_cli.targets.copy import copy_leaf
 
 
@@ -60,15 +60,16 @@ class PullResult:
 def pull(
     place: Source,
     home: str,
-    target: StoreTarget,
+    target: Target,
     options: PullOptions,
     observer: Observer | None = None,
 ) -> PullResult:
-    """Pulls the chosen platforms of an image into the store.
+    """Pulls the chosen platforms of an image.
 
-    With an index, layers that have a zTOC stay where they are, and the store remembers `home`, a place
-    such as `docker://HOST/REPO`, to read them from later. Raises NotFoundError for a platform that is not
-    in the image, and what reading and writing raise; the name is given when everything is there.
+    With an index, layers that have a zTOC stay where they are when the target is the local store, which
+    remembers `home`, a place such as `docker://HOST/REPO`, to read them from later. Raises NotFoundError
+    for a platform that is not in the image, and what reading and writing raise; the name is given when
+    everything is there.
     """
     observer = observer or SilentObserver()
     image, parts = read_chosen(place, options.platforms, options.all_platforms)
@@ -97,7 +98,7 @@ class _Pull:
         self,
         place: Source,
         home: str,
-        target: StoreTarget,
+        target: Target,
         options: PullOptions,
         observer: Observer,
     ) -> None:
@@ -118,6 +119,7 @@ class _Pull:
         self, entries: Sequence[ImageManifest], found: Sequence[FoundIndex | None]
     ) -> dict[str, str]:
         """Fetches what is needed, side by side; the outcome of every blob by digest."""
+        store = self._target.store
         wanted: dict[str, Descriptor] = {}
         remote: dict[str, Descriptor] = {}
         for entry, index in zip(entries, found, strict=True):
@@ -125,7 +127,9 @@ class _Pull:
             indexed = ztocs_by_layer(index.manifest) if index else {}
             wanted[manifest.config.digest] = manifest.config
             for layer in manifest.layers:
-                lazy = layer.digest in indexed and not self._target.exists(layer)
+                lazy = (
+                    store is not None and layer.digest in indexed and not self._target.exists(layer)
+                )
                 (remote if lazy else wanted)[layer.digest] = layer
             if index:
                 for blob in (index.manifest.config, *index.manifest.layers):
@@ -138,8 +142,9 @@ class _Pull:
         self.fetched += sum(
             blob.size for blob, outcome in zip(items, done, strict=True) if outcome == "copied"
         )
-        for digest in remote:
-            self._target.store.remember_location(digest, self._home)
+        if store is not None:
+            for digest in remote:
+                store.remember_location(digest, self._home)
         return outcomes | dict.fromkeys(remote, "remote")
 
     def manifests(

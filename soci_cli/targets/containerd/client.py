@@ -209,11 +209,15 @@ class Containerd(Closing):
             answer = self._images.List(images_pb2.ListImagesRequest(filters=filters), **self._call)
         return sorted(map(_image, answer.images), key=lambda image: image.name)
 
-    def put_image(self, name: str, target: Descriptor) -> None:
-        """Makes a name mean `target`; the labels that it has stay."""
+    def put_image(
+        self, name: str, target: Descriptor, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Makes a name mean `target`, with these labels; without `labels` those that it has stay."""
         now = Timestamp()
         now.GetCurrentTime()
-        new = images_pb2.Image(name=name, target=_target(target), created_at=now, updated_at=now)
+        new = images_pb2.Image(
+            name=name, labels=labels, target=_target(target), created_at=now, updated_at=now
+        )
         with self.errors(f"image {brief(name)}"):
             # Others may make or remove the image in between.
             for left in reversed(range(_TRIES)):
@@ -226,7 +230,12 @@ class Containerd(Closing):
                 try:
                     image = self._get_image(name)
                     image.target.CopyFrom(new.target)
-                    self._update_image(image, ["target"])
+                    paths = ["target"]
+                    if labels is not None:
+                        image.ClearField("labels")
+                        image.labels.update(labels)
+                        paths.append("labels")
+                    self._update_image(image, paths)
                     return
                 except grpc.RpcError as error:
                     if code_of(error) != grpc.StatusCode.NOT_FOUND or not left:

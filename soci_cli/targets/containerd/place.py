@@ -114,16 +114,31 @@ class ContainerdSource(Source):
         return tuple(found)
 
     def _find_image(self) -> ContainerdImage:
-        names = list(dict.fromkeys((self._given, self.image_name)))
-        for name in names:
-            try:
-                return self._client.image(name)
-            except NotFoundError:
-                continue
+        # Names of others may be such as no user writes, so the full form is made when it is needed.
+        with suppress(NotFoundError):
+            return self._client.image(self._given)
+        if self._given != self.image_name:
+            with suppress(NotFoundError):
+                return self._client.image(self.image_name)
         raise NotFoundError(
-            f"{self._name}: there is no image {names[-1]} in containerd's namespace "
+            f"{self._name}: there is no image {self.image_name} in containerd's namespace "
             f"{self._client.namespace}; pull it first, or choose another --namespace"
         )
+
+
+def keep_indexes(client: Containerd, reference: str, indexes: Mapping[str, str]) -> None:
+    """Labels an image, so that containerd keeps SOCI indexes v1 as long as the image. NotFoundError.
+
+    `indexes` are digests by platform, such as linux/amd64. The first label is the reference's, of which
+    there is one; so the platforms have their own as well.
+    """
+    labels = {}
+    for platform, digest in indexes.items():
+        labels[SOCI_INDEX_LABEL] = digest
+        labels[f"{SOCI_INDEX_LABEL}.{platform.replace('/', '-')}"] = digest
+    if labels:
+        image = ContainerdSource(client, reference, f"containerd:{reference}").image()
+        client.label_image(image.name, labels)
 
 
 class ContainerdTarget(ContainerdSource, Target):
