@@ -380,6 +380,7 @@ class LayerFiles:
         self._tables[path] = table
         self._kept[is_large] += len(table.names) + 1
         if self._kept[is_large] > limit:
+            self._files.release()
             for old, one in list(self._tables.items()):
                 if (len(one.names) > _LARGE) == is_large and old != path:
                     del self._tables[old]

@@ -299,6 +299,10 @@ class TableOfContents(Sequence[FileMetadata]):
         except struct.error:
             raise _outside("a file") from None
 
+    def release(self) -> None:
+        """Gives back the memory of entries that were read, where the buffer is a mapped file."""
+        release(self._buffer)
+
     def contains(self, part: bytes) -> bool:
         """Whether these bytes are anywhere in the table; each string of an entry is there in one piece."""
         # In steps: other threads stand still while bytes are searched.

@@ -172,3 +172,28 @@ def test_a_ztoc_is_opened_once(cache: Cache) -> None:
     assert len(place.requests) == 1
     del files
     assert not list(ztocs._files) and not list(ztocs._turns)
+
+
+def test_what_was_read_of_a_mapped_ztoc_is_given_back(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("soci_cli.lazy.layer._KEPT", 1000)
+    data = tar_ztoc(entry(f"{number // 100}/{number}") for number in range(30_000))
+    place: Any = Place(data)
+    files = Ztocs().get(place, described(data), cache)
+    assert resident(sha256(data)) < len(data) // 8  # checked and decoded, but no file was asked for
+    list(files.ztoc.files)
+    assert resident(sha256(data)) > len(data) // 2
+    assert sum(len(files.names(b"%d" % folder)) for folder in range(300)) == 30_000
+    assert resident(sha256(data)) < len(data) // 8
+
+
+def resident(digest: str) -> int:
+    """The bytes in memory of mapped files with this digest in their name."""
+    found, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            counts = digest.partition(":")[2] in line
+        elif counts and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
