@@ -1,7 +1,7 @@
 # make demo    set everything up, convert a real image, read one file out of it
 # make check   set everything up, then ruff, mypy and the tests that are quick
 # make test    the same with all tests and the tools that they use: what continuous integration runs
-# make soak    tests by the thousand, which take half an hour and more
+# make soak    random cases and kills by the thousand, which take an hour and more
 # make bench   set everything up, then the benchmark against other tools
 # make proto   generate the code for containerd's API again
 # make clean   remove what these made
@@ -26,7 +26,9 @@ test: $(VENV)/.ready-dev
 
 soak: $(VENV)/.ready-dev
 	@sh tests/install-tools.sh
-	$(VENV)/bin/pytest -m soak -v -s
+	SOCI_TESTS_SCALE=20 $(PYTEST) -m hypothesis
+	SOCI_TESTS_SCALE=20 $(VENV)/bin/pytest tests/fuzz
+	$(VENV)/bin/pytest -m soak -s
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .
