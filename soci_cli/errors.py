@@ -205,3 +205,9 @@ class CoveredError(MountError):
 
 class NotMountedError(MountError):
     """What was mounted at a folder is not there any more."""
+
+
+class EndedError(MountError):
+    """A mount was told to end before it was there."""
+
+    exit_code = 143

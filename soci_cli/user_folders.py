@@ -35,3 +35,8 @@ def own_folder(environ: Mapping[str, str], kind: Kind, variable: str, what: str)
     if base is None:
         raise ConfigError(f"no place for {what}: set {variable}, or HOME")
     return base / "soci"
+
+
+def cache_root(environ: Mapping[str, str]) -> Path:
+    """`$SOCI_CACHE`, else `$XDG_CACHE_HOME/soci`, else `~/.cache/soci`. ConfigError without any."""
+    return own_folder(environ, "CACHE", "SOCI_CACHE", "the cache")

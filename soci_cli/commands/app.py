@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from soci_cli.settings import Settings
     from soci_cli.targets import Place, Source, Store, Target
     from soci_cli.targets.containerd.client import Containerd
+    from soci_cli.targets.registry.options import RegistryOptions
     from soci_cli.targets.registry.registries import Registries
 
 _DEFAULT_NAMESPACE = "default"
@@ -81,8 +82,14 @@ class App:
     @contextmanager
     def registries(self, flags: RegistryFlags, *images: Reference | Place) -> Iterator[Registries]:
         """The registries of a command; --user is for the one that `images` are in."""
-        from soci_cli.oci.references import Reference
         from soci_cli.targets.registry.registries import Registries
+
+        with Registries(self.registry_options(flags, *images), os.environ) as registries:
+            yield registries
+
+    def registry_options(self, flags: RegistryFlags, *images: Reference | Place) -> RegistryOptions:
+        """How the registries of a command are talked to; see `registries`."""
+        from soci_cli.oci.references import Reference
 
         references = [
             image if isinstance(image, Reference) else image.reference
@@ -90,9 +97,7 @@ class App:
             if isinstance(image, Reference) or image.kind == "docker"
         ]
         domains = [one.domain for one in references if one is not None]
-        options = flags.options(domains, self.settings.redirect_hosts)
-        with Registries(options, os.environ) as registries:
-            yield registries
+        return flags.options(domains, self.settings.redirect_hosts)
 
     @property
     def names_containerd(self) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from soci_cli.commands.app import App
 from soci_cli.commands.durations import parse_duration
-from soci_cli.commands.flags import SIZE, common_flags, pass_app
+from soci_cli.commands.flags import SIZE, all_owners_flag, common_flags, pass_app
 from soci_cli.commands.image_reading import open_cache
 from soci_cli.commands.output import human_size
+from soci_cli.lazy.mounts.records import PERSON, Mounts, state_root
 
 
 @click.command()
@@ -24,16 +27,22 @@ from soci_cli.commands.output import human_size
     metavar="DURATION",
     help="Remove only what was not used for so long, such as 24h.",
 )
+@all_owners_flag
 @common_flags
 @pass_app
-def command(app: App, keep: int, older_than: str | None) -> None:
+def command(app: App, keep: int, older_than: str | None, all_owners: bool) -> None:
     """Remove what the cache holds, and print how many bytes that freed.
 
-    What is in use stays readable to who uses it. All of it can be fetched again.
+    What is in use stays readable to who uses it. All of it can be fetched again. What programs mounted for
+    themselves, such as a snapshotter, keeps what is here of its layers.
 
     \b
     soci cache prune --keep 2GiB
     """
     seconds = None if older_than is None else parse_duration(older_than)
-    freed = open_cache().prune(keep, seconds)
+    spared: set[str] = set()
+    if not all_owners:
+        for _, record in Mounts(state_root(os.environ)).of(None):
+            spared.update(record.layer_digests if record.owner != PERSON else ())
+    freed = open_cache().prune(keep, seconds, spared)
     app.output.result(str(freed) if app.quiet else f"{human_size(freed)} freed")

@@ -231,3 +231,12 @@ def format_flag(command: _F) -> _F:
 def stdout_is_terminal() -> bool:
     """Whether a person reads stdout."""
     return sys.stdout.isatty()
+
+
+def all_owners_flag(command: _F) -> _F:
+    """--all-owners, for the commands that are about mounts."""
+    return click.option(
+        "--all-owners",
+        is_flag=True,
+        help="Also what programs mounted for themselves, such as a snapshotter.",
+    )(command)

@@ -7,7 +7,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,12 +17,15 @@ from soci_cli.commands.app import App
 from soci_cli.commands.output import Output
 from soci_cli.commands.registry_flags import RegistryFlags
 from soci_cli.errors import UsageError, explaining
-from soci_cli.index.discover import IndexSources
-from soci_cli.lazy import Cache, Fetching, LazyImage, OpenOptions, cache_root, open_image
-from soci_cli.oci import parse_digest
+from soci_cli.lazy.mounts.request import ImageRequest
+from soci_cli.oci.digest import parse_digest
 from soci_cli.progress import Observer, Task
-from soci_cli.settings import parse_size
-from soci_cli.targets import Place, Source
+from soci_cli.user_folders import cache_root
+
+if TYPE_CHECKING:
+    from soci_cli.lazy import Cache, LazyImage
+    from soci_cli.targets.places import Place
+    from soci_cli.targets.registry.options import RegistryOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -46,49 +50,34 @@ def image_flags(command: _F) -> _F:
     return command
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """An image that is open, and what fetches for it."""
-
-    image: LazyImage
-    fetching: Fetching
-    source: Source
-
-    def pin(self) -> None:
-        """Makes ready for reading this image for long: of the local store only it is kept."""
-        origin = self.image.origin
-        index = [origin.index.descriptor] if origin and origin.index else []
-        self.source.pin(*([origin.manifest] if origin else []), *index)
-
-
-@contextmanager
-def opening(
+def image_request(
     app: App,
     place: Place,
     platform_name: str | None,
     soci_index_digest: str | None,
     registry: RegistryFlags,
-    readahead: int = 0,
-) -> Iterator[Opened]:
-    """An image that is read or mounted, until the end of the `with`; `readahead` as for `Fetching`."""
-    modes = app.settings.pull_modes
-    digest = None if soci_index_digest is None else _digest(soci_index_digest)
-    options = OpenOptions(
-        platforms=app.platforms([platform_name] if platform_name else [], False),
-        index=IndexSources(digest, modes.soci_v2, modes.soci_v1),
+) -> ImageRequest:
+    """What a command line says of an image that is read. It does not depend on the current folder."""
+    from soci_cli.lazy.mounts.request import ContainerdAddress, ImageRequest
+
+    place = absolute_place(place)
+    settings = app.settings
+    return ImageRequest(
+        place=place.text,
+        names=place.kind,
+        store=app.root.absolute(),
+        cache=cache_root(os.environ).absolute(),
+        cache_limit=_cache_limit(),
+        environ=dict(os.environ),
+        platforms=(platform_name,) if platform_name else settings.platforms,
+        index_digest=None if soci_index_digest is None else _digest(soci_index_digest),
+        soci_v1=settings.pull_modes.soci_v1,
+        soci_v2=settings.pull_modes.soci_v2,
+        requests=app.downloads(registry),
+        reader_deadline=settings.soci.reader_deadline_sec,
+        registry=_absolute_files(app.registry_options(registry, place)),
+        containerd=ContainerdAddress(app.address, app.namespace, app.timeout),
     )
-    with ExitStack() as stack:
-        registries = stack.enter_context(app.registries(registry, place))
-        source = stack.enter_context(app.open_source(place, registries))
-        fetching = Fetching(
-            open_cache(), app.downloads(registry), readahead, app.settings.soci.reader_deadline_sec
-        )
-        stack.enter_context(fetching)
-        observer = stack.enter_context(_Progress(app.output))
-        opened = stack.enter_context(open_image(source, fetching, options, observer))
-        # Closed before the image is: what still runs uses its layers.
-        stack.callback(fetching.close)
-        yield Opened(opened, fetching, source)
 
 
 @contextmanager
@@ -100,14 +89,31 @@ def reading(
     registry: RegistryFlags,
 ) -> Iterator[LazyImage]:
     """An image whose files are read, until the end of the `with`."""
-    with opening(app, app.place(image), platform_name, soci_index_digest, registry) as opened:
-        yield opened.image
+    from soci_cli.lazy.mounts.request import opened
+
+    place = app.place(image)
+    request = image_request(app, place, platform_name, soci_index_digest, registry)
+    with drawing(app) as observer, opened(request, observer) as found:
+        yield found.image
+
+
+def drawing(app: App) -> DrawnWork:
+    """An observer that draws what is fetched whole, until it is closed."""
+    return DrawnWork(app.output)
 
 
 def open_cache() -> Cache:
     """The cache that all processes share, as SOCI_CACHE and SOCI_CACHE_SIZE say."""
+    from soci_cli.lazy import Cache
+
+    return Cache(cache_root(os.environ).absolute(), _cache_limit())
+
+
+def _cache_limit() -> int | None:
+    from soci_cli.settings import parse_size
+
     size = os.environ.get("SOCI_CACHE_SIZE")
-    return Cache(cache_root(os.environ).absolute(), parse_size(size) if size else None)
+    return parse_size(size) if size else None
 
 
 def absolute_place(place: Place) -> Place:
@@ -119,7 +125,7 @@ def absolute_place(place: Place) -> Place:
     return dataclasses.replace(place, path=path, text=f"{place.kind}:{path}{tag}")
 
 
-class _Progress(Closing):
+class DrawnWork(Closing):
     """Draws only while something is fetched whole: most images need nothing of that, and output follows."""
 
     def __init__(self, output: Output) -> None:
@@ -156,9 +162,9 @@ class _Progress(Closing):
 
 
 class _Task:
-    """A piece of work that `_Progress` draws."""
+    """A piece of work that `DrawnWork` draws."""
 
-    def __init__(self, progress: _Progress, task: Task) -> None:
+    def __init__(self, progress: DrawnWork, task: Task) -> None:
         self._progress = progress
         self._task = task
 
@@ -170,6 +176,20 @@ class _Task:
         """See `Task.finish`."""
         self._task.finish(outcome)
         self._progress.ended()
+
+
+def _absolute_files(options: RegistryOptions) -> RegistryOptions:
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else path.absolute()
+
+    folders = options.hosts_dirs
+    return dataclasses.replace(
+        options,
+        tls_ca=absolute(options.tls_ca),
+        tls_cert=absolute(options.tls_cert),
+        tls_key=absolute(options.tls_key),
+        hosts_dirs=None if folders is None else tuple(folder.absolute() for folder in folders),
+    )
 
 
 def _digest(text: str) -> str:

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app
-from soci_cli.commands.image_reading import absolute_place, image_flags, opening
+from soci_cli.commands.image_reading import drawing, image_flags, image_request
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError
 from soci_cli.kernel.points import resolve
-from soci_cli.lazy.mounts.state import MountRecord, Mounts, state_root
-from soci_cli.oci import platforms
-from soci_cli.processes.identity import this_process
-from soci_cli.settings import BackgroundFetch
-from soci_cli.targets import Place
-
-if TYPE_CHECKING:
-    from soci_cli.lazy.background import BackgroundOptions
-    from soci_cli.lazy.mounts.server import Server
+from soci_cli.lazy.mounts.client import HostFinder
+from soci_cli.lazy.mounts.records import state_root
+from soci_cli.lazy.mounts.request import MountRequest, host_key
 
 _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_other": True}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wish:
-    """What a command line asks for."""
-
-    place: Place
-    target: Path
-    platform_name: str | None
-    soci_index_digest: str | None
-    registry: RegistryFlags
-    writable: bool
-    options: dict[str, bool]
-    record: Path | None
-    background: bool
 
 
 @click.command()
@@ -97,7 +70,7 @@ def command(
     image: str,
     folder: Path,
     registry: RegistryFlags,
-) -> int:
+) -> None:
     """Mount the files of IMAGE at DIR.
 
     Files come from the registry when they are read; layers without a zTOC are fetched first. The mount
@@ -106,174 +79,48 @@ def command(
     \b
     soci mount docker://example.com/app:1.0 /mnt/app
     """
-    from soci_cli.lazy.fuse.mounting import check_target
-    from soci_cli.lazy.mounts.request import check_clear
-
-    # The mount lasts when the command has ended: nothing may depend on the current folder.
-    app.root_flag = str(app.root.absolute())
     given = _mount_options(options)
-    writable = given.pop("rw", False) or writable
-    wish = _Wish(
-        absolute_place(app.place(image)),
-        resolve(folder),
-        platform_name,
-        soci_index_digest,
-        _absolute_files(registry),
-        writable,
-        given,
-        None if record is None else record.absolute(),
-        not no_background_fetch,
-    )
-    # Before anything is fetched.
-    Mounts(state_root(os.environ)).check_free(wish.target)
-    check_target(wish.target)
-    check_clear(wish.target, _needed(app, wish))
-    if not foreground:
-        from soci_cli.commands.apart import run_apart
+    state = state_root(os.environ).absolute()
 
-        status = run_apart(app, lambda ready: _serve_apart(app, wish, ready))
-        if status == 0:
-            app.output.result(str(wish.target))
-        return status
-    with _mounted(app, wish) as server:
-        app.output.result(str(wish.target))
+    def request() -> MountRequest:
+        settings = app.settings.background_fetch
+        return MountRequest(
+            image_request(app, app.place(image), platform_name, soci_index_digest, registry),
+            resolve(folder),
+            state,
+            writable=given.get("rw", False) or writable,
+            suid=given.get("suid", False),
+            dev=given.get("dev", False),
+            allow_other=given.get("allow_other", False),
+            background=not (no_background_fetch or settings.disable),
+            silence_period=settings.silence_period_msec / 1000,
+            fetch_period=settings.fetch_period_msec / 1000,
+            max_queue_size=settings.max_queue_size if settings.max_queue_size > 0 else sys.maxsize,
+            prefetch=app.settings.prefetch.enable,
+            record=None if record is None else record.absolute(),
+            debug=app.debug,
+        )
+
+    if foreground:
+        _serve_here(app, request())
+        return
+    key = host_key(os.environ, debug=app.debug)
+    with HostFinder(state, key) as host, drawing(app) as observer:
+        asked = request()
+        host.mount(asked, observer, app.output.log_line)
+    app.output.result(str(asked.target))
+
+
+def _serve_here(app: App, request: MountRequest) -> None:
+    """Serves in this process, with the log on stderr, until it is unmounted or told to end."""
+    from soci_cli.lazy.mounts.host import Host
+
+    with Host(request.state, write=lambda line: print(line, file=sys.stderr, flush=True)) as host:
+        with drawing(app) as observer:
+            host.begin(request, observer).ready.result()
+        app.output.result(str(request.target))
         sys.stdout.flush()
-        server.run()
-    return 0
-
-
-def _needed(app: App, wish: _Wish) -> list[tuple[str, Path]]:
-    """What the server reads and writes."""
-    from soci_cli.lazy import cache_root
-
-    registry = wish.registry
-    docker = os.environ.get("DOCKER_CONFIG") or Path(os.environ.get("HOME", "/"), ".docker")
-    needed = [
-        ("the cache", cache_root(os.environ)),
-        ("the state of mounts", state_root(os.environ)),
-        ("the local store", app.root),
-        ("the image", wish.place.path),
-        ("the list of files that are read", wish.record),
-        ("Docker's folder of credentials", Path(docker)),
-        ("a certificate", registry.tls_ca),
-        ("the client's certificate", registry.tls_cert),
-        ("the client's key", registry.tls_key),
-        *(("a folder of hosts.toml files", Path(path)) for path in registry.hosts_dirs),
-    ]
-    return [(what, path.absolute()) for what, path in needed if path is not None]
-
-
-def _serve_apart(app: App, wish: _Wish, ready: Callable[[int], None]) -> None:
-    from soci_cli.lazy.mounts.log import LogFile
-
-    with _mounted(app, wish) as server:
-        log = LogFile(server.folder.log)
-        server.log.redirect(log.write)
-        ready(log.fd)
-        server.run()
-
-
-@contextmanager
-def _mounted(app: App, wish: _Wish) -> Iterator[Server]:
-    """The server of the mount; at the end the mount is gone and so is its state."""
-    from soci_cli.lazy.fuse import MountOptions
-    from soci_cli.lazy.mounts.log import Log
-    from soci_cli.lazy.mounts.server import READAHEAD, ServeOptions, Server, counted
-
-    this = this_process()
-    record = MountRecord(
-        image=wish.place.text,
-        digest="",
-        platform="",
-        target=str(wish.target),
-        pid=this.pid,
-        process_started=this.started,
-        boot_id=this.boot_id,
-        started=time.time(),
-        writable=wish.writable,
-    )
-    settings = app.settings
-    options = ServeOptions(
-        MountOptions(writable=wish.writable, **wish.options),
-        _background(settings.background_fetch, wish.background),
-        settings.prefetch.enable,
-        wish.record,
-    )
-    with ExitStack() as stack:
-        folder = stack.enter_context(Mounts(state_root(os.environ)).create(record))
-        opened = stack.enter_context(
-            opening(
-                app,
-                wish.place,
-                wish.platform_name,
-                wish.soci_index_digest,
-                wish.registry,
-                readahead=READAHEAD,
-            )
-        )
-        opened.image.open_all()
-        opened.pin()
-        layers, indexed = counted(opened.image.layers)
-        record = dataclasses.replace(
-            record,
-            digest=opened.image.digest,
-            platform=platforms.format_platform(opened.image.platform or platforms.host_platform()),
-            layers=layers,
-            indexed=indexed,
-        )
-        log = stack.enter_context(Log(lambda line: print(line, file=sys.stderr, flush=True)))
-        ending = _Ending()
-        server = stack.enter_context(
-            Server(opened.image, opened.fetching, folder, record, options, log)
-        )
-        ending.server = server
-        ending.check()
-        yield server
-
-
-class _Ending:
-    """From now on SIGTERM and SIGINT end the mount, and nothing in between."""
-
-    def __init__(self) -> None:
-        self.server: Server | None = None
-        self._requested = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
-
-    def check(self) -> None:
-        """Ends here what was asked to end before there was a server."""
-        if self._requested:
-            raise SystemExit(128 + self._requested)
-
-    def _request(self, number: int, _: object) -> None:
-        self._requested = number
-        if self.server is not None:
-            self.server.end()
-
-
-def _absolute_files(registry: RegistryFlags) -> RegistryFlags:
-    def absolute(path: Path | None) -> Path | None:
-        return None if path is None else path.absolute()
-
-    folders = (part for text in registry.hosts_dirs for part in text.split(",") if part)
-    return dataclasses.replace(
-        registry,
-        tls_ca=absolute(registry.tls_ca),
-        tls_cert=absolute(registry.tls_cert),
-        tls_key=absolute(registry.tls_key),
-        hosts_dirs=tuple(str(Path(folder).absolute()) for folder in folders),
-    )
-
-
-def _background(settings: BackgroundFetch, wanted: bool) -> BackgroundOptions:
-    from soci_cli.lazy.background import BackgroundOptions
-
-    return BackgroundOptions(
-        enabled=wanted and not settings.disable,
-        silence_period=settings.silence_period_msec / 1000,
-        fetch_period=settings.fetch_period_msec / 1000,
-        max_queue_size=settings.max_queue_size if settings.max_queue_size > 0 else sys.maxsize,
-    )
+        host.run()
 
 
 def _mount_options(texts: tuple[str, ...]) -> dict[str, bool]:

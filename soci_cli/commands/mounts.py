@@ -9,9 +9,10 @@ import click
 
 from soci_cli.commands.app import App
 from soci_cli.commands.durations import ago
-from soci_cli.commands.flags import common_flags, format_flag, pass_app
+from soci_cli.commands.flags import all_owners_flag, common_flags, format_flag, pass_app
 from soci_cli.commands.output import columns
-from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
+from soci_cli.lazy.mounts.records import PERSON, MountRecord, Mounts, state_root
+from soci_cli.processes.folder import Folder
 from soci_cli.text import printable
 
 _TITLES = ["IMAGE", "FOLDER", "PLATFORM", "LAYERS", "STATE", "MODE", "MOUNTED"]
@@ -19,9 +20,10 @@ _TITLES = ["IMAGE", "FOLDER", "PLATFORM", "LAYERS", "STATE", "MODE", "MOUNTED"]
 
 @click.command()
 @format_flag
+@all_owners_flag
 @common_flags
 @pass_app
-def command(app: App, format_: str) -> None:
+def command(app: App, format_: str, all_owners: bool) -> None:
     """List the images that you mounted, the oldest first; with --quiet their folders only.
 
     A mount whose server crashed gives errors to whoever reads it; soci umount takes it away. With --format
@@ -31,7 +33,7 @@ def command(app: App, format_: str) -> None:
     soci mounts --format json
     """
     rows = [_TITLES]
-    for folder, record in Mounts(state_root(os.environ)).all():
+    for folder, record in Mounts(state_root(os.environ)).of(None if all_owners else PERSON):
         if format_ == "json":
             app.output.json(_facts(folder, record), indent=None)
         elif app.quiet:
@@ -53,7 +55,7 @@ def command(app: App, format_: str) -> None:
             app.output.result(line)
 
 
-def _facts(folder: MountFolder, record: MountRecord) -> dict[str, object]:
+def _facts(folder: Folder, record: MountRecord) -> dict[str, object]:
     return {
         "image": record.image,
         "digest": record.digest,
@@ -64,14 +66,15 @@ def _facts(folder: MountFolder, record: MountRecord) -> dict[str, object]:
         "rw": record.writable,
         "layers": record.layers,
         "lazy_layers": record.indexed,
+        "owner": record.owner,
         "pid": record.pid,
         "started": _time(record).isoformat(),
         "log": str(folder.log),
     }
 
 
-def _state(folder: MountFolder, record: MountRecord) -> str:
-    if not folder.is_served():
+def _state(folder: Folder, record: MountRecord) -> str:
+    if not folder.is_alive():
         return "crashed"
     return "serving" if record.kind else "starting"
 

@@ -56,11 +56,15 @@ class Output:
 
     def show_log(self) -> None:
         """From now on everything is said that the library logs: `--debug`."""
-        from soci_cli.commands.debugging import show_log
+        from soci_cli.processes.debugging import show_log
 
         self.debug = True
         if self._end_log is None:
-            self._end_log = show_log(lambda line: self._remarks.write(line))
+            self._end_log = show_log(self.log_line)
+
+    def log_line(self, line: str) -> None:
+        """One line of the library's log, of this process or of another one."""
+        self._remarks.write(line)
 
     def close(self) -> None:
         """The last of the remarks, and of the log."""

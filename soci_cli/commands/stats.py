@@ -10,14 +10,16 @@ from typing import Any
 import click
 
 from soci_cli.commands.app import App
-from soci_cli.commands.flags import common_flags, format_flag, pass_app
+from soci_cli.commands.flags import all_owners_flag, common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import absolute_place
 from soci_cli.commands.output import columns, count, human_size
 from soci_cli.commands.status import report
 from soci_cli.errors import NotFoundError, SociError, UsageError
 from soci_cli.kernel.points import resolve
-from soci_cli.lazy.mounts.control import ask
-from soci_cli.lazy.mounts.state import MountFolder, MountRecord, Mounts, state_root
+from soci_cli.lazy.mounts.records import PERSON, Hosts, Mount, MountRecord, Mounts, state_root
+from soci_cli.lazy.mounts.request import StatisticsQuestion
+from soci_cli.lazy.mounts.unmounting import ask_server
+from soci_cli.processes.folder import Folder
 from soci_cli.text import printable
 
 _SOURCES = ("demand", "prefetch", "background", "cache")
@@ -26,10 +28,11 @@ _MOST_FILES = 10
 
 @click.command()
 @format_flag
+@all_owners_flag
 @click.argument("what", metavar="[DIR|IMAGE]", required=False)
 @common_flags
 @pass_app
-def command(app: App, what: str | None, format_: str) -> int:
+def command(app: App, what: str | None, format_: str, all_owners: bool) -> int:
     """Show what was fetched for mounted images, and why: of the mount at DIR, of those of IMAGE, or of all.
 
     Spans come from somewhere once: fetched on demand, for a prefetch artifact or in the background, or
@@ -40,14 +43,14 @@ def command(app: App, what: str | None, format_: str) -> int:
     soci stats /mnt/app
     """
     status = 0
-    for number, (folder, record) in enumerate(_chosen(app, what)):
+    for number, (folder, record) in enumerate(_chosen(app, what, all_owners)):
         try:
-            if not folder.is_served():
+            if not folder.is_alive():
                 raise NotFoundError(
-                    f"the server of {record.target} crashed; {folder.log} may say why, and soci umount "
-                    "takes the mount away"
+                    f"the server of {record.target} crashed; {folder.log} may say why{_host_log(record)}, "
+                    "and soci umount takes the mount away"
                 )
-            answer = _checked(ask(folder.path, "stats"), record)
+            answer = _checked(ask_server((folder, record), StatisticsQuestion(folder.name)), record)
         except SociError as error:
             report(app, str(error.at(file=str(record.target))))
             status = error.exit_code
@@ -62,11 +65,17 @@ def command(app: App, what: str | None, format_: str) -> int:
     return status
 
 
-def _chosen(app: App, what: str | None) -> Sequence[tuple[MountFolder, MountRecord]]:
+def _host_log(record: MountRecord) -> str:
+    if not record.host:
+        return ""
+    return f", or {Hosts(state_root(os.environ)).folder(record.host).log}"
+
+
+def _chosen(app: App, what: str | None, all_owners: bool) -> Sequence[Mount]:
     """The mounts that are meant. NotFoundError where a name is of none."""
-    mounts = Mounts(state_root(os.environ)).all()
+    mounts = Mounts(state_root(os.environ)).of(None)
     if what is None:
-        return mounts
+        return [one for one in mounts if all_owners or one[1].owner == PERSON]
     target = str(resolve(Path(what)))
     found = [one for one in mounts if one[1].target == target]
     if not found:
@@ -106,7 +115,7 @@ def _checked(answer: Any, record: MountRecord) -> Mapping[str, Any]:
     return checked
 
 
-def _lines(record: MountRecord, answer: Mapping[str, Any], folder: MountFolder) -> list[str]:
+def _lines(record: MountRecord, answer: Mapping[str, Any], folder: Folder) -> list[str]:
     here = sum(layer["size_here"] for layer in answer["layers"])
     size = sum(layer["size"] for layer in answer["layers"])
     part = f"{here / size:.0%}" if size else "all"

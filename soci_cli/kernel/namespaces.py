@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -20,3 +21,11 @@ def mapped_ids(kind: Literal["uid", "gid"]) -> list[range]:
     """The users or groups that this process's user namespace has. OSError."""
     lines = (line.split() for line in Path(f"/proc/self/{kind}_map").read_text().splitlines())
     return [range(int(first), int(first) + int(count)) for first, _, count in lines]
+
+
+def process_namespaces() -> tuple[str, ...]:
+    """The namespaces that decide what this process sees of mounts, users, processes and the network."""
+    kinds = ("mnt", "net", "pid", "user")
+    with suppress(OSError):
+        return tuple(os.readlink(f"/proc/self/ns/{kind}") for kind in kinds)  # noqa: PTH115
+    return ()

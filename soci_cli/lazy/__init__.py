@@ -5,13 +5,14 @@ where they are; other layers are unpacked into the cache once.
 """
 
 from soci_cli.lazy.attributes import Node
-from soci_cli.lazy.cache import Cache, cache_root
+from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LayerFiles, LazyLayer
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.lazy.opening import OpenOptions, open_image
 from soci_cli.lazy.spans import LayerSpans
+from soci_cli.user_folders import cache_root
 
 __all__ = [
     "Cache",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,17 +22,11 @@ from soci_cli.lazy.cache_directory import PART, CacheDirectory
 from soci_cli.lazy.entries import HEADER, MAGIC, Entry
 from soci_cli.lazy.eviction import Eviction, LayerEntries
 from soci_cli.oci import encoded_of
-from soci_cli.user_folders import own_folder
 
 DEFAULT_LIMIT = 10 << 30
 """Bytes on disk, where a tenth of the disk is not less."""
 
 _ATTEMPTS = 10
-
-
-def cache_root(environ: Mapping[str, str]) -> Path:
-    """`$SOCI_CACHE`, else `$XDG_CACHE_HOME/soci`, else `~/.cache/soci`. ConfigError without any."""
-    return own_folder(environ, "CACHE", "SOCI_CACHE", "the cache")
 
 
 def span_key(layer: str, ztoc: str, span: int) -> str:
@@ -295,13 +289,16 @@ class Cache(Closing):
         """What there is, by layer and blob, the last used first."""
         return self._eviction.entries()
 
-    def prune(self, limit: int = 0, older_than: float | None = None) -> int:
+    def prune(
+        self, limit: int = 0, older_than: float | None = None, spared: Collection[str] = ()
+    ) -> int:
         """Removes the entries used longest ago until at most `limit` bytes are left; the bytes freed.
 
-        With `older_than` only those not used for so many seconds go. What other processes write now is
+        With `older_than` only those not used for so many seconds go, and never those of the layers and
+        blobs `spared`, which are digests. What other processes write now is
         left alone, what killed ones left is removed. Raises StorageError.
         """
-        return self._eviction.prune(limit, older_than)
+        return self._eviction.prune(limit, older_than, spared)
 
 
 def _default_limit(directory: int) -> int:

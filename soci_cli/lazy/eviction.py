@@ -6,7 +6,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ class Eviction:
         ]
         return sorted(listed, key=lambda one: (-one.last_used, one.kind, one.digest))
 
-    def prune(self, limit: int, older_than: float | None) -> int:
+    def prune(self, limit: int, older_than: float | None, spared: Collection[str]) -> int:
         """See `Cache.prune`."""
         if self._directory.fd < 0:
             return 0
@@ -88,7 +88,7 @@ class Eviction:
             fd = self._directory.create(_USAGE)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                before, after = self._remove(limit, limit, newest, 0.0)
+                before, after = self._remove(limit, limit, newest, 0.0, spared)
                 os.pwrite(fd, after.to_bytes(8, "little"), 0)
             finally:
                 os.close(fd)
@@ -121,11 +121,17 @@ class Eviction:
         os.pwrite(fd, total.to_bytes(8, "little"), 0)
 
     def _remove(
-        self, limit: int, goal: int, newest: float | None, leftover_age: float
+        self,
+        limit: int,
+        goal: int,
+        newest: float | None,
+        leftover_age: float,
+        spared: Collection[str] = (),
     ) -> tuple[int, int]:
         """Removes files down to `goal` bytes where there are more than `limit`; the bytes before and after.
 
-        Only what was used last before `newest` goes, and leftovers of at least `leftover_age` seconds.
+        Only what was used last before `newest` goes, and leftovers of at least `leftover_age` seconds. What
+        is of the digests `spared` stays.
         """
         units: dict[str, _Unit] = {}
         for key, status in self._directory.files():
@@ -141,7 +147,9 @@ class Eviction:
         before = total = sum(unit.size for unit in units.values())
         if total <= limit:
             return before, total
-        for unit in sorted(units.values(), key=lambda unit: (unit.used_ns, unit.size)):
+        kept = {digest.partition(":")[2] for digest in spared}
+        removable = [unit for name, unit in units.items() if kept.isdisjoint(name.split("/")[1:2])]
+        for unit in sorted(removable, key=lambda unit: (unit.used_ns, unit.size)):
             if total <= goal or (newest is not None and unit.used_ns >= newest * 1e9):
                 break
             for key, size in sorted(unit.files):  # the layer goes before its zTOC

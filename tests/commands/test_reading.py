@@ -384,7 +384,8 @@ def test_cp_what_is_in_the_way(soci: Soci, layout: Path, tmp_path: Path) -> None
 
 AS_NOBODY = """
 import os, sys
-import encodings.idna, soci_cli.commands.cp, soci_cli.targets.registry.place
+import encodings.idna, soci_cli.commands.cp, soci_cli.targets.registry.place, soci_cli.settings
+import soci_cli.lazy, soci_cli.lazy.extract, soci_cli.targets.places, soci_cli.oci.platforms, tarfile
 from soci_cli.commands import run
 from soci_cli.ztoc.inflate import backend
 backend()

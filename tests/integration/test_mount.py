@@ -26,7 +26,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soci_cli.lazy.mounts.control import ask
+from soci_cli.lazy.mounts.records import Mounts
+from soci_cli.lazy.mounts.request import StatisticsQuestion
+from soci_cli.lazy.mounts.unmounting import ask_server
 from soci_cli.trial_registry import RegistryServer
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from tests.integration.mounts import (
@@ -665,8 +667,8 @@ def test_record_and_prefetch(
 
 def stats(person: Person) -> Json:
     """What the server of the one mount counts."""
-    ((folder, _),) = person.records()
-    found: Json = ask(folder, "stats")
+    (mount,) = Mounts(person.home / ".local/state/soci").all()
+    found: Json = ask_server(mount, StatisticsQuestion(mount[0].name))
     return found
 
 

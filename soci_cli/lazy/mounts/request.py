@@ -1,26 +1,237 @@
-"""What is to be mounted where."""
+"""What is to be read or mounted, and what is asked of the process that does it: plain data.
+
+It goes to that process as JSON (`processes.encoding`), secrets included, so never by its command line or
+environment. All paths are absolute.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from soci_cli.errors import MountError
+from soci_cli.kernel.namespaces import process_namespaces
+from soci_cli.lazy.mounts.records import PERSON
+from soci_cli.targets.registry.options import RegistryOptions
+
+if TYPE_CHECKING:
+    from soci_cli.lazy import Fetching, LazyImage
+    from soci_cli.progress import Observer
+    from soci_cli.targets import Source
+
+READAHEAD = 128 << 20
+"""Uncompressed bytes that are fetched ahead where a layer is read in order."""
 
 _SYSTEM = {"/dev": "the devices", "/etc": "the settings of this machine", "/proc": "/proc"}
+# What the libraries and programs that are used read themselves.
+_PROCESS_WIDE = re.compile(
+    r"HOME|LANG|PATH|TMPDIR|TZ|SOCI_ZLIB|CURL_CA_BUNDLE|(AWS|LC|LD|REQUESTS|SSL)_.*|.*_PROXY", re.I
+)
 
 
-def check_clear(target: Path, needed: Iterable[tuple[str, Path]]) -> None:
-    """Raises MountError where a mount would cover what serving it needs, and so wait for itself.
+@dataclass(frozen=True)
+class ContainerdAddress:
+    """Which containerd is meant; see `targets.places.connect`."""
 
-    `needed` are files and folders and what they are, besides those that every server needs.
+    address: str | None = None
+    namespace: str | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """An image that is read: which, where it and its SOCI index are looked for, and how it is fetched.
+
+    `names` is where names without a transport are, "store" or "containerd". `cache_limit` is in bytes, by
+    default 10 GiB or a tenth of the disk; `requests` are under way at once for a layer, and a reader waits
+    for `reader_deadline` seconds of silence. `environ` is that of who asks.
     """
-    python = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[3]))
-    system = [(what, Path(path)) for path, what in _SYSTEM.items()]
-    system += [("Python, which serves the mount", Path(path)) for path in python]
-    for what, path in [*needed, *system]:
-        if path.resolve().is_relative_to(target):
-            raise MountError(
-                f"{target} cannot be mounted on: {what} is in it, {path}; choose another folder"
-            )
+
+    place: str
+    names: str
+    store: Path
+    cache: Path
+    environ: Mapping[str, str] = field(repr=False)
+    platforms: tuple[str, ...] = ()
+    index_digest: str | None = None
+    soci_v1: bool = False
+    soci_v2: bool = True
+    cache_limit: int | None = None
+    requests: int = 1
+    reader_deadline: float = 30.0
+    registry: RegistryOptions = field(default_factory=RegistryOptions)
+    containerd: ContainerdAddress = field(default_factory=ContainerdAddress)
+
+
+@dataclass(frozen=True)
+class MountRequest:
+    """An image that is mounted at `target`, for `owner`; what is known of the mount is below `state`.
+
+    `writable` to `allow_other` are those of `MountOptions`, `background` to `max_queue_size` those of
+    `BackgroundOptions`, whose layers with a `prefetch` artifact are fetched at once. The files that are
+    read are written down in `record`. With `debug` the library's log is shown, too.
+    """
+
+    image: ImageRequest
+    target: Path
+    state: Path
+    owner: str = PERSON
+    writable: bool = False
+    suid: bool = False
+    dev: bool = False
+    allow_other: bool = False
+    background: bool = True
+    silence_period: float = 30.0
+    fetch_period: float = 0.5
+    max_queue_size: int = 300
+    prefetch: bool = True
+    record: Path | None = None
+    debug: bool = False
+
+    def check_clear(self) -> None:
+        """Raises MountError where the mount would cover what serving it needs, and so wait for itself."""
+        python = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[3]))
+        system = [(what, Path(path)) for path, what in _SYSTEM.items()]
+        system += [("Python, which serves the mount", Path(path)) for path in python]
+        for what, path in [*self._needed(), *system]:
+            if path.resolve().is_relative_to(self.target):
+                raise MountError(
+                    f"{self.target} cannot be mounted on: {what} is in it, {path}; choose another folder"
+                )
+
+    def _needed(self) -> list[tuple[str, Path]]:
+        """What the server reads and writes."""
+        image, registry = self.image, self.image.registry
+        docker = image.environ.get("DOCKER_CONFIG") or Path(
+            image.environ.get("HOME", "/"), ".docker"
+        )
+        transport, _, rest = image.place.partition(":")
+        place = Path(rest.partition(":")[0]) if transport in ("oci", "oci-archive") else None
+        needed = [
+            ("the cache", image.cache),
+            ("the state of mounts", self.state),
+            ("the local store", image.store),
+            ("the image", place),
+            ("the list of files that are read", self.record),
+            ("Docker's folder of credentials", Path(docker)),
+            ("a certificate", registry.tls_ca),
+            ("the client's certificate", registry.tls_cert),
+            ("the client's key", registry.tls_key),
+            *(("a folder of hosts.toml files", path) for path in registry.hosts_dirs or ()),
+        ]
+        return [(what, path) for what, path in needed if path is not None]
+
+
+def host_key(environ: Mapping[str, str], owner: str = PERSON, *, debug: bool = False) -> str:
+    """Who may be served by one process: the same user, owner, namespaces, cgroup and surroundings.
+
+    What ends a process, such as a session or a service, ends all that it serves. With `debug` nobody: the
+    library's log is that of a process.
+    """
+    if debug:
+        return ""
+    root, script = os.stat("/"), os.stat(__file__)  # noqa: PTH116 - pathlib takes longer
+    facts = (
+        owner,
+        (os.geteuid(), os.getegid(), sorted(os.getgroups()), _umask()),
+        (root.st_dev, root.st_ino, process_namespaces(), _cgroup()),
+        (sys.executable, sys.getfilesystemencoding(), __file__, script.st_mtime_ns),
+        sorted(item for item in environ.items() if _PROCESS_WIDE.fullmatch(item[0])),
+    )
+    return sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _cgroup() -> bytes:
+    with suppress(OSError):
+        return Path("/proc/self/cgroup").read_bytes()
+    return b""
+
+
+@dataclass(frozen=True)
+class MountQuestion:
+    """Asks for a mount. The answer is the id of its folder; the news are those of `RemoteObserver`."""
+
+    request: MountRequest
+
+
+@dataclass(frozen=True)
+class StatisticsQuestion:
+    """Asks what was fetched for a mount; see `statistics.statistics`."""
+
+    mount: str
+
+
+@dataclass(frozen=True)
+class UnmountQuestion:
+    """Asks the process to unmount, in its mount namespace. Answered when that is done."""
+
+    mount: str
+
+
+@dataclass(frozen=True)
+class AbortQuestion:
+    """As `UnmountQuestion`, even while the mount is in use: all who wait for it get an error."""
+
+    mount: str
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """An image that is open, what fetches for it, and where it is."""
+
+    image: LazyImage
+    fetching: Fetching
+    source: Source
+
+    def keep(self) -> None:
+        """Makes ready for reading the image for long: of the local store only it is kept."""
+        origin = self.image.origin
+        index = [origin.index.descriptor] if origin and origin.index else []
+        self.source.pin(*([origin.manifest] if origin else []), *index)
+
+
+@contextmanager
+def opened(request: ImageRequest, observer: Observer, readahead: int = 0) -> Iterator[OpenedImage]:
+    """An image that is read, until the end of the `with`; `readahead` as for `Fetching`.
+
+    Raises what `open_image` and opening the place raise.
+    """
+    from soci_cli.index.discover import IndexSources
+    from soci_cli.lazy import Cache, Fetching, OpenOptions, open_image
+    from soci_cli.oci import platforms
+    from soci_cli.targets.places import connect, open_source, parse_place
+    from soci_cli.targets.registry.registries import Registries
+
+    options = OpenOptions(
+        tuple(platforms.parse(name) for name in request.platforms),
+        IndexSources(request.index_digest, request.soci_v2, request.soci_v1),
+    )
+    place = parse_place(request.place, "containerd" if request.names == "containerd" else "store")
+    with ExitStack() as stack:
+        registries = stack.enter_context(Registries(request.registry, request.environ))
+        client = None
+        if place.kind == "containerd":
+            client = connect(*dataclasses.astuple(request.containerd))
+            stack.callback(client.close)
+        source = stack.enter_context(open_source(place, request.store, registries, client))
+        cache = Cache(request.cache, request.cache_limit)
+        fetching = Fetching(cache, request.requests, readahead, request.reader_deadline)
+        stack.enter_context(fetching)
+        image = stack.enter_context(open_image(source, fetching, options, observer))
+        # Closed before the image is: what still runs uses its layers.
+        stack.callback(fetching.close)
+        yield OpenedImage(image, fetching, source)

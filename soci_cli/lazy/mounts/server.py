@@ -1,157 +1,156 @@
-"""The server of one mounted image, from the mount until it is gone."""
+"""One mounted image, from the request until the mount is gone. Its process may serve others besides."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import resource
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
-from soci_cli.closing import Closing
-from soci_cli.errors import BusyError, CoveredError, SociError
-from soci_cli.kernel.calls import limit_heaps
+from soci_cli.errors import BusyError, CoveredError, EndedError, SociError
 from soci_cli.kernel.points import points_below
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
-from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
-from soci_cli.lazy.layer import LazyLayer
-from soci_cli.lazy.merged import LazyImage
-from soci_cli.lazy.mounts.control import ControlServer
-from soci_cli.lazy.mounts.log import Log
+from soci_cli.lazy.fuse.mounting import check_target
 from soci_cli.lazy.mounts.readlist import ReadList
-from soci_cli.lazy.mounts.state import MountRecord, OwnFolder
-from soci_cli.lazy.spans import LayerSpans
-from soci_cli.lazy.stats import Presence
-from soci_cli.lazy.whole import WholeLayer
-
-READAHEAD = 128 << 20
-"""Uncompressed bytes that are fetched ahead where a layer is read in order."""
-
-_SWITCH_INTERVAL = 0.0005
-_AGAIN = 1.0  # seconds
+from soci_cli.lazy.mounts.records import MountRecord, Mounts
+from soci_cli.lazy.mounts.request import READAHEAD, MountRequest, OpenedImage, opened
+from soci_cli.lazy.mounts.statistics import statistics
+from soci_cli.oci import platforms
+from soci_cli.processes.folder import OwnFolder
+from soci_cli.processes.identity import this_process
+from soci_cli.processes.log import Log, LogFile
+from soci_cli.progress import Observer
 
 
-@dataclass(frozen=True)
-class ServeOptions:
-    """How an image is mounted, what is fetched unasked, and where the files that are read are written."""
+class Server:
+    """An image that is mounted and served. `run` it in a thread; the rest may be called from any other.
 
-    mount: MountOptions
-    background: BackgroundOptions
-    prefetch: bool = True
-    record: Path | None = None
-
-
-class Server(Closing):
-    """An image that is mounted. Make it, say that it is ready, and `run` it until the mount is gone."""
+    `ready` is the id of its folder as soon as it is mounted, or why it is not.
+    """
 
     def __init__(
-        self,
-        image: LazyImage,
-        fetching: Fetching,
-        folder: OwnFolder,
-        record: MountRecord,
-        options: ServeOptions,
-        log: Log,
+        self, request: MountRequest, host: str, write: Callable[[str], None] | None = None
     ) -> None:
-        """Mounts the image. Raises what mounting raises, and StorageError."""
-        self.log = log
-        self.folder = folder
-        self._image = image
-        self._fetching = fetching
-        self._record = record
-        self._options = options
-        self._ending = threading.Event()
-        raise_limits()
-        with ExitStack() as stack:
-            recorder = None
-            if options.record is not None:
-                recorder = ReadList(image.layers, options.record)
-                stack.callback(self._quietly, recorder.close)
-            target = Path(record.target)
-            self._mounted: MountedImage = mount_image(
-                image, target, folder.scratch, options.mount, log, recorder
-            )
-            stack.callback(self._mounted.close)
-            found = self._mounted.identity
-            folder.write(
-                dataclasses.replace(
-                    record,
-                    kind=self._mounted.kind,
-                    device=found.device,
-                    mount_id=found.number,
-                    unique_id=found.unique,
-                    namespace=found.namespace,
-                )
-            )
-            answers: dict[str, Callable[[], object]] = {
-                "stats": self._statistics,
-                "stop": self._mounted.unmount,
-                "abort": self._mounted.abort,
-            }
-            stack.enter_context(ControlServer(folder.path, answers))
-            self._stack = stack.pop_all()
+        """Writes the record of a mount that is about to be made; StorageError, also when there is one.
 
-    def run(self) -> None:
-        """Serves until the mount is gone, by whoever unmounts it."""
-        threading.Thread(target=self._end, name="soci-end", daemon=True).start()
-        # What is here now stays: no collection need look at it again.
-        gc.collect()
-        gc.freeze()
-        sys.setswitchinterval(_SWITCH_INTERVAL)
-        with BackgroundFetcher(
-            self._image.layers, self._fetching, self._options.background
-        ) as ahead:
-            if self._options.prefetch:
-                work = partial(self._prefetch, ahead)
+        `host` is the folder of this process. Log lines go to `write`, by default into the mount's folder.
+        """
+        this = this_process()
+        self._request = request
+        self._record = MountRecord(
+            image=request.image.place,
+            digest="",
+            platform="",
+            target=str(request.target),
+            pid=this.pid,
+            process_started=this.started,
+            boot_id=this.boot_id,
+            started=time.time(),
+            writable=request.writable,
+            owner=request.owner,
+            host=host,
+        )
+        check_target(request.target)
+        request.check_clear()
+        self.folder: OwnFolder = Mounts(request.state).claim(self._record)
+        self.ready: Future[str] = Future()
+        self._write = write
+        self.log = Log(write or (lambda line: None))
+        self._mutex = threading.Lock()
+        self._opened: OpenedImage | None = None
+        self._mounted: MountedImage | None = None
+        self._cancelled = False
+        self._has_ended = False
+
+    def run(self, observer: Observer) -> None:
+        """Opens and mounts the image, and serves until the mount is gone. Never raises."""
+        try:
+            self._run(observer)
+        except BaseException as error:  # noqa: BLE001 - raised again by who waits for it
+            if not _settle(self.ready, error):
+                self.log(f"the server ended: {type(error).__name__}: {error}")
+
+    def _run(self, observer: Observer) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(self.folder)
+            if self._write is None:
+                file = stack.enter_context(LogFile(self.folder.log))
+                self.log = Log(file.write)
+            stack.enter_context(self.log)
+            try:
+                found = self._open(observer, stack)
+                self._mount(found, stack)
+            except SociError:
+                self._check()  # which may have caused it
+                raise
+            self.ready.set_result(self.folder.name)
+            self._serve(found)
+
+    def _open(self, observer: Observer, stack: ExitStack) -> OpenedImage:
+        found = stack.enter_context(opened(self._request.image, observer, READAHEAD))
+        with self._mutex:
+            self._check()
+            self._opened = found
+        found.image.open_all()
+        found.keep()
+        return found
+
+    def _mount(self, found: OpenedImage, stack: ExitStack) -> None:
+        request, image = self._request, found.image
+        reads = None
+        if request.record is not None:
+            reads = ReadList(image.layers, request.record)
+            stack.callback(self._quietly, reads.close)
+        stack.callback(self._close)
+        options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
+        with self._mutex:
+            self._check()
+            mounted = mount_image(
+                image, request.target, self.folder.scratch, options, self.log, reads
+            )
+            self._mounted = mounted
+        identity = mounted.identity
+        self._record = dataclasses.replace(
+            self._record,
+            digest=image.digest,
+            platform=platforms.format_platform(image.platform or platforms.host_platform()),
+            layers=len(image.layers),
+            indexed=sum(layer.indexed for layer in image.layers),
+            layer_digests=tuple(layer.descriptor.digest for layer in image.layers),
+            kind=mounted.kind,
+            device=identity.device,
+            mount_id=identity.number,
+            unique_id=identity.unique,
+            namespace=identity.namespace,
+        )
+        self.folder.write(self._record)
+
+    def _serve(self, found: OpenedImage) -> None:
+        request, image = self._request, found.image
+        options = BackgroundOptions(
+            request.background,
+            request.silence_period,
+            request.fetch_period,
+            request.max_queue_size,
+        )
+        with BackgroundFetcher(image.layers, found.fetching, options) as ahead:
+            if request.prefetch:
+                work = partial(self._prefetch, found, ahead)
                 threading.Thread(target=work, name="soci-prefetch", daemon=True).start()
+            assert self._mounted is not None
             self._mounted.serve()
 
-    def end(self) -> None:
-        """Asks for the end, from a signal handler or any thread."""
-        self._ending.set()
-
-    def close(self) -> None:
-        """Unmounts what is still mounted, and writes what is left to write."""
-        self._stack.close()
-
-    def _end(self) -> None:
-        """Unmounts when the server is told to end, and tries again until that can be done."""
-        self._ending.wait()
-        while not self._try_to_end():
-            self._ending.clear()
-            self._ending.wait(_AGAIN)
-
-    def _try_to_end(self) -> bool:
-        target = self._record.target
-        try:
-            self._mounted.unmount()
-        except CoveredError as error:
-            self.log(f"{error}; the server ends when it can be unmounted")
-            return False
-        except BusyError as error:
-            inside = points_below(target)
-            if inside:
-                self.log(
-                    f"{target} has something mounted in it, {inside[-1]}; the server ends after that"
-                )
-                return False
-            self.log(f"{error}; taken away all the same, because the server was told to end")
-            self._quietly(self._mounted.abort)
-        except SociError as error:
-            self.log(f"{error}; ended all the same, because the server was told to end")
-            self._quietly(self._mounted.abort)
-        return True
-
-    def _prefetch(self, ahead: BackgroundFetcher) -> None:
-        for number, layer in enumerate(self._image.layers):
+    def _prefetch(self, found: OpenedImage, ahead: BackgroundFetcher) -> None:
+        for number, layer in enumerate(found.image.layers):
             self._quietly(lambda: ahead.prefetch(number, layer.prefetch_ranges()))  # noqa: B023
+
+    def _close(self) -> None:
+        if self._mounted is not None:
+            self._mounted.close()
 
     def _quietly(self, work: Callable[[], object]) -> None:
         """Does what may fail without harm to the rest."""
@@ -160,36 +159,76 @@ class Server(Closing):
         except SociError as error:
             self.log(str(error))
 
-    def _statistics(self) -> object:
-        return {
-            **dataclasses.asdict(self._fetching.stats.report()),
-            "layers": [_presence(layer) for layer in self._image.layers],
-            "log_lines": self.log.count,
-            "log_recent": self.log.recent,
-            "seconds": time.time() - self._record.started,
-        }
+    def _check(self) -> None:
+        if self._cancelled:
+            raise self._ended()
+
+    def _ended(self) -> EndedError:
+        return EndedError(f"{self._request.target} was told to end before it was mounted")
+
+    # What others ask for.
+
+    def unmount(self) -> None:
+        """Unmounts, unless it is in use; ends what is not mounted yet. Raises as `kernel.unmount` does."""
+        if not self._cancel():
+            assert self._mounted is not None
+            self._mounted.unmount()
+
+    def abort(self) -> None:
+        """As `unmount`, even while it is in use: all who wait for something get an error."""
+        if not self._cancel():
+            assert self._mounted is not None
+            self._mounted.abort()
+
+    def try_to_end(self) -> bool:
+        """Unmounts because the process is told to end; False when that has to be tried again."""
+        if self._has_ended:  # as far as it can be done from here
+            return True
+        target = str(self._request.target)
+        try:
+            self.unmount()
+        except CoveredError as error:
+            self.log(f"{error}; its server ends when it can be unmounted")
+            return False
+        except SociError as error:
+            inside = points_below(target) if isinstance(error, BusyError) else []
+            if inside:
+                self.log(
+                    f"{target} has something mounted in it, {inside[-1]}; its server ends after that"
+                )
+                return False
+            self.log(f"{error}; ended all the same, because the server was told to end")
+            self._quietly(self.abort)
+        self._has_ended = True
+        return True
+
+    def statistics(self) -> dict[str, object]:
+        """What was fetched so far."""
+        found = self._opened
+        if found is None:
+            self._check()
+            raise EndedError(f"{self._request.target} is not mounted yet")
+        seconds = time.time() - self._record.started
+        return statistics(found.image.layers, found.fetching, self.log, seconds)
+
+    def _cancel(self) -> bool:
+        """Ends what is not mounted yet; whether it was so. What hangs in the network is left behind."""
+        with self._mutex:
+            if self._mounted is not None:
+                return False
+            self._cancelled = True
+            found = self._opened
+        if found is not None:
+            found.image.close()
+        self.folder.close()
+        _settle(self.ready, self._ended())
+        return True
 
 
-def _presence(layer: LazyLayer) -> dict[str, object]:
-    """How much of a layer is on this machine, in uncompressed bytes."""
-    archive = layer.archive
-    found = Presence(0, 0, 0, 0)
-    if isinstance(archive, LayerSpans):
-        found = archive.presence()
-    elif isinstance(archive, WholeLayer):
-        size = archive.ztoc.compressed_archive_size
-        found = Presence(0, 0, size, size)
-    return {"digest": layer.descriptor.digest, "lazy": layer.indexed, **dataclasses.asdict(found)}
-
-
-def raise_limits() -> None:
-    """Lets this process open as many files as the system lets it: the cache's entries stay open."""
-    with suppress(OSError, ValueError):
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limit_heaps()
-
-
-def counted(layers: Sequence[LazyLayer]) -> tuple[int, int]:
-    """How many layers there are, and how many of them stay where they are."""
-    return len(layers), sum(layer.indexed for layer in layers)
+def _settle(future: Future[str], error: BaseException) -> bool:
+    """Gives a future its error; False where it is done."""
+    try:
+        future.set_exception(error)
+    except InvalidStateError:
+        return False
+    return True

@@ -5,44 +5,75 @@ from __future__ import annotations
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from soci_cli.errors import BusyError, MountError, NotMountedError, StorageError
-from soci_cli.kernel.points import MountIdentity, identify, mount_at, points_below, users_of
+from soci_cli.errors import (
+    BusyError,
+    CoveredError,
+    MountError,
+    NotFoundError,
+    NotMountedError,
+    StorageError,
+)
+from soci_cli.kernel.points import (
+    MountIdentity,
+    identify,
+    mount_at,
+    mount_namespace,
+    points_below,
+    users_of,
+)
 from soci_cli.kernel.unmount import check_uppermost, unmount, unmount_below
 from soci_cli.lazy.fuse.mounting import is_image
-from soci_cli.lazy.mounts.control import NoAnswerError, ask
-from soci_cli.lazy.mounts.state import MountFolder, MountRecord
+from soci_cli.lazy.mounts.records import Hosts, Mount, MountRecord, Mounts
+from soci_cli.lazy.mounts.request import AbortQuestion, StatisticsQuestion, UnmountQuestion
+from soci_cli.processes.control import PATIENCE, NoAnswerError, ask
+from soci_cli.processes.folder import Folder
+from soci_cli.text import brief
 
 _PATIENCE = 5.0
 _SHORT = 2.0
 _MOST_USERS = 5
 
 
-def end_mount(folder: MountFolder, record: MountRecord, *, force: bool = False) -> bool:
+def end_mount(mounts: Mounts, mount: Mount, *, force: bool = False) -> bool:
     """Unmounts what is mounted and removes its state; whether anything was mounted.
 
     With `force` even while it is in use: who uses it gets errors. Raises BusyError, which names who that
-    is, CoveredError, MountError and StorageError.
+    is, CoveredError, MountError and StorageError. Other mounts of the same server go on.
     """
+    folder, record = mount
     identity = _mounted_here(record)
     # The server, as long as it sees the mount, can end it at once, and those who wait for it with it.
-    was_served = folder.is_served()
-    if force and was_served and _ask(folder, "abort") and folder.wait(_PATIENCE):
-        clear(folder)
+    was_served = folder.is_alive()
+    abort = AbortQuestion(folder.name)
+    if force and was_served and _ask(mount, abort) and folder.wait(_PATIENCE):
+        _clear(mount)
         return True
     if identity is not None:
         _unmount(record.target, identity, force)
-    if folder.is_served():
-        _end_server(folder, record, told=identity is not None, force=force)
-    clear(folder)
+    if folder.is_alive():
+        _end_server(mounts, mount, told=identity is not None, force=force)
+    _clear(mount)
     return identity is not None or was_served
 
 
-def clear(folder: MountFolder) -> None:
+def clear(folder: Folder) -> None:
     """Removes the state of a mount that has no server any more."""
     with suppress(MountError):
         unmount_below(folder.path, is_image)
     folder.remove()
+
+
+def _clear(mount: Mount) -> None:
+    """Removes the state of a mount, and of its server if that crashed and has no other."""
+    folder, record = mount
+    clear(folder)
+    root = folder.path.parent.parent
+    if record.host and not any(one.host == record.host for _, one in Mounts(root).all()):
+        host = Hosts(root).folder(record.host)
+        if not host.is_alive():
+            host.remove()
 
 
 def unmount_unknown(target: Path, *, force: bool = False) -> None:
@@ -64,6 +95,14 @@ def _mounted_here(record: MountRecord) -> MountIdentity | None:
     return None
 
 
+def _may_be_there(record: MountRecord) -> bool:
+    """Whether something is mounted as far as can be seen from here."""
+    try:
+        return record.namespace != mount_namespace() or _mounted_here(record) is not None
+    except CoveredError:
+        return True
+
+
 def _unmount(target: str, identity: MountIdentity, force: bool) -> None:
     try:
         unmount(Path(target), identity, force=force)
@@ -82,19 +121,34 @@ def _unmount(target: str, identity: MountIdentity, force: bool) -> None:
         ) from error
 
 
-def _end_server(folder: MountFolder, record: MountRecord, *, told: bool, force: bool) -> None:
-    """Sees to it that a server ends: by itself, when its mount is gone or it is asked, or killed."""
+def _end_server(mounts: Mounts, mount: Mount, *, told: bool, force: bool) -> None:
+    """Sees to it that a mount is served no more: by itself, when it is gone or its server is asked.
+
+    A server that does not answer is killed, if it serves nothing else.
+    """
+    folder, record = mount
     if told:
         if folder.wait(0 if force else _PATIENCE):
             return
-        if not force and _ask(folder, "stats"):
+        if not force and _ask(mount, StatisticsQuestion(folder.name)):
             # It is well, and its mount is gone from here: it lives on somewhere else.
             raise StorageError(
                 f"{record.target} is unmounted here, but another mount namespace still has it, so its "
                 f"server goes on (process {record.pid}); --force ends it"
             )
-    elif not force and _ask(folder, "stop") and folder.wait(_PATIENCE):
+    elif not force and _ask(mount, UnmountQuestion(folder.name)) and folder.wait(_PATIENCE):
         return
+    others = [
+        one.target
+        for other, one in mounts.of(None)
+        if one.host == record.host != "" and other.name != folder.name and _may_be_there(one)
+    ]
+    if others:
+        raise StorageError(
+            f"the server of {record.target}, process {record.pid}, does not answer, and it has other "
+            f"mounts ({brief(', '.join(others))}); unmount those with --force as well, or end it with: "
+            f"kill -9 {record.pid}"
+        )
     # Without its connection to the kernel everybody who waits for it gets an error.
     for number, patience in ((signal.SIGTERM, _SHORT), (signal.SIGKILL, _PATIENCE)):
         if record.process.send_signal(number) and folder.wait(patience):
@@ -106,10 +160,20 @@ def _end_server(folder: MountFolder, record: MountRecord, *, told: bool, force: 
         )
 
 
-def _ask(folder: MountFolder, command: str) -> bool:
-    """Whether the server answered. StorageError for what it refuses."""
+def ask_server(mount: Mount, question: object, patience: float = PATIENCE) -> Any:
+    """What the server of a mount answers, as `control.ask`. NoAnswerError also for an older version's."""
+    folder, record = mount
+    if not record.host:
+        raise NoAnswerError(f"the server of {record.target} is of an older version of soci")
+    return ask(Hosts(folder.path.parent.parent).folder(record.host).path, question, patience)
+
+
+def _ask(mount: Mount, question: object) -> bool:
+    """Whether the server answered. Raises the SociError that it answers with."""
     try:
-        ask(folder.path, command, _SHORT)
+        ask_server(mount, question, _SHORT)
     except NoAnswerError:
         return False
+    except NotFoundError:
+        pass  # it is gone just now
     return True

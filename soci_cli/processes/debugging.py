@@ -1,4 +1,4 @@
-"""What `--debug` shows: the library's log. The library itself only writes to its loggers."""
+"""The library's log for people who look for a fault: it only writes to its loggers."""
 
 from __future__ import annotations
 

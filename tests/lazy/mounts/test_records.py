@@ -1,4 +1,4 @@
-"""The state of mounts: folders, locks, the control socket, the log."""
+"""What is written down of mounts, and of the processes that serve them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +16,8 @@ from hypothesis import given
 
 from soci_cli.errors import ConfigError, StorageError
 from soci_cli.kernel.points import MountIdentity
-from soci_cli.lazy.mounts.control import ControlServer, NoAnswerError, ask
-from soci_cli.lazy.mounts.log import Log, LogFile
-from soci_cli.lazy.mounts.state import (
-    MountFolder,
-    MountRecord,
-    Mounts,
-    OwnFolder,
-    state_root,
-)
+from soci_cli.lazy.mounts.records import HostRecord, Hosts, MountRecord, Mounts, state_root
+from soci_cli.processes.folder import Folder, OwnFolder
 from soci_cli.processes.identity import this_process
 from tests.support.machine import PROJECT
 
@@ -65,18 +56,15 @@ def test_where_it_is() -> None:
         state_root({})
 
 
-# Folders
-
-
 def test_the_life_of_a_folder(mounts: Mounts) -> None:
     assert mounts.all() == []
     assert mounts.find(Path("/mnt/app")) is None
-    with mounts.create(record_of()) as own:
+    with mounts.claim(record_of()) as own:
         assert own.path.stat().st_mode & 0o777 == 0o700
         assert own.scratch.is_dir()
         ((folder, record),) = mounts.all()
         assert record == record_of()
-        assert folder.is_served()
+        assert folder.is_alive()
         own.write(replace(record, kind="overlay", device="0:7"))
         found = mounts.find(Path("/mnt/app"))
         assert found is not None
@@ -88,26 +76,26 @@ def test_the_life_of_a_folder(mounts: Mounts) -> None:
 
 
 def test_one_mount_for_a_target(mounts: Mounts) -> None:
-    with mounts.create(record_of()), mounts.create(record_of("/mnt/other")):
+    with mounts.claim(record_of()), mounts.claim(record_of("/mnt/other")):
         with pytest.raises(StorageError, match="has an image mounted already"):
-            mounts.create(record_of())
+            mounts.claim(record_of())
         assert len(mounts.all()) == 2
-    left = mounts.create(record_of())
+    left = mounts.claim(record_of())
     crash(left)
     with pytest.raises(StorageError, match="whose server crashed; soci umount"):
-        mounts.create(record_of())
+        mounts.claim(record_of())
     left.remove()
-    mounts.create(record_of()).close()
+    mounts.claim(record_of()).close()
 
 
 def test_a_lock_ends_with_its_process(mounts: Mounts) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from soci_cli.lazy.mounts.state import *\n"
+        "from soci_cli.lazy.mounts.records import *\n"
         "from soci_cli.processes.identity import this_process\n"
         "this = this_process()\n"
         "record = MountRecord('i', '', '', '/t', this.pid, this.started, this.boot_id, 1.0)\n"
-        "own = Mounts(Path(sys.argv[1])).create(record)\n"
+        "own = Mounts(Path(sys.argv[1])).claim(record)\n"
         "print('ready', flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
@@ -117,7 +105,7 @@ def test_a_lock_ends_with_its_process(mounts: Mounts) -> None:
         assert process.stdout.readline() == b"ready\n"
         ((folder, record),) = mounts.all()
         assert record.pid == process.pid
-        assert folder.is_served()
+        assert folder.is_alive()
         assert not folder.wait(0.05)
         server = record.process
         assert not replace(server, started=server.started + 1).send_signal(signal.SIGKILL)
@@ -147,7 +135,7 @@ def test_a_lock_ends_with_its_process(mounts: Mounts) -> None:
     ],
 )
 def test_damaged_records(mounts: Mounts, text: str) -> None:
-    own = mounts.create(record_of())
+    own = mounts.claim(record_of())
     (own.path / "mount.json").write_text(text)
     assert mounts.all() == []
     assert mounts.damaged() == []  # it is locked
@@ -157,13 +145,14 @@ def test_damaged_records(mounts: Mounts, text: str) -> None:
 
 def test_records_of_the_version_before(mounts: Mounts) -> None:
     """It wrote down less of a mount, which is found all the same."""
-    own = mounts.create(record_of(kind="overlay", device="0:7"))
+    own = mounts.claim(record_of(kind="overlay", device="0:7"))
     value = json.loads((own.path / "mount.json").read_text())
-    for name in ("mount_id", "unique_id", "namespace"):
+    for name in ("mount_id", "unique_id", "namespace", "owner", "host", "layer_digests"):
         del value[name]
     (own.path / "mount.json").write_text(json.dumps(value))
     ((_, record),) = mounts.all()
     assert record.identity == MountIdentity("0:7", 0, 0, "")
+    assert (record.owner, record.host) == ("person", "")
 
 
 JSON = st.recursive(
@@ -175,128 +164,61 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(list(record_of().__dict__)), JSON, max_size=3))
 def test_any_record(tmp_path_factory: pytest.TempPathFactory, changed: dict[str, object]) -> None:
-    folder = MountFolder(tmp_path_factory.mktemp("any"))
+    root = tmp_path_factory.mktemp("any")
+    folder = Folder(root / "0123456789ab")
+    folder.path.mkdir()
     (folder.path / "mount.json").write_text(json.dumps({**record_of().__dict__, **changed}))
-    record = folder.read()
+    record = Mounts(root).read(folder)
     if record is not None:
         assert record.target.startswith("/")
-        assert not folder.is_served()
+        assert not folder.is_alive()
 
 
 def test_folders_of_others_are_not_trusted(mounts: Mounts) -> None:
-    mounts.create(record_of()).close()
+    mounts.claim(record_of()).close()
     mounts.root.chmod(0o777)
     with pytest.raises(StorageError, match="nobody else can write; set SOCI_STATE"):
         mounts.all()
     mounts.root.rename(mounts.root.with_name("real"))
     mounts.root.symlink_to(mounts.root.with_name("real"))
     with pytest.raises(StorageError, match="must be a folder of your own"):
-        mounts.create(record_of())
+        mounts.claim(record_of())
 
 
 def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     mounts = Mounts(tmp_path / "file" / "state")
     with pytest.raises(StorageError, match="set SOCI_STATE to another folder"):
-        mounts.create(record_of())
+        mounts.claim(record_of())
     assert mounts.all() == []
 
 
 def test_leftovers_of_killed_processes(mounts: Mounts) -> None:
-    mounts.create(record_of()).close()
+    mounts.claim(record_of()).close()
     old, new = mounts.root / ".0123456789ab", mounts.root / ".0123456789ac.gone"
     for path in (old, new):
         (path / "scratch").mkdir(parents=True)
     os.utime(old, (1, 1))
-    mounts.create(record_of()).close()
+    mounts.claim(record_of()).close()
     assert not old.exists()
     assert new.exists()
 
 
-# The control socket
+def test_owners(mounts: Mounts) -> None:
+    with mounts.claim(record_of()), mounts.claim(record_of("/mnt/other", owner="snapshotter")):
+        assert [record.target for _, record in mounts.of("person")] == ["/mnt/app"]
+        assert [record.target for _, record in mounts.of("snapshotter")] == ["/mnt/other"]
+        assert len(mounts.of(None)) == 2
 
 
-def test_asking(tmp_path: Path) -> None:
-    folder = tmp_path / ("long" * 30) / ("longer" * 20)  # longer than an address may be
-    folder.mkdir(parents=True)
-
-    def refuse() -> object:
-        raise StorageError("it is in use")
-
-    answers = {"stats": lambda: {"spans": [1, 2]}, "stop": refuse, "large": lambda: "x" * 3_000_000}
-    with ControlServer(folder, answers):
-        assert ask(folder, "stats") == {"spans": [1, 2]}
-        assert len(ask(folder, "large")) == 3_000_000
-        with pytest.raises(StorageError, match="it is in use"):
-            ask(folder, "stop")
-        with pytest.raises(StorageError, match="does not know"):
-            ask(folder, "anything")
-    with pytest.raises(NoAnswerError, match="does not answer"):
-        ask(folder, "stats")
-    with pytest.raises(NoAnswerError):
-        ask(tmp_path / "absent", "stats")
-
-
-def test_a_server_that_ends_answers_before(tmp_path: Path) -> None:
-    asked, going_on = threading.Event(), threading.Event()
-
-    def answer() -> object:
-        asked.set()
-        return going_on.wait(10)
-
-    server = ControlServer(tmp_path, {"abort": answer})
-    with ThreadPoolExecutor() as pool:
-        answered = pool.submit(ask, tmp_path, "abort")
-        assert asked.wait(10)
-        closing = pool.submit(server.close)
-        assert not closing.done()
-        going_on.set()
-        closing.result(10)
-        assert answered.result(10) is True
-
-
-def test_a_server_that_hangs(tmp_path: Path) -> None:
-    going_on = threading.Event()
-    with ControlServer(tmp_path, {"stats": going_on.wait}):
-        with pytest.raises(NoAnswerError):
-            ask(tmp_path, "stats", 0.05)
-        going_on.set()
-        assert ask(tmp_path, "stats") is True
-
-
-# The log
-
-
-def test_log_folds_what_comes_again() -> None:
-    lines: list[str] = []
-    with Log(lines.append) as log:
-        for _ in range(6):
-            log("the same\nover two lines")
-        log("another")
-        log("another")
-    texts = [line.partition("Z ")[2] for line in lines]
-    assert texts == [
-        "the same over two lines",
-        "the line above came once more",
-        "the line above came 2 times more",
-        "the line above came 4 times more",
-        "the line above came 5 times more",
-        "another",
-        "the line above came once more",
-    ]
-    assert log.count == 8
-    assert log.recent == ["the same over two lines", "another"]
-
-
-def test_log_file_stays_small(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    with LogFile(path, 10_000) as file, Log(file.write) as log:
-        for number in range(2000):
-            log(f"line {number}")
-    text = path.read_text()
-    assert len(text) <= 10_100
-    lines = text.splitlines()
-    assert lines[-1].endswith("Z line 1999")
-    numbers = [int(line.rpartition(" ")[2]) for line in lines]
-    assert numbers == list(range(numbers[0], 2000))
-    assert path.stat().st_mode & 0o777 == 0o600
+def test_hosts_by_their_key(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path)
+    assert hosts.living("a") == []
+    this = this_process()
+    with hosts.turn():
+        keys = ("a", "b", "", "a")
+        made = [hosts.create(HostRecord(this.pid, this.started, this.boot_id, key)) for key in keys]
+    crash(made[3])
+    assert [one.path for one in hosts.living("a")] == [made[0].path]
+    for one in made:
+        one.close()

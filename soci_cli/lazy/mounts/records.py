@@ -1,0 +1,138 @@
+"""What is written down of mounts and of the processes that serve them, in folders of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from soci_cli.errors import InvalidDataError, StorageError
+from soci_cli.kernel.points import MountIdentity
+from soci_cli.processes.folder import Folder, Folders, OwnFolder
+from soci_cli.processes.identity import Process, boot_id
+from soci_cli.user_folders import own_folder
+
+PERSON = "person"
+"""The owner of what is mounted by `soci mount`; others are programs that mount, such as a snapshotter."""
+
+
+def state_root(environ: Mapping[str, str]) -> Path:
+    """`$SOCI_STATE`, else `$XDG_STATE_HOME/soci`, else `~/.local/state/soci`. ConfigError without any."""
+    return own_folder(environ, "STATE", "SOCI_STATE", "the state of mounts")
+
+
+@dataclass(frozen=True)
+class MountRecord:
+    """What a server writes down of its mount.
+
+    `kind` is how it is mounted, `device` and the ids which mount it is; all are empty before it is there.
+    `process_started` is in clock ticks after the boot `boot_id`, `started` in seconds since 1970. `host` is
+    the folder of the process, `layer_digests` what it reads. Older records lack what has a default.
+    """
+
+    image: str
+    digest: str
+    platform: str
+    target: str
+    pid: int
+    process_started: int
+    boot_id: str
+    started: float
+    layers: int = 0
+    indexed: int = 0
+    kind: str = ""
+    device: str = ""
+    writable: bool = False
+    mount_id: int = 0
+    unique_id: int = 0
+    namespace: str = ""
+    owner: str = PERSON
+    host: str = ""
+    layer_digests: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InvalidDataError for what no server wrote."""
+        if not Path(self.target).is_absolute() or "\0" in self.target or self.pid <= 0:
+            raise InvalidDataError("mount.json: no record of a mount")
+
+    @property
+    def process(self) -> Process:
+        """The server."""
+        return Process(self.pid, self.process_started, self.boot_id)
+
+    @property
+    def identity(self) -> MountIdentity | None:
+        """Which mount it is; None before it is there, and after another boot."""
+        if not self.device or self.boot_id != boot_id():
+            return None
+        return MountIdentity(self.device, self.mount_id, self.unique_id, self.namespace)
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """What a process that serves mounts writes down of itself.
+
+    It takes more requests of who has the same `key`; an empty one is nobody's.
+    """
+
+    pid: int
+    process_started: int
+    boot_id: str
+    key: str = ""
+
+
+Mount = tuple[Folder, MountRecord]
+
+
+class Mounts(Folders[MountRecord]):
+    """All mounts whose state is below the folder `root`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root.absolute() / "mounts", "mount.json", MountRecord)
+
+    def claim(self, record: MountRecord) -> OwnFolder:
+        """A folder for a mount that is about to be made. StorageError, also when its target has one."""
+        with self.turn():
+            self.check_free(Path(record.target))
+            return self.create(record)
+
+    def check_free(self, target: Path) -> None:
+        """Raises StorageError where a folder has a mount already."""
+        other = self.find(target)
+        if other is None:
+            return
+        folder, record = other
+        if folder.is_alive():
+            raise StorageError(
+                f"{record.target} has an image mounted already, {record.image}; soci umount it first"
+            )
+        raise StorageError(
+            f"{record.target} has a mount whose server crashed; soci umount it first"
+        )
+
+    def of(self, owner: str | None) -> list[Mount]:
+        """Those of an owner, or of all, the oldest first. StorageError."""
+        found = [one for one in self.all() if owner in (None, one[1].owner)]
+        return sorted(found, key=lambda one: one[1].started)
+
+    def find(self, target: Path) -> Mount | None:
+        """The mount at a folder, whose links are resolved; the newest where there are several."""
+        found = [one for one in self.of(None) if one[1].target == str(target)]
+        return found[-1] if found else None
+
+
+class Hosts(Folders[HostRecord]):
+    """All processes whose state is below the folder `root`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root.absolute() / "hosts", "host.json", HostRecord)
+
+    def folder(self, name: str) -> Folder:
+        """The folder of one, which may be gone."""
+        return Folder(self.root / name)
+
+    def living(self, key: str) -> list[Folder]:
+        """Those that take requests of this key."""
+        return [
+            folder for folder, record in self.all() if record.key == key != "" and folder.is_alive()
+        ]

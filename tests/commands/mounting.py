@@ -1,0 +1,88 @@
+"""Somebody who mounts images, and an image that is in a registry behind a proxy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from soci_cli.kernel.points import mount_at
+from tests.support.commands import SOCI, Done, environment, process
+from tests.support.servers.fault_proxy import FaultProxy
+
+PATIENCE = 60.0
+
+
+class Home:
+    """A user's folders, and the mounts of that user."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.target = folder / "mnt"
+        self.target.mkdir()
+        self.targets = [self.target]
+        self.env: dict[str, str] = {}
+
+    def __call__(self, *arguments: str | Path) -> Done:
+        return process(*arguments, home=self.folder, env=self.env)
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        """Starts a command, in a session of its own so that it can be stopped as on a terminal."""
+        return subprocess.Popen(
+            [*SOCI, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.folder,
+            env=environment(self.folder, **self.env),
+            start_new_session=True,
+        )
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """What `soci mounts` says."""
+        lines = self("mounts", "--format", "json").good().text.splitlines()
+        return [json.loads(line) for line in lines]
+
+    def stats(self) -> dict[str, Any]:
+        """What `soci stats` says of the only mount."""
+        value: dict[str, Any] = json.loads(self("stats", "--format", "json").good().text)
+        return value
+
+    @property
+    def left(self) -> list[str]:
+        """The state of mounts that is there."""
+        folder = self.folder / ".local/state/soci/mounts"
+        return [path.name for path in folder.glob("[!.]*")]
+
+    def is_mounted(self) -> bool:
+        return mount_at(str(self.target)) is not None
+
+    def clean(self) -> None:
+        """Takes everything away, whatever state it is in."""
+        for target in (self.target, *self.targets):
+            subprocess.run(["umount", "-l", target], capture_output=True, check=False)
+        for path in (self.folder / ".local/state/soci/mounts").glob("*/mount.json"):
+            with suppress(OSError, ValueError):
+                os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Waits for something that another process does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+class Remote:
+    """The image in a registry behind a proxy."""
+
+    def __init__(self, upstream: str, layers: list[str]) -> None:
+        self.proxy = FaultProxy(upstream)
+        self.image = f"docker://{self.proxy.host}/app:1"
+        self.lower, self.upper = layers
