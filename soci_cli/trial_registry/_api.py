@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from soci_cli.errors import InvalidDataError, StorageError
 from soci_cli.new_file import unlink_quietly
 from soci_cli.oci.canonical import dumps
-from soci_cli.oci.digest import algorithm_of, new_hash, parse_digest
+from soci_cli.oci.digest import new_hash, parse_digest
 from soci_cli.oci.media_types import OCI_INDEX
 from soci_cli.targets._disk import disk_errors
 from soci_cli.targets._folder import LayoutFolder, write_all
@@ -28,7 +28,7 @@ from soci_cli.trial_registry._http import (
 from soci_cli.trial_registry._manifests import MANIFEST_LIMIT, ManifestFacts, read_facts
 from soci_cli.trial_registry._names import is_repository, is_tag
 from soci_cli.trial_registry._repositories import Repositories
-from soci_cli.trial_registry._uploads import Upload, Uploads, check_algorithm, check_upload
+from soci_cli.trial_registry._uploads import Upload, Uploads
 
 _PAGE_ENTRIES = 100
 _PAGE_BYTES = 3 * 1024 * 1024
@@ -71,7 +71,7 @@ class Api:
         if request.path in ("/v2/", "/v2") and method == "GET":
             return json_response(200, {})
         if request.path == "/v2/_catalog" and method == "GET":
-            return _listing(request, "repositories", self._repositories.names(), {})
+            return json_response(200, {"repositories": self._repositories.names()})
         for pattern, handlers in self._routes:
             match = pattern.fullmatch(request.path)
             if match is None:
@@ -85,10 +85,6 @@ class Api:
                 )
             return handlers[method](request, match[1], match[2])
         raise Refused(404, "UNSUPPORTED", "there is nothing at this address")
-
-    def tidy(self) -> None:
-        """Give up uploads that were forgotten long ago."""
-        self._uploads.end_forgotten()
 
     def close(self) -> None:
         """Remove what unfinished uploads left."""
@@ -107,10 +103,10 @@ class Api:
             raise Refused(404, "BLOB_UNKNOWN", f"{name} has no blob {digest}")
         fd, size = opened
         headers = {**_content_headers(digest, "application/octet-stream"), "Accept-Ranges": "bytes"}
-        condition = request.headers.get("If-Range", "").strip()
-        wanted = request.headers.get("Range") if condition in ("", entity_tag(digest)) else None
         try:
-            part = parse_range(wanted, size) if request.method == "GET" else None
+            part = (
+                parse_range(request.headers.get("Range"), size) if request.method == "GET" else None
+            )
         except Refused:
             os.close(fd)
             raise
@@ -136,15 +132,13 @@ class Api:
                 return _blob_made(name, digest)
         elif "digest" in query:
             digest = _digest(query["digest"])
-            upload = self._uploads.start(name, algorithm_of(digest))
+            upload = self._uploads.start(name)
             try:
-                with self._uploads.held(name, upload.id):
-                    upload.append(request.body, None)
-                    return self._made(upload, digest)
+                upload.append(request.body, None)
+                return self._made(upload, digest)
             finally:
                 self._uploads.end(upload)
-        algorithm = check_algorithm(query.get("digest-algorithm", "sha256"))
-        return _upload_response(202, self._uploads.start(name, algorithm))
+        return _upload_response(202, self._uploads.start(name))
 
     def _get_upload(self, _: Request, name: str, id_: str) -> Response:
         return _upload_response(204, self._uploads.find(name, id_))
@@ -190,8 +184,8 @@ class Api:
             raise
 
     def _made(self, upload: Upload, digest: str) -> Response:
-        check_upload(upload, digest)
-        self._repositories.add_blob(upload.repository, digest, upload.file())
+        upload.check(digest)
+        self._repositories.add_blob(upload.repository, digest, upload.path)
         return _blob_made(upload.repository, digest)
 
     # Manifests
@@ -252,11 +246,11 @@ class Api:
 
     # Lists
 
-    def _list_tags(self, request: Request, name: str, _: str) -> Response:
+    def _list_tags(self, _: Request, name: str, __: str) -> Response:
         tags = self._repositories.tags(name)
         if tags is None:
             raise Refused(404, "NAME_UNKNOWN", f"there is no repository {name}")
-        return _listing(request, "tags", tags, {"name": name})
+        return json_response(200, {"name": name, "tags": tags})
 
     def _list_referrers(self, request: Request, name: str, text: str) -> Response:
         subject = _digest(text)
@@ -327,19 +321,6 @@ def _upload_response(status: int, upload: Upload) -> Response:
             "Docker-Upload-UUID": upload.id,
         },
     )
-
-
-def _listing(request: Request, key: str, names: list[str], more: dict[str, object]) -> Response:
-    """A page of sorted names (distribution spec, "Listing Tags")."""
-    text = request.query.get("n")
-    if text is not None and not re.fullmatch("[0-9]{1,9}", text):
-        raise Refused(400, "UNSUPPORTED", "n is no number")
-    found = [name for name in names if name > request.query.get("last", "")]
-    page = found if text is None else found[: int(text)]
-    headers = {}
-    if page and len(page) < len(found):
-        headers["Link"] = _next_link(request.path, {"n": text or "", "last": page[-1]})
-    return json_response(200, {**more, key: page}, headers)
 
 
 def _page(found: list[ManifestFacts]) -> list[dict[str, object]]:

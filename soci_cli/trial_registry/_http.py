@@ -13,11 +13,11 @@ from soci_cli.errors import SociError
 from soci_cli.trial_registry._body import Body
 
 _MAX_PARAMETERS = 100
-_LARGE = 1 << 62
 _ORIGIN = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)[ \t]*-[ \t]*([0-9]*)", re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 _ENTITY_TAG = re.compile(r'(W/)?"([^"]*)"')
+_MAX_DIGITS = 18
 
 
 class Refused(SociError):
@@ -63,11 +63,8 @@ class Response:
 
 def json_response(status: int, value: object, headers: Mapping[str, str] | None = None) -> Response:
     """An answer with a JSON document."""
-    return Response(
-        status,
-        {"Content-Type": "application/json", **(headers or {})},
-        json.dumps(value, separators=(",", ":")).encode(),
-    )
+    data = json.dumps(value, separators=(",", ":")).encode()
+    return Response(status, {"Content-Type": "application/json", **(headers or {})}, data)
 
 
 def error_response(refused: Refused) -> Response:
@@ -95,21 +92,16 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     match = _RANGE.fullmatch((header or "").strip())
     if match is None or not (match[1] or match[2]):
         return None
-    if not match[1]:
-        if size == 0 and _number(match[2]):
-            return None
-        start, end = max(0, size - _number(match[2])), size - 1
+    first, last = (int(text or 0) if len(text) <= _MAX_DIGITS else size for text in match.groups())
+    if match[1]:
+        start, end = first, min(last, size - 1) if match[2] else size - 1
+    elif size == 0 and last:
+        return None
     else:
-        start, end = _number(match[1]), size - 1
-        if match[2]:
-            end = min(_number(match[2]), end)
+        start, end = max(0, size - last), size - 1
     if start > end:
-        raise Refused(
-            416,
-            "SIZE_INVALID",
-            f"there is no such range in {size} bytes",
-            {"Content-Range": f"bytes */{size}"},
-        )
+        content_range = {"Content-Range": f"bytes */{size}"}
+        raise Refused(416, "SIZE_INVALID", f"{size} bytes have no such range", content_range)
     return start, end - start + 1
 
 
@@ -135,24 +127,15 @@ def precondition(headers: Message) -> Callable[[str | None], bool]:
         for name in ("If-Match", "If-None-Match")
     )
 
+    def names(header: str, digest: str | None) -> bool:
+        """Whether a list of entity tags, or `*`, names what is there (RFC 9110, section 13.1)."""
+        if digest is None or header.strip() == "*":
+            return digest is not None
+        return any(tag == digest and not weak for weak, tag in _ENTITY_TAG.findall(header))
+
     def allows(digest: str | None) -> bool:
-        if wanted is not None and not _names(wanted, digest, weak=False):
+        if wanted is not None and not names(wanted, digest):
             return False
-        return unwanted is None or not _names(unwanted, digest, weak=True)
+        return unwanted is None or not names(unwanted, digest)
 
     return allows
-
-
-def _names(header: str, digest: str | None, *, weak: bool) -> bool:
-    """Whether a list of entity tags, or `*`, names what is there now (RFC 9110, section 13.1)."""
-    if digest is None:
-        return False
-    if header.strip() == "*":
-        return True
-    tags = _ENTITY_TAG.findall(header)
-    return any(tag == digest and (weak or not is_weak) for is_weak, tag in tags)
-
-
-def _number(digits: str) -> int:
-    """A decimal number, cut off where no file is as large."""
-    return int(digits) if len(digits) <= 18 else _LARGE

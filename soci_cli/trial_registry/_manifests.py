@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.oci.canonical import DEFAULT_LIMIT, loads
@@ -55,34 +55,27 @@ def read_facts(data: bytes, digest: str, content_type: str) -> ManifestFacts:
     """
     media_type = _media_type(data, content_type)
     descriptor = Descriptor(media_type, digest, len(data))
+    blobs: set[str] = set()
+    children: set[str] = set()
+    document: Manifest | Index
     if is_index(media_type):
-        index = parse_index(data, "manifest", media_type)
-        children = frozenset(child.digest for child in index.manifests)
-        return _with_subject(
-            ManifestFacts(descriptor, frozenset(), children), index, index.artifact_type
-        )
-    manifest = parse_manifest(data, "manifest", media_type)
-    # Layers that lie elsewhere need not be here (OCI image spec, "Non-Distributable Layers").
-    blobs = {layer.digest for layer in manifest.layers if not layer.urls}
-    return _with_subject(
-        ManifestFacts(descriptor, frozenset(blobs | {manifest.config.digest}), frozenset()),
-        manifest,
-        manifest.artifact_type or manifest.config.media_type,
-    )
-
-
-def _with_subject(
-    facts: ManifestFacts, document: Manifest | Index, artifact_type: str
-) -> ManifestFacts:
+        document = parse_index(data, "manifest", media_type)
+        children = {child.digest for child in document.manifests}
+        artifact_type = document.artifact_type
+    else:
+        document = parse_manifest(data, "manifest", media_type)
+        # Layers that lie elsewhere need not be here (OCI image spec, "Non-Distributable Layers").
+        blobs = {layer.digest for layer in document.layers if not layer.urls}
+        blobs.add(document.config.digest)
+        artifact_type = document.artifact_type or document.config.media_type
+    facts = ManifestFacts(descriptor, frozenset(blobs), frozenset(children))
     if document.subject is None:
         return facts
-    return ManifestFacts(
-        facts.descriptor,
-        facts.blobs,
-        facts.children,
-        document.subject.digest,
-        artifact_type,
-        document.annotations,
+    return replace(
+        facts,
+        subject=document.subject.digest,
+        artifact_type=artifact_type,
+        annotations=document.annotations,
     )
 
 

@@ -8,7 +8,6 @@ import socketserver
 import sys
 import tempfile
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from soci_cli.trial_registry._connection import Connection, RequestObserver
 
 _POLL_SECONDS = 0.02
 _JOIN_SECONDS = 5.0
-_TIDY_SECONDS = 60.0
 
 
 class RegistryServer(Closing):
@@ -53,21 +51,13 @@ class RegistryServer(Closing):
         self._listener = _listen(host, port, observer or _ignore)
         self._temporary: Path | None = None
         self._api: Api | None = None
-        self._thread: threading.Thread | None = None
         try:
             if root is None:
                 with disk_errors("create", "a temporary folder"):
-                    self._temporary = Path(tempfile.mkdtemp(prefix="soci-registry-"))
-            self.root = root or self._temporary or Path()
-            self._api = Api(LayoutFolder(self.root, f"oci:{self.root}"), referrers_api)
-            self._listener.start(self._api)
-            self._thread = threading.Thread(
-                target=self._listener.serve_forever,
-                args=(_POLL_SECONDS,),
-                name="soci-registry",
-                daemon=True,
-            )
-            self._thread.start()
+                    self._temporary = root = Path(tempfile.mkdtemp(prefix="soci-registry-"))
+            self.root = root
+            self._api = Api(LayoutFolder(root, f"oci:{root}"), referrers_api)
+            self._listener.begin(self._api)
         except BaseException:
             self.close()
             raise
@@ -76,17 +66,11 @@ class RegistryServer(Closing):
     def address(self) -> str:
         """Where it listens: `127.0.0.1:5000`."""
         host, port = self._listener.server_address[:2]
-        text = host.decode() if isinstance(host, bytes) else str(host)
-        return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+        return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
 
     def close(self) -> None:
         """Stop listening, break open connections, remove unfinished uploads and a temporary folder."""
-        if self._thread is not None:
-            self._listener.shutdown()
-            self._thread.join()
-            self._thread = None
-        self._listener.server_close()
-        self._listener.break_connections()
+        self._listener.end()
         if self._api is not None:
             self._api.close()
         if self._temporary is not None:
@@ -100,70 +84,51 @@ class _Listener(socketserver.ThreadingTCPServer):
 
     def __init__(self, family: int, address: tuple[Any, ...], observer: RequestObserver) -> None:
         self.address_family = family
-        self._observer = observer
-        self._lock = threading.Lock()
+        self.service = self  # for Connection
+        self.observer = observer
         self._connections: dict[socket.socket, threading.Thread] = {}
-        self._api: Api | None = None
-        self._tidy_at = time.monotonic() + _TIDY_SECONDS
-        super().__init__(address, socketserver.BaseRequestHandler)
+        self._thread: threading.Thread | None = None
+        super().__init__(address, Connection)
 
-    def start(self, api: Api) -> None:
-        """Say who answers the requests, before the first of them."""
-        self._api = api
+    def begin(self, api: Api) -> None:
+        """Serve what `api` answers, in threads."""
+        self.answer = api.answer
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(_POLL_SECONDS,), name="soci-registry", daemon=True
+        )
+        self._thread.start()
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Serves a connection, in a thread of its own."""
-        assert self._api is not None
-        Connection(request, client_address, self, self._api, self._observer)
+    def end(self) -> None:
+        """Stop listening, and end the threads of all connections."""
+        if self._thread is not None:
+            self.shutdown()
+            self._thread.join()
+            self._thread = None
+        self.server_close()
+        connections = dict(self._connections)
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in connections.values():
+            thread.join(_JOIN_SECONDS)
 
-    def service_actions(self) -> None:
-        """Called between connections, many times a second."""
-        if self._api is not None and time.monotonic() > self._tidy_at:
-            self._api.tidy()
-            self._tidy_at = time.monotonic() + _TIDY_SECONDS
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Runs in the thread of a connection."""
+        self._connections[request] = threading.current_thread()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Shows the traceback of a defect; that a client broke its connection is none."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Starts the thread of a connection, and remembers both."""
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=True
-        )
-        with self._lock:
-            self._connections[request] = thread
-        try:
-            thread.start()
-        except RuntimeError:  # too many threads
-            with self._lock:
-                del self._connections[request]
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Runs in that thread."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self._lock:
-                self._connections.pop(request, None)
-
-    def break_connections(self) -> None:
-        """End the threads of all connections."""
-        with self._lock:
-            open_ones = dict(self._connections)
-        for connection in open_ones:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in open_ones.values():
-            thread.join(_JOIN_SECONDS)
-
 
 def _listen(host: str, port: int, observer: RequestObserver) -> _Listener:
     if not 0 <= port < 1 << 16:
         raise UsageError(f"{port} is no port; choose one from 0 to 65535")
-    where = f"{host}:{port}"
     try:
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -172,7 +137,9 @@ def _listen(host: str, port: int, observer: RequestObserver) -> _Listener:
         return _Listener(family, address, observer)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise SociError(f"cannot listen on {where}: {reason}; choose another address") from error
+        raise SociError(
+            f"cannot listen on {host}:{port}: {reason}; choose another address"
+        ) from error
 
 
 def _ignore(_: str, __: str, ___: int, ____: int, _____: int) -> None:

@@ -123,13 +123,6 @@ def test_a_range_that_is_ignored(client: Client, wanted: str) -> None:
     assert (done.status_code, done.content) == (200, DATA)
 
 
-def test_a_range_of_another_version(client: Client) -> None:
-    path = f"a/blobs/{client.push_blob('a', DATA)}"
-    for tag, status in ((f'"{digest_of(DATA)}"', 206), (f'"{MISSING}"', 200)):
-        done = client("GET", path, headers={"Range": "bytes=0-4", "If-Range": tag})
-        assert done.status_code == status
-
-
 def test_ranges_of_nothing(client: Client) -> None:
     path = f"a/blobs/{client.push_blob('a', b'')}"
     assert client("GET", path, headers={"Range": "bytes=0-"}).status_code == 416

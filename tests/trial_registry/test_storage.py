@@ -260,17 +260,6 @@ def test_addresses(tmp_path: Path) -> None:
         RegistryServer(host="no.such.host.invalid")
 
 
-def test_uploads_that_are_forgotten(server: RegistryServer, client: Client, root: Path) -> None:
-    location = client.start_upload("a")
-    client("PATCH", location, data=b"123")
-    assert server._api is not None
-    server._api._uploads.end_forgotten(3600)
-    assert client("GET", location).status_code == 204
-    server._api._uploads.end_forgotten(0)
-    assert client("GET", location).status_code == 404
-    assert not list(root.glob(".ingest-*"))
-
-
 def test_a_folder_that_vanishes(server: RegistryServer, client: Client, root: Path) -> None:
     """Disk errors are told, and the server goes on."""
     digest = client.push_blob("a", b"x")
