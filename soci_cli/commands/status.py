@@ -28,7 +28,7 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
             status = command()
         finally:
             app.output.close()
-        sys.stdout.flush()
+        flush_output()
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
@@ -48,7 +48,7 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         report(app, f"{where}{error.strerror or error}")
         try:
-            sys.stdout.flush()
+            flush_output()
         except OSError:
             _drop_output()
         return 1
@@ -61,6 +61,12 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
         said = f"{type(error).__name__}: {error}"
         report(app, f"internal error: {said}; --debug shows where, please report it")
         return 1
+
+
+def flush_output() -> None:
+    """Writes what is left of the output, where there is any: stdout may be closed. OSError."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _drop_output() -> None:

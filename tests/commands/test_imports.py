@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import environment
+from tests.support.commands import SOCI, environment
 from tests.support.images import make_image
 
 PROGRAM = """
@@ -70,3 +70,18 @@ def test_grpc_without_what_is_asynchronous(tmp_path: Path) -> None:
     ):
         assert "grpc.aio" in imported(home=tmp_path, program=ours + use + listed)
         assert "grpc.aio" in imported(home=tmp_path, program=use + ours + listed)
+
+
+def test_output_that_is_closed_or_full(tmp_path: Path) -> None:
+    """The process ends without Python's own end, but not before all is written."""
+    soci = " ".join(SOCI)
+    for redirection, status in ((">&-", 0), (">/dev/full", 1), ("| cat", 0)):
+        done = subprocess.run(
+            ["sh", "-c", f"{soci} --help {redirection}"],
+            capture_output=True,
+            text=True,
+            env=environment(tmp_path),
+        )
+        assert done.returncode == status, redirection
+        assert done.stderr == ("" if status == 0 else "soci: No space left on device\n")
+        assert ("Usage" in done.stdout) == (redirection == "| cat")

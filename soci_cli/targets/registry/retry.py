@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from soci_cli.errors import RegistryError, UnreachableError
@@ -90,6 +89,8 @@ def retry_after(value: str | None) -> float | None:
     text = value.strip()
     if text.isascii() and text.isdigit() and len(text) <= 9:
         return float(text)
+    from email.utils import parsedate_to_datetime  # which takes a while to import
+
     try:
         moment = parsedate_to_datetime(text).timestamp()
     except (ValueError, TypeError, OverflowError, OSError):
