@@ -20,7 +20,7 @@ SLOW = (
     "commands/test_login.py",
     "commands/test_mount.py",
     "commands/test_reference.py",
-    "commands/test_registries.py",
+    "commands/registries",
     "commands/test_remarks.py",
     "docs",
     "examples",
