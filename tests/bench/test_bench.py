@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.bench import Floor, Target, main, make_missing
+from tests.bench.bench import main, make_missing
 from tests.bench.layers import Item, Shape, choose
 from tests.bench.reading import missing_for_reading
+from tests.bench.targets import Floor, Target
 
 
 def test_a_tiny_run_measures_everything(

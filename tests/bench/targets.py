@@ -1,0 +1,104 @@
+"""What the benchmark's figures must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.bench.building import Measurement
+from tests.bench.layers import Layer
+from tests.bench.reading import (
+    Figure,
+)
+from tests.bench.registries import (
+    Timing,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that must not be exceeded."""
+
+    name: str
+    limit: float
+    ratio: float
+
+    bound = "at most"
+
+    @property
+    def met(self) -> bool:
+        return self.ratio <= self.limit
+
+
+@dataclass(frozen=True)
+class Floor(Target):
+    """A figure that must be reached."""
+
+    bound = "at least"
+
+    @property
+    def met(self) -> bool:
+        return self.ratio >= self.limit
+
+
+def find_targets(measurements: Sequence[Measurement], few: Layer, many: Layer) -> list[Target]:
+    """The targets, and what was measured of them."""
+    by_key = {one.key: one for one in measurements}
+    few_plain, many_plain = by_key[f"{few.name}/plain"], by_key[f"{many.name}/plain"]
+    few_soci, many_soci = by_key[f"{few.name}/soci"], by_key[f"{many.name}/soci"]
+    one, both = by_key[f"{few.name}/one"], by_key[f"{few.name}/both"]
+    return [
+        Target("few: soci to plain inflate", 1.4, few_soci.ratio(few_plain)),
+        Target("many: soci to plain inflate", 2.0, many_soci.ratio(many_plain)),
+        Target("convert: two layers side by side to one", 1.4, both.ratio(one)),
+    ]
+
+
+def find_registry_targets(timings: dict[str, Timing]) -> list[Target]:
+    """The targets of work in registries, and what was measured of them."""
+    build, repository, mount = timings["build"], timings["repository"], timings["mount"]
+    largest = max(max(one.peaks) for key, one in timings.items() if key != "disk")
+    local = []
+    if "containerd" in timings:
+        ratio = timings["containerd"].ratio(timings["layout"])
+        local = [Target("convert in containerd to in a layout", 1.35, ratio)]
+    return [
+        Target("convert in a repository to building", 1.25, repository.ratio(build)),
+        Target("convert in a registry to building", 1.25, mount.ratio(build)),
+        Target("convert in a repository to over disk", 0.25, repository.ratio(timings["disk"])),
+        Target("peak memory of converting, in 250 MB", 1.0, largest / 250e6),
+        Target("soci pull to skopeo copy", 1.0, timings["pull"].ratio(timings["skopeo"])),
+        *local,
+    ]
+
+
+def find_reading_targets(figures: dict[str, Figure]) -> list[Target]:
+    """The targets of reading, and what was measured of them."""
+    wanted = (
+        ("soci mount, seconds", Target, 0.3, "mount"),
+        ("mount, cold, MB/s", Floor, 400, "cold"),
+        ("mount, cold, to download and inflate", Floor, 0.6, "cold_ratio"),
+        ("mount, warm, MB/s", Floor, 1500, "warm"),
+        ("mount, shaped line, of the line", Floor, 0.9, "line"),
+        ("small files, warm, a second", Floor, 5000, "small"),
+        ("find -ls, entries a second", Floor, 20_000, "find"),
+        ("soci cat, to a zTOC and a span", Target, 1.0, "cat_share"),
+        ("memory of a mount, MB", Target, 150, "rss"),
+        ("... after 1 GB was read ten times, MB", Target, 150, "rss_after"),
+        ("... to after it was read once", Target, 1.1, "rss_growth"),
+    )
+    return [
+        kind(name, limit, figures[key].middle)
+        for name, kind, limit, key in wanted
+        if figures[key].values
+    ]
+
+
+def print_targets(targets: Sequence[Target]) -> None:
+    print()
+    print("Targets")
+    for target in targets:
+        print(
+            f"  {target.name:<40} {target.bound} {target.limit:,g}: {target.ratio:,.2f} "
+            f"{'ok' if target.met else 'MISSED'}"
+        )
