@@ -124,7 +124,8 @@ class Guard:
         name = host.strip("[]").lower()
         if {name, f"{name}:{port}", f"[{name}]:{port}"} & {one.lower() for one in self.allowed}:
             return
+        alias = "" if name == address else f" of {brief(host)}"
         raise RegistryError(
-            f"{self.domain} leads to {brief(host)}, which has the {kind} address {address}; this is not "
-            "followed, unless the setting redirect_hosts names the host"
+            f"{self.domain} leads to the {kind} address {address}{alias}; this is not followed, unless the "
+            "setting redirect_hosts names the host"
         )

@@ -97,7 +97,7 @@ def _logged(method: str, url: str, attempt: int) -> Iterator[list[requests.Respo
     """Logs one request when it ends: the answer that the block put into the list, or the error."""
     answers: list[requests.Response] = []
     started = time.monotonic()
-    said = "failed"
+    said = "not sent"
     try:
         yield answers
         said = str(answers[0].status_code)
