@@ -16,11 +16,9 @@ from typing import Protocol
 
 from soci_cli.closing import Closing
 from soci_cli.errors import SociError
-from soci_cli.lazy.entries import HeldEntry
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.span_queue import Priority
-from soci_cli.lazy.spans import LayerSpans
 from soci_cli.parallel import Stopped
 
 _PREFETCHES = 2  # requests under way at once
@@ -87,9 +85,7 @@ class BackgroundFetcher(Closing):
         What the layer does not have is passed over.
         """
         archive = self._layers[layer].archive
-        if not isinstance(archive, LayerSpans):
-            return
-        last = len(archive) - 1
+        last = archive.span_count - 1
         numbers: set[int] = set()
         for first, end in ranges:
             numbers.update(range(max(0, first), min(end, last) + 1))
@@ -103,7 +99,7 @@ class BackgroundFetcher(Closing):
         """Waits until no more is fetched in the background; whether that is so.
 
         That is when all is here, and also when it is disabled, closed, or the cache or the registry takes
-        or gives no more: `LayerSpans.missing` says what is left.
+        or gives no more: `LayerBytes.missing` says what is left.
         """
         return self._finished.wait(timeout)
 
@@ -181,8 +177,7 @@ class BackgroundFetcher(Closing):
                 archive = layer.archive
             except SociError:  # one that is opened when it is needed, and could not be
                 continue
-            if isinstance(archive, LayerSpans):
-                yield _chunks(archive, archive.missing())
+            yield _chunks(archive, archive.missing())
 
     def _wait_for_silence(self, pause: float) -> bool:
         """Waits until nothing else is going on; False when it is time to end."""
@@ -218,7 +213,7 @@ class BackgroundFetcher(Closing):
                 return _Outcome.LOST
             if error is not None:
                 return _Outcome.FAILED
-            if isinstance(future.result(), HeldEntry):
+            if not future.result().is_kept:
                 return _Outcome.LOST
         return _Outcome.KEPT
 
@@ -233,11 +228,11 @@ class _Outcome(Enum):
 class _Chunk:
     """Spans of a layer that come with one request, and their uncompressed bytes."""
 
-    layer: LayerSpans
+    layer: LayerBytes
     numbers: Sequence[int]
     size: int
 
 
-def _chunks(layer: LayerSpans, numbers: Sequence[int]) -> Iterator[_Chunk]:
+def _chunks(layer: LayerBytes, numbers: Sequence[int]) -> Iterator[_Chunk]:
     for chunk in layer.chunks(numbers, _CHUNK):
         yield _Chunk(layer, chunk, layer.size_of(chunk))

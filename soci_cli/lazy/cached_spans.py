@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from soci_cli.lazy.cache import Cache, Claim, span_key
-from soci_cli.lazy.entries import AnyEntry, Entry, OpenEntries
+from soci_cli.lazy.entries import AnyEntry, OpenEntries
 from soci_cli.lazy.span_table import SpanTable
 from soci_cli.lazy.stats import Stats
 
@@ -87,7 +87,7 @@ class CachedSpans:
 
     def keep(self, number: int, entry: AnyEntry) -> None:
         """A span was fetched."""
-        if isinstance(entry, Entry):
+        if entry.is_kept:
             self._state[number] |= _HERE | _CHECKED
         self._open.put(f"{self._prefix}{number}", entry)
 

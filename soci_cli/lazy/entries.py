@@ -34,6 +34,8 @@ class Entry:
 
     __slots__ = ("_fd", "_flags", "_is_used", "size", "start")
 
+    is_kept = True  # on the disk
+
     def __init__(self, fd: int, size: int, start: int = HEADER.size) -> None:
         """`size` bytes of data, from `start` on; `fd` belongs to this object from now on."""
         self._fd = fd
@@ -115,6 +117,7 @@ class HeldEntry:
 
     __slots__ = ("_data", "size")
 
+    is_kept = False
     is_linked = True
 
     def __init__(self, data: bytes) -> None:

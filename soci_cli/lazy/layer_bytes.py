@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from soci_cli.closing import Closing
+from soci_cli.lazy.stats import Presence
+
+if TYPE_CHECKING:
+    from soci_cli.lazy.span_queue import PendingSpan, Priority
 
 _PIECE = 256 << 10
 
@@ -57,3 +61,32 @@ class LayerBytes(Closing):
         self, ranges: Iterable[tuple[int, int]], name: Name = no_name
     ) -> Callable[[int], None]:
         """Prepares for reading ranges in ascending order: call the result with each offset."""
+
+    def presence(self) -> Presence:
+        """How much of the layer is on this machine, as far as that is known."""
+        return Presence(0, 0, 0, 0)
+
+    # What can be fetched before anybody asks: nothing, where a layer is here as a whole.
+
+    @property
+    def span_count(self) -> int:
+        """The number of spans that can be fetched one by one."""
+        return 0
+
+    def missing(self) -> list[int]:
+        """The spans that are not in the cache, in order."""
+        return []
+
+    def chunks(self, numbers: Iterable[int], limit: int) -> Iterator[list[int]]:
+        """Ascending spans, those together that come with one request."""
+        return iter(())
+
+    def fetch(
+        self, numbers: Iterable[int], priority: Priority, name: Name = no_name
+    ) -> list[PendingSpan]:
+        """Begins to fetch those spans that are not here."""
+        return []
+
+    def size_of(self, numbers: Iterable[int]) -> int:
+        """The uncompressed bytes of spans."""
+        return 0

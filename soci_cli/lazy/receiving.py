@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from soci_cli.targets import BlobReader, Source
 from soci_cli.ztoc import Ztoc
 from soci_cli.ztoc.reader import inflate_span
 
+_LOG = logging.getLogger("soci_cli.lazy")
 _RECEIVED_AT_ONCE = 256 << 10
 _PATIENCE = 10.0  # seconds that another process may take for a span
 _FIRST_PAUSE = 0.002
@@ -151,7 +153,10 @@ class LayerReceiver(Closing):
         begin, _ = self._table.compressed_range(spans[0].number)
         _, end = self._table.compressed_range(spans[-1].number)
         fetch = self._source.fetch_while
-        with fetch(request.check, self._layer, begin, end - begin) as stream:
+        with (
+            self._logged(spans, end - begin),
+            fetch(request.check, self._layer, begin, end - begin) as stream,
+        ):
             if stream.skipped:
                 self._in_order = True
             reader = _Reader(stream, begin, self._arrived(request))
@@ -172,7 +177,8 @@ class LayerReceiver(Closing):
     ) -> None:
         """Reads on through the whole layer, up to what is wanted; what passes by is kept on the disk."""
         wanted = {one.number: one for one in spans}
-        with stream.begun(min(wanted), self._arrived(request)):
+        size = sum(self.packed_size(number) for number in wanted)
+        with self._logged(spans, size), stream.begun(min(wanted), self._arrived(request)):
             while stream.next <= max(wanted):
                 number = stream.next
                 packed = memory.packed(self.packed_size(number))
@@ -185,6 +191,26 @@ class LayerReceiver(Closing):
                         with claim, self._inflated(number, size, memory) as data:
                             self._cached.count(number, spans[0].source, size)
                             claim.put(data)
+
+    @contextmanager
+    def _logged(self, spans: list[PendingSpan], size: int) -> Iterator[None]:
+        """Logs one fetch when it ends; `size` are the compressed bytes that were asked for."""
+        started, said = time.monotonic(), "failed"
+        try:
+            yield
+            said = "here"
+        finally:
+            _LOG.debug(
+                "spans %d to %d of layer %s, %d bytes from %s: %s (%s, %.3f s)",
+                spans[0].number,
+                spans[-1].number,
+                self._layer.digest,
+                size,
+                self._source.name,
+                said,
+                spans[0].source,
+                time.monotonic() - started,
+            )
 
     def _arrived(self, request: Request) -> Callable[[], None]:
         clock = self._fetching.clock

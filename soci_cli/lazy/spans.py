@@ -176,31 +176,32 @@ class LayerSpans(LayerBytes):
     # Fetching before anybody asks.
 
     def missing(self) -> list[int]:
-        """The spans that are not in the cache, in order."""
+        """See `LayerBytes.missing`."""
         return self._cached.missing()
 
-    def __len__(self) -> int:
-        """The number of spans."""
+    @property
+    def span_count(self) -> int:
+        """See `LayerBytes.span_count`."""
         return len(self._table)
 
     def chunks(self, numbers: Iterable[int], limit: int) -> Iterator[list[int]]:
-        """See `SpanTable.chunks`."""
+        """See `LayerBytes.chunks`."""
         return self._table.chunks(numbers, limit)
 
     def fetch(
         self, numbers: Iterable[int], priority: Priority, name: Name = no_name
     ) -> list[PendingSpan]:
-        """Begins to fetch those spans that are not here."""
+        """See `LayerBytes.fetch`."""
         spans, cached = self._queue.spans, self._cached
         absent = [number for number in numbers if number in spans or not cached.is_here(number)]
         return self._fetching.want(self._queue, absent, priority, name) if absent else []
 
     def size_of(self, numbers: Iterable[int]) -> int:
-        """The uncompressed bytes of spans."""
+        """See `LayerBytes.size_of`."""
         return sum(self._table.sizes(number)[1] for number in numbers)
 
     def presence(self) -> Presence:
-        """How much of the layer is in the cache."""
+        """See `LayerBytes.presence`."""
         missing = self.missing()
         lacking = sum(end - start for start, end in map(self._table.range, missing))
         count, whole = len(self._table), self._table.size

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import IO, Any, cast
 
 import zstandard
@@ -22,7 +22,7 @@ from soci_cli.errors import (
     IntegrityError,
     InvalidDataError,
     StorageError,
-    UnsupportedLayerError,
+    errors_at,
 )
 from soci_cli.index.layers import CountingReader, compression_of, short
 from soci_cli.lazy.blobs import contents
@@ -31,6 +31,7 @@ from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.eviction import ZTOC_SUFFIX
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
+from soci_cli.lazy.stats import Presence
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.parallel import Stop, StoppableTask
 from soci_cli.progress import Observer, Task, Work
@@ -72,12 +73,9 @@ class WholeLayer(LayerBytes):
         self._mutex = threading.Lock()
         self._checked: set[int] = set()
         self._stop = stop
-        self._file, self.ztoc = self._open()
+        with self._located():
+            self._file, self.ztoc = self._open()
         self._stop = Stop()
-
-    @property
-    def _what(self) -> str:
-        return f"layer {self._layer.digest} of {self._source.name}"
 
     def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         """See `LayerBytes.read_now`."""
@@ -102,20 +100,29 @@ class WholeLayer(LayerBytes):
 
     def read(self, offset: int, length: int, name: Name = no_name) -> bytes:
         """See `LayerBytes.read`."""
-        for span in self._needed(offset, length):
-            self._check(span)
-        data = self._file.read(offset, max(0, length))
-        if len(data) < length:
-            self._checked.clear()
+        with self._located():
             for span in self._needed(offset, length):
                 self._check(span)
-            data = self._file.read(offset, length)
-            if len(data) != length:
-                raise IntegrityError(
-                    f"{self._what}: its file in the cache cannot be read or was cut short; is the disk "
-                    f"of {self._cache.root} in order?"
-                )
-        return data
+            data = self._file.read(offset, max(0, length))
+            if len(data) < length:
+                self._checked.clear()
+                for span in self._needed(offset, length):
+                    self._check(span)
+                data = self._file.read(offset, length)
+                if len(data) != length:
+                    raise IntegrityError(
+                        "its file in the cache cannot be read or was cut short; is the disk of "
+                        f"{self._cache.root} in order?"
+                    )
+            return data
+
+    def _located(self) -> AbstractContextManager[None]:
+        return errors_at(place=self._source.name, layer=self._layer.digest)
+
+    def presence(self) -> Presence:
+        """See `LayerBytes.presence`: all of it, and it has no spans."""
+        size = self.ztoc.compressed_archive_size
+        return Presence(0, 0, size, size)
 
     def ahead(
         self, ranges: Iterable[tuple[int, int]], name: Name = no_name
@@ -129,7 +136,7 @@ class WholeLayer(LayerBytes):
             return range(0)
         end = offset + length
         if offset < 0 or end > self.ztoc.compressed_archive_size:
-            raise InvalidDataError(f"{self._what}: there are no bytes {offset} to {end}")
+            raise InvalidDataError(f"there are no bytes {offset} to {end}")
         spans = self.ztoc.spans
         return range(spans.span_of(offset), spans.span_of(end - 1) + 1)
 
@@ -150,8 +157,8 @@ class WholeLayer(LayerBytes):
         self._file, _ = self._open()
         if not self._is_right(span):
             raise IntegrityError(
-                f"{self._what}: span {span} of its file in the cache was damaged again; is the "
-                f"disk of {self._cache.root} in order?"
+                f"its file in the cache was damaged again; is the disk of {self._cache.root} in order?",
+                span=span,
             )
 
     def _is_right(self, span: int) -> bool:
@@ -177,7 +184,7 @@ class WholeLayer(LayerBytes):
             with claim:
                 if not claim.is_real:
                     raise StorageError(
-                        f"{self._what} has no zTOC, so it must be unpacked into the cache, but "
+                        "it has no zTOC, so it must be unpacked into the cache, but "
                         f"{self._cache.root} cannot be written; set SOCI_CACHE to another folder"
                     )
                 found = self._find(key)
@@ -188,7 +195,7 @@ class WholeLayer(LayerBytes):
                 try:
                     file = claim.commit()
                 except OSError as error:
-                    raise _disk_error(self._what, error) from error
+                    raise _disk_error(error) from error
                 return self._find(key) or (file, decode_ztoc(data))
 
     def _find(self, key: str) -> tuple[Entry, Ztoc] | None:
@@ -209,7 +216,7 @@ class WholeLayer(LayerBytes):
         compression = compression_of(self._layer, self._source)
         if compression not in ("gzip", "zstd", "uncompressed"):
             raise InvalidDataError(
-                f"{self._what} cannot be read: it is {compression}, not gzip, zstd or plain tar"
+                f"it cannot be read: it is {compression}, not gzip, zstd or plain tar"
             )
         with Work(self._observer, short(self._layer.digest), self._layer.size) as work:
             try:
@@ -219,20 +226,21 @@ class WholeLayer(LayerBytes):
                     claim.restart()
                     data = self._unpack_once(compression, claim, work)
             except OSError as error:
-                raise _disk_error(self._what, error) from error
+                raise _disk_error(error) from error
             work.outcome = "unpacked"
         return data
 
     def _unpack_once(self, compression: str, claim: Claim, task: Task) -> bytes:
         with self._source.fetch(self._layer) as stream:
-            checked = VerifyingReader(stream, self._layer.digest, self._layer.size, self._what)
+            digest = self._layer.digest
+            checked = VerifyingReader(stream, digest, self._layer.size, f"layer {digest}")
             counted = CountingReader(checked, StoppableTask(task, self._stop))
             # Of a zstd stream that was made too short the decompressor says nothing. For the others the
             # layer's own digest is enough, and diff IDs that are wrong do occur.
             diff_id = self._diff_id if compression == "zstd" else None
             try:
                 built = build_ztoc(
-                    _Plain(counted, compression, self._cache.limit, self._what),
+                    _Plain(counted, compression, self._cache.limit),
                     compression=Compression.UNCOMPRESSED,
                     expected_digest=diff_id,
                     sink=claim.write,
@@ -251,13 +259,13 @@ class WholeLayer(LayerBytes):
             ) as error:
                 # Was the layer made broken, or did it arrive broken? Its digest tells.
                 checked.finish()
+                if isinstance(error, InvalidDataError):
+                    raise
                 if isinstance(error, IntegrityError):
-                    raise InvalidDataError(
-                        f"{self._what} is not the archive of its diff ID: {error}"
-                    ) from None
-                unsupported = isinstance(error, UnsupportedLayerError)
-                kind = UnsupportedLayerError if unsupported else InvalidDataError
-                raise kind(f"{self._what}: {error}") from None
+                    # No IntegrityError any more: the layer is what was promised, and its config is wrong.
+                    text = f"it is not the archive of its diff ID: {error.message}"
+                    raise InvalidDataError(text) from None
+                raise InvalidDataError(f"it cannot be unpacked: {error}") from None
 
 
 class _TooLargeError(InvalidDataError):
@@ -267,10 +275,9 @@ class _TooLargeError(InvalidDataError):
 class _Plain:
     """The uncompressed bytes of a layer as a stream, at most `limit` of them."""
 
-    def __init__(self, stream: CountingReader, compression: str, limit: int, what: str) -> None:
+    def __init__(self, stream: CountingReader, compression: str, limit: int) -> None:
         self._left = limit
         self._limit = limit
-        self._what = what
         self._stream: Any = stream
         if compression == "gzip":
             open_gzip: Any = gzip_ng.GzipNGFile  # it has no types
@@ -285,14 +292,14 @@ class _Plain:
         self._left -= count
         if self._left < 0:
             raise _TooLargeError(
-                f"{self._what} has no zTOC and unpacks to more than the {self._limit} bytes that the "
+                f"it has no zTOC and unpacks to more than the {self._limit} bytes that the "
                 "cache may hold; convert the image, or set SOCI_CACHE_SIZE"
             )
         return count
 
 
-def _disk_error(what: str, error: OSError) -> StorageError:
+def _disk_error(error: OSError) -> StorageError:
     return StorageError(
-        f"{what} cannot be unpacked into the cache: {error.strerror or error}; free some space or set "
+        f"it cannot be unpacked into the cache: {error.strerror or error}; free some space or set "
         "SOCI_CACHE to another folder"
     )

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LazyLayer
-from soci_cli.lazy.spans import LayerSpans
-from soci_cli.lazy.stats import Presence
-from soci_cli.lazy.whole import WholeLayer
 from soci_cli.processes.log import Log
 
 
@@ -28,11 +25,5 @@ def statistics(
 
 def _presence(layer: LazyLayer) -> dict[str, object]:
     """How much of a layer is on this machine, in uncompressed bytes."""
-    archive = layer.archive
-    found = Presence(0, 0, 0, 0)
-    if isinstance(archive, LayerSpans):
-        found = archive.presence()
-    elif isinstance(archive, WholeLayer):
-        size = archive.ztoc.compressed_archive_size
-        found = Presence(0, 0, size, size)
-    return {"digest": layer.descriptor.digest, "lazy": layer.indexed, **dataclasses.asdict(found)}
+    found = dataclasses.asdict(layer.archive.presence())
+    return {"digest": layer.descriptor.digest, "lazy": layer.indexed, **found}
