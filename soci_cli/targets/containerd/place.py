@@ -18,7 +18,7 @@ from soci_cli.targets.blobs import BlobReader, check_range
 from soci_cli.targets.containerd.client import Containerd, ContainerdImage, Lease
 from soci_cli.targets.containerd.streams import ContentStream, ContentWriter
 from soci_cli.targets.copy import children_of, read_blob
-from soci_cli.targets.protocol import Source, Target, describe_manifest
+from soci_cli.targets.protocol import Source, Target, describe_manifest, media_type_of
 
 GC_REF = "containerd.io/gc.ref.content"
 SOCI_INDEX_LABEL = f"{GC_REF}.soci-index"
@@ -37,6 +37,7 @@ class ContainerdSource(Source):
         self._client = client
         self._given = reference
         self._image: ContainerdImage | None = None
+        self._labelled: list[tuple[Descriptor, str]] | None = None
         self._mutex = threading.RLock()
 
     @property
@@ -96,6 +97,17 @@ class ContainerdSource(Source):
 
     def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
         """See `Source.referrers`: those that labels of the image name, as `SOCI_INDEX_LABEL` says."""
+        with self._mutex:
+            if self._labelled is None:
+                self._labelled = self._read_labelled()
+            return tuple(
+                found
+                for found, of in self._labelled
+                if of == subject.digest and found.artifact_type == artifact_type
+            )
+
+    def _read_labelled(self) -> list[tuple[Descriptor, str]]:
+        """The manifests that labels of the image name, each with the digest that it refers to."""
         named = {
             digest: None
             for key, digest in sorted(self.image().labels.items())
@@ -105,13 +117,14 @@ class ContainerdSource(Source):
         for digest in named:
             # A label that leads to something else is no reason to fail over the image.
             with suppress(NotFoundError, InvalidDataError):
-                descriptor = self.find(digest)
-                manifest = parse_manifest(read_blob(self, descriptor), f"manifest {digest}")
+                untyped = Descriptor("", digest, self._client.info(parse_digest(digest)).size)
+                data, what = read_blob(self, untyped), f"manifest {digest}"
+                manifest = parse_manifest(data, what)
                 kind = manifest.artifact_type or manifest.config.media_type
-                refers = manifest.subject is not None and manifest.subject.digest == subject.digest
-                if refers and kind == artifact_type:
-                    found.append(replace(descriptor, artifact_type=kind))
-        return tuple(found)
+                typed = replace(untyped, media_type=media_type_of(data, what), artifact_type=kind)
+                if manifest.subject is not None:
+                    found.append((typed, manifest.subject.digest))
+        return found
 
     def _find_image(self) -> ContainerdImage:
         # Names of others may be such as no user writes, so the full form is made when it is needed.
@@ -196,7 +209,7 @@ class ContainerdTarget(ContainerdSource, Target):
         self._bind(descriptor)
         self._client.put_image(self.image_name, descriptor)
         with self._mutex:
-            self._image = None
+            self._image = self._labelled = None
 
     def close(self) -> None:
         """Give the lease back."""
