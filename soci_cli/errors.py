@@ -28,6 +28,7 @@ class SociError(Exception):
     layer: str = ""
     span: int | None = None
     file: str = ""
+    _names_url = False  # whether the message itself says which server was asked
 
     def __init__(
         self,
@@ -78,11 +79,13 @@ class SociError(Exception):
 
     def __str__(self) -> str:
         """The line: where, as far as the message does not say it itself, and what happened."""
-        names = (self.image if self.image not in self.place else "", self.place)
-        place = ", ".join(name for name in names if name and name not in self.message)
         layer = f"layer {self.layer}" if self.layer and self.layer not in self.message else ""
         span = "" if self.span is None else f"span {self.span}"
         part = ", ".join(filter(None, (self.file, " of ".join(filter(None, (span, layer))))))
+        names = [self.image] if self.image not in self.place else []
+        if part or not self._names_url:
+            names.append(self.place)
+        place = ", ".join(name for name in names if name and name not in self.message)
         where = " in ".join(filter(None, (part, place)))
         return f"{where}: {self.message}" if where else self.message
 
@@ -149,6 +152,8 @@ class RegistryError(SociError):
     distribution specification that it gave, such as `BLOB_UNKNOWN`, and `transient` says whether the same
     request may succeed later.
     """
+
+    _names_url = True
 
     def __init__(
         self,

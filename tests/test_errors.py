@@ -33,6 +33,7 @@ def test_the_line_says_nothing_twice() -> None:
     error = RegistryError(f"GET http://reg.example/v2/app/blobs/{_LAYER}: 403 Forbidden", 403)
     located = error.at(place=place, image="reg.example/app:1", layer=_LAYER, span=0)
     assert str(located) == f"span 0 in {place}: {error.message}"
+    assert str(error.at(place=place)) == error.message, "which says which registry it is"
 
 
 def test_an_explanation_comes_before_the_message() -> None:
@@ -57,7 +58,7 @@ def test_every_class_can_be_located() -> None:
         def __init__(self) -> None:
             super().__init__("odd", 500)
 
-    with pytest.raises(Odd, match=r"^oci:/images: odd$") as caught, errors_at(place="oci:/images"):
+    with pytest.raises(Odd, match=r"^app:1: odd$") as caught, errors_at(image="app:1"):
         raise Odd
     assert caught.value.status == 500 and isinstance(caught.value.__cause__, Odd)
     with pytest.raises(ValueError, match=r"^mine$"), errors_at(place="oci:/images"):

@@ -159,7 +159,8 @@ class Artifacts(Closing):
             return place, layer
         raise NotFoundError(
             f"layer {layer.digest} of zTOC {artifact.digest} is neither in {place.name} nor in "
-            f"{local.name}; pull its image first"
+            f"{local.name}; pull its image first",
+            place=place.name,
         )
 
     def known_ztocs(self) -> dict[str, list[KnownZtoc]]:

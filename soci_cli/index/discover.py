@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from soci_cli.errors import InvalidDataError, NotFoundError, SociError
+from soci_cli.errors import InvalidDataError, NotFoundError, SociError, errors_at
 from soci_cli.index.image import ImageManifest
 from soci_cli.index.model import (
     INDEX_DIGEST,
@@ -72,16 +72,17 @@ def _note(observer: Observer, message: str) -> None:
 def _read(place: Source, descriptor: Descriptor, entry: ImageManifest) -> FoundIndex:
     assert entry.manifest is not None
     what = f"SOCI index {descriptor.digest} in {place.name}"
-    manifest = parse_manifest(read_blob(place, descriptor), what, descriptor.media_type)
-    if not is_soci_index(manifest):
-        raise InvalidDataError(f"{what} is no SOCI index")
-    if manifest.subject is not None and manifest.subject.digest != entry.descriptor.digest:
-        raise InvalidDataError(
-            f"{what} belongs to another image manifest, {manifest.subject.digest}"
-        )
-    layers = {layer.digest for layer in entry.manifest.layers}
-    if not layers & ztocs_by_layer(manifest).keys():
-        raise InvalidDataError(f"{what} has no zTOC for a layer of this image")
+    with errors_at(place=place.name):
+        manifest = parse_manifest(read_blob(place, descriptor), what, descriptor.media_type)
+        if not is_soci_index(manifest):
+            raise InvalidDataError(f"{what} is no SOCI index")
+        if manifest.subject is not None and manifest.subject.digest != entry.descriptor.digest:
+            raise InvalidDataError(
+                f"{what} belongs to another image manifest, {manifest.subject.digest}"
+            )
+        layers = {layer.digest for layer in entry.manifest.layers}
+        if not layers & ztocs_by_layer(manifest).keys():
+            raise InvalidDataError(f"{what} has no zTOC for a layer of this image")
     version = "v1" if manifest.subject is not None else "v2"
     kind = INDEX_TYPE_V1 if version == "v1" else INDEX_TYPE_V2
     found = Descriptor(

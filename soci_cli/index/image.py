@@ -61,7 +61,8 @@ class Image:
         if entry is None:
             there = ", ".join(platforms.format_platform(p) for p in self.platforms) or "none"
             raise NotFoundError(
-                f"{name} has no manifest for {platforms.format_platform(platform)}; it has {there}"
+                f"{name} has no manifest for {platforms.format_platform(platform)}; it has {there}",
+                place=name,
             )
         return entry
 
@@ -196,7 +197,7 @@ def choose(image: Image, wanted: Sequence[Platform], everything: bool, name: str
         chosen = [platforms.host_platform()]
     picks = [(platform, image.get(platform, name)) for platform in chosen]
     if not picks:
-        raise NotFoundError(f"{name} has no platform that could be indexed")
+        raise NotFoundError(f"{name} has no platform that could be indexed", place=name)
     return picks
 
 

@@ -121,7 +121,9 @@ def _parts(
     for entry in picked:
         manifest_of(entry)
     if not picked:
-        raise NotFoundError(f"{name} has no manifest of a platform; pull or convert it again")
+        raise NotFoundError(
+            f"{name} has no manifest of a platform; pull or convert it again", place=name
+        )
     digests = {entry.descriptor.digest for entry in picked}
     bound = {manifest_of(entry).annotations.get(INDEX_DIGEST) for entry in picked}
     whole = all(entry.manifest is not None for entry in image.manifests if entry.is_image)
@@ -248,7 +250,8 @@ def push_artifacts(
             hint = " (its index v2 is pushed with the image itself)" if has_v2 else ""
             raise NotFoundError(
                 f"{image.name} has no SOCI index v1 for {platforms.format_platform(platform)} to "
-                f"push{hint}; make one with `soci create`"
+                f"push{hint}; make one with `soci create`",
+                place=image.name,
             )
         work.append((platform, entry, v1[0], has_v2))
     pushed = []

@@ -72,13 +72,19 @@ def recompress_layer(
                         raise InvalidDataError(
                             f"{what} has {layer.size} bytes and would become a gzip layer of more than "
                             f"{most} bytes, or unpack to more than {most_unpacked}; this is not done, "
-                            "leave it as it is with --zstd-layers skip"
+                            "leave it as it is with --zstd-layers skip",
+                            place=source.name,
+                            layer=layer.digest,
                         )
                     spool.write(packed)
             checked.finish()
             plain_digest = f"sha256:{plain_hash.hexdigest()}"
             if diff_id is not None and plain_digest != diff_id:
-                raise IntegrityError(f"{what}: it unpacks to {plain_digest}, not to its diff ID")
+                raise IntegrityError(
+                    f"it unpacks to {plain_digest}, not to its diff ID",
+                    place=source.name,
+                    layer=layer.digest,
+                )
             new = Descriptor(
                 gzip_media_type(layer.media_type), f"sha256:{new_hash.hexdigest()}", size
             )
@@ -94,9 +100,15 @@ def recompress_layer(
                 writer.abort()
             return new
     except zstandard.ZstdError as error:
-        raise InvalidDataError(f"{what}: its zstd stream is broken: {error}") from error
+        raise InvalidDataError(
+            f"its zstd stream is broken: {error}", place=source.name, layer=layer.digest
+        ) from error
     except OSError as error:
-        raise StorageError(f"{what} cannot be recompressed: {error.strerror or error}") from error
+        raise StorageError(
+            f"it cannot be recompressed: {error.strerror or error}",
+            place=source.name,
+            layer=layer.digest,
+        ) from error
 
 
 def gzip_media_type(media_type: str) -> str:

@@ -176,12 +176,12 @@ class LazyImage(Closing):
                 continue
             file = self.lookup(here, part)
             if file is None:
-                raise NotFoundError(f"{self.name} has no file {self._show(path)}")
+                raise NotFoundError(f"{self.name} has no file {self._show(path)}", place=self.name)
             if (parts or follow) and self.type_of(file) == "symlink":
                 links += 1
                 if links > _MAX_LINKS:
                     raise NotFoundError(
-                        f"{self.name}: {self._show(path)} leads through too many links"
+                        f"{self._show(path)} leads through too many links", place=self.name
                     )
                 target = self.node(file).linkname
                 if target.startswith(b"/"):
@@ -190,7 +190,7 @@ class LazyImage(Closing):
             else:
                 at.append(file)
         if path.endswith(b"/") and not at[-1].is_directory:
-            raise NotFoundError(f"{self.name}: {self._show(path)} is no directory")
+            raise NotFoundError(f"{self._show(path)} is no directory", place=self.name)
         return at[-1]
 
     # Attributes.
@@ -250,14 +250,16 @@ class LazyImage(Closing):
         kind = self.type_of(file)
         if kind != "reg":
             raise InvalidDataError(
-                f"{self.name}: {self._show(file.path)} is {_KINDS.get(kind, kind)}"
+                f"{self._show(file.path)} is {_KINDS.get(kind, kind)}", place=self.name
             )
         return self.node(file)
 
     def _parts(self, target: bytes, path: bytes) -> list[bytes]:
         """The parts of a path or of a link's target, last to first."""
         if len(target) > _MAX_PATH:
-            raise NotFoundError(f"{self.name}: {self._show(path)} leads through a path too long")
+            raise NotFoundError(
+                f"{self._show(path)} leads through a path too long", place=self.name
+            )
         return target.split(b"/")[::-1]
 
     def _show(self, path: bytes) -> str:

@@ -148,14 +148,18 @@ class LayoutFolder:
     def read_index(self) -> IndexJson:
         """index.json of a layout that must exist. NotFoundError, InvalidDataError."""
         if not self._at.is_dir():
-            raise NotFoundError(f"{self.name}: there is no folder {brief(str(self.root))}")
+            raise NotFoundError(f"there is no folder {brief(str(self.root))}", place=self.name)
         marker = self._read_file("oci-layout", MARKER_LIMIT)
         if marker is None:
-            raise InvalidDataError(f"{self.name} is no OCI image layout: it has no file oci-layout")
+            raise InvalidDataError(
+                f"{self.name} is no OCI image layout: it has no file oci-layout", place=self.name
+            )
         check_marker(marker, self.name)
         data = self._read_file("index.json", INDEX_LIMIT)
         if data is None:
-            raise InvalidDataError(f"{self.name} is no OCI image layout: it has no file index.json")
+            raise InvalidDataError(
+                f"{self.name} is no OCI image layout: it has no file index.json", place=self.name
+            )
         return parse_index_json(data, self.name)
 
     def read_index_or_empty(self) -> IndexJson:
@@ -188,7 +192,9 @@ class LayoutFolder:
     def write_index(self, data: bytes) -> None:
         """Replace index.json at once, after every blob so far is durable; the lock must be held."""
         if len(data) > INDEX_LIMIT:
-            raise StorageError(f"{self.name} holds too many images: index.json would be too large")
+            raise StorageError(
+                f"{self.name} holds too many images: index.json would be too large", place=self.name
+            )
         path = self.root / "index.json"
         with disk_errors("write", path), replacing(path, 0o644, INGEST_PREFIX) as file:
             file.write(data)

@@ -47,7 +47,8 @@ def check_marker(data: bytes, place: str) -> None:
     if not isinstance(version, str) or not version.startswith("1."):
         raise InvalidDataError(
             f"{place} is no OCI image layout of version 1: its file oci-layout says "
-            f"{brief(repr(version), 40)}"
+            f"{brief(repr(version), 40)}",
+            place=place,
         )
 
 
@@ -103,17 +104,19 @@ def resolve_entry(index: IndexJson, tag: str | None, place: str) -> Descriptor:
     if len({index.entries[position].digest for position in positions}) == 1:
         return without_names(index.entries[positions[0]])
     if not index.entries:
-        raise NotFoundError(f"{place} holds no image")
+        raise NotFoundError(f"{place} holds no image", place=place)
     if tag is None:
         raise NotFoundError(
-            f"{place} holds several images, so add a tag; there are {entry_names(index)}"
+            f"{place} holds several images, so add a tag; there are {entry_names(index)}",
+            place=place,
         )
     if positions:
         raise NotFoundError(
             f"{place} holds several images with the tag {brief(tag)}; choose one by its full name "
-            f"or as @DIGEST; there are {entry_names(index)}"
+            f"or as @DIGEST; there are {entry_names(index)}",
+            place=place,
         )
-    raise NotFoundError(f"{place} holds no such image; there are {entry_names(index)}")
+    raise NotFoundError(f"{place} holds no such image; there are {entry_names(index)}", place=place)
 
 
 def without_names(descriptor: Descriptor) -> Descriptor:
@@ -195,7 +198,7 @@ def entry_naming(index: IndexJson, tag: str | None = None) -> dict[str, str]:
 def check_tag_for_writing(tag: str | None, place: str) -> None:
     """UsageError for `@DIGEST`, which cannot be made to mean something else."""
     if tag is not None and tag.startswith("@"):
-        raise UsageError(f"{place}: an image is written under a tag, not under a digest")
+        raise UsageError("an image is written under a tag, not under a digest", place=place)
 
 
 def _positions(index: IndexJson, tag: str | None) -> list[int]:
@@ -230,13 +233,15 @@ def _replaced(index: IndexJson, tag: str | None, place: str) -> list[int]:
             return unnamed
         raise UsageError(
             f"{place} holds several images, so say which tag to write; "
-            f"there are {entry_names(index)}"
+            f"there are {entry_names(index)}",
+            place=place,
         )
     positions = _positions(index, tag)
     meant = [index.entries[position] for position in positions]
     if tag is not None and len({(e.digest, e.annotations.get(CONTAINERD_NAME)) for e in meant}) > 1:
         raise UsageError(
             f"{place} holds several images with the tag {brief(tag)}, so choose one by its full "
-            f"name; there are {entry_names(index)}"
+            f"name; there are {entry_names(index)}",
+            place=place,
         )
     return positions

@@ -50,12 +50,12 @@ def open_regular(path: Path, name: str) -> int:
         # A FIFO would block the open for ever without O_NONBLOCK.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise NotFoundError(f"{name}: there is no file {brief(str(path))}") from error
+        raise NotFoundError(f"there is no file {brief(str(path))}", place=name) from error
     except OSError as error:
         raise storage_error("read", path, error) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise InvalidDataError(f"{name}: {brief(str(path))} is no regular file")
+        raise InvalidDataError(f"{brief(str(path))} is no regular file", place=name)
     return fd
 
 
@@ -65,7 +65,7 @@ def scan(fd: int, name: str) -> dict[str, Region]:
         packer = _PACKED.get(os.pread(fd, 2, 0))
         total = os.fstat(fd).st_size
     if packer:
-        raise InvalidDataError(f"{name} is compressed; unpack it with {packer} first")
+        raise InvalidDataError(f"{name} is compressed; unpack it with {packer} first", place=name)
     regions: dict[str, Region] = {}
     try:
         with _HeaderFile(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -77,15 +77,19 @@ def scan(fd: int, name: str) -> dict[str, Region]:
                 # tarfile keeps all it has seen, and follows negative sizes backwards.
                 vars(tar)["members"].clear()
                 if member.size < 0 or tar.offset <= position:
-                    raise InvalidDataError(f"{name} is no valid tar file: a negative size")
+                    raise InvalidDataError(
+                        f"{name} is no valid tar file: a negative size", place=name
+                    )
                 position = tar.offset
                 member_name = member.name.removeprefix("./")
                 if not _WANTED.fullmatch(member_name):
                     continue
                 if not member.isreg() or member.issparse():
-                    raise InvalidDataError(f"{name}: its member {member_name} is no regular file")
+                    raise InvalidDataError(
+                        f"its member {member_name} is no regular file", place=name
+                    )
                 if member.offset_data + member.size > total:
-                    raise InvalidDataError(f"{name} was cut short inside {member_name}")
+                    raise InvalidDataError(f"{name} was cut short inside {member_name}", place=name)
                 regions[member_name] = Region(member.offset_data, member.size)
     except (
         tarfile.TarError,
@@ -95,10 +99,12 @@ def scan(fd: int, name: str) -> dict[str, Region]:
         EOFError,
         RecursionError,
     ) as error:
-        raise InvalidDataError(f"{name} is no valid tar file: {brief(str(error))}") from error
+        raise InvalidDataError(
+            f"{name} is no valid tar file: {brief(str(error))}", place=name
+        ) from error
     except OSError as error:
         raise storage_error("read", name, error) from error
-    raise InvalidDataError(f"{name} has more than {MEMBER_LIMIT} members")
+    raise InvalidDataError(f"{name} has more than {MEMBER_LIMIT} members", place=name)
 
 
 def file_header(name: str, size: int) -> bytes:

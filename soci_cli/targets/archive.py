@@ -103,7 +103,9 @@ class Archive(Source):
         region = self._regions.get(_blob_name(descriptor.digest))
         if region is None:
             if self._flat is None or descriptor.digest != self._flat_digest:
-                raise NotFoundError(f"{self._name} has no blob {descriptor.digest}")
+                raise NotFoundError(
+                    f"{self._name} has no blob {descriptor.digest}", place=self._name
+                )
             _check_size(len(self._flat), descriptor, self._name)
             return MemoryReader(self._flat[offset : offset + count])
         _check_size(region.size, descriptor, self._name)
@@ -132,10 +134,13 @@ class Archive(Source):
     def _read_member(self, member: str, limit: int) -> bytes:
         region = self._regions.get(member)
         if region is None:
-            raise InvalidDataError(f"{self._name} is no OCI archive: it has no member {member}")
+            raise InvalidDataError(
+                f"{self._name} is no OCI archive: it has no member {member}", place=self._name
+            )
         if region.size > limit:
             raise InvalidDataError(
-                f"{member} of {self._name} has {region.size} bytes; at most {limit} are accepted"
+                f"{member} of {self._name} has {region.size} bytes; at most {limit} are accepted",
+                place=self._name,
             )
         with disk_errors("read", self._name):
             return os.pread(self._fd, region.size, region.offset)
@@ -180,7 +185,7 @@ class ArchiveTarget(Target):
     def resolve(self) -> Descriptor:
         """What was tagged here; NotFoundError before, since an existing FILE is replaced."""
         if self._tagged is None:
-            raise NotFoundError(f"{self._name} was not written yet")
+            raise NotFoundError(f"{self._name} was not written yet", place=self._name)
         return self._tagged
 
     def fetch(
@@ -191,7 +196,7 @@ class ArchiveTarget(Target):
         with self._mutex:
             region = self._blobs.get(descriptor.digest)
         if region is None:
-            raise NotFoundError(f"{self._name} has no blob {descriptor.digest}")
+            raise NotFoundError(f"{self._name} has no blob {descriptor.digest}", place=self._name)
         _check_size(region.size, descriptor, self._name)
         return _region_reader(self._fd, region.offset + offset, count, descriptor, self._name)
 
@@ -242,13 +247,15 @@ class ArchiveTarget(Target):
         """
         if not self.exists(descriptor):
             raise NotFoundError(
-                f"{self._name} cannot be tagged: it has no blob {descriptor.digest}"
+                f"{self._name} cannot be tagged: it has no blob {descriptor.digest}",
+                place=self._name,
             )
         with self._mutex, self._writing() as file:
             unfinished = {writer.digest for writer in self._open_writers} | set(self._aborted)
             if unfinished:
                 raise StorageError(
-                    f"{self._name} cannot be finished: blob {min(unfinished)} was not written"
+                    f"{self._name} cannot be finished: blob {min(unfinished)} was not written",
+                    place=self._name,
                 )
             index = put_entry(empty_index(), self._tag, self._names, descriptor, self._name)
             for member, data in (("index.json", index), ("oci-layout", MARKER)):
@@ -279,7 +286,9 @@ class ArchiveTarget(Target):
         """The new file is open and still without its final name; OSErrors become StorageError."""
         self._check_open()
         if self._tagged is not None:
-            raise StorageError(f"{self._name} is finished; open it again to write another image")
+            raise StorageError(
+                f"{self._name} is finished; open it again to write another image", place=self._name
+            )
         with disk_errors("write", self._path):
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -338,7 +347,8 @@ def _check_size(size: int, descriptor: Descriptor, name: str) -> None:
     if size != descriptor.size:
         raise IntegrityError(
             f"blob {descriptor.digest} in {name} has {size} bytes, not the {descriptor.size} "
-            "of its descriptor; the archive is damaged"
+            "of its descriptor; the archive is damaged",
+            place=name,
         )
 
 
@@ -346,9 +356,10 @@ def _no_index(path: Path, name: str, is_docker: bool) -> InvalidDataError:
     if is_docker:
         return InvalidDataError(
             f"{name} is a Docker archive; convert it first: "
-            f"skopeo copy docker-archive:{brief(str(path))} oci-archive:OUT"
+            f"skopeo copy docker-archive:{brief(str(path))} oci-archive:OUT",
+            place=name,
         )
-    return InvalidDataError(f"{name} is no OCI archive: it has no member index.json")
+    return InvalidDataError(f"{name} is no OCI archive: it has no member index.json", place=name)
 
 
 def _names_in(path: Path) -> dict[str, str]:

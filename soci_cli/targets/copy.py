@@ -15,6 +15,7 @@ from soci_cli.errors import (
     LostUploadError,
     NotFoundError,
     SociError,
+    errors_at,
 )
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of
@@ -232,7 +233,8 @@ class _Graph:
 def two_sizes(place: str, one: Descriptor, other: Descriptor) -> IntegrityError:
     """The error for an image whose manifests do not agree on the size of a blob."""
     return IntegrityError(
-        f"the image in {place} gives blob {one.digest} two sizes, {one.size} and {other.size}"
+        f"the image in {place} gives blob {one.digest} two sizes, {one.size} and {other.size}",
+        place=place,
     )
 
 
@@ -250,7 +252,8 @@ def _walk(
             graph.seen[descriptor.digest] = descriptor
             if len(graph.seen) > NODE_LIMIT:
                 raise InvalidDataError(
-                    f"the image in {source.name} has more than {NODE_LIMIT} parts"
+                    f"the image in {source.name} has more than {NODE_LIMIT} parts",
+                    place=source.name,
                 )
             if not (is_index(descriptor.media_type) or is_manifest(descriptor.media_type)):
                 continue
@@ -266,7 +269,8 @@ def _walk(
             if held > _MANIFESTS_LIMIT:
                 raise InvalidDataError(
                     f"the manifests of the image in {source.name} take more than "
-                    f"{_MANIFESTS_LIMIT} bytes"
+                    f"{_MANIFESTS_LIMIT} bytes",
+                    place=source.name,
                 )
             graph.data[descriptor.digest] = data
             what = f"manifest {descriptor.digest} in {source.name}"
@@ -279,7 +283,8 @@ def _walk(
         if not level:
             return graph
     raise InvalidDataError(
-        f"the image in {source.name} is nested deeper than {DEPTH_LIMIT}: {root.digest}"
+        f"the image in {source.name} is nested deeper than {DEPTH_LIMIT}: {root.digest}",
+        place=source.name,
     )
 
 
@@ -315,9 +320,15 @@ def copy_leaf(
 def _stream(
     source: Source, descriptor: Descriptor, write: Callable[[memoryview], object], task: Task
 ) -> None:
-    with source.fetch(descriptor) as stream:
+    with errors_at(place=source.name):
+        stream = source.fetch(descriptor)
+    with stream:
         buffer = memoryview(bytearray(min(_CHUNK, descriptor.size + 1)))
-        while count := stream.readinto(buffer):
+        while True:
+            with errors_at(place=source.name):
+                count = stream.readinto(buffer)
+            if not count:
+                return
             write(buffer[:count])
             task.advance(count)
 

@@ -76,14 +76,17 @@ class Layout(Source):
         if opened is None:
             flat = self._flat(descriptor)
             if flat is None:
-                raise NotFoundError(f"{self._name} has no blob {descriptor.digest}")
+                raise NotFoundError(
+                    f"{self._name} has no blob {descriptor.digest}", place=self._name
+                )
             return MemoryReader(flat[offset : offset + count])
         fd, status = opened
         if status.st_size != descriptor.size:
             os.close(fd)
             raise IntegrityError(
                 f"blob {descriptor.digest} in {self._name} has {status.st_size} bytes, not the "
-                f"{descriptor.size} of its descriptor; the layout is damaged"
+                f"{descriptor.size} of its descriptor; the layout is damaged",
+                place=self._name,
             )
         return RegionReader(fd, offset, count, f"blob {descriptor.digest} in {self._name}")
 
@@ -245,7 +248,8 @@ class WritableLayout(Layout, Target):
             flat = self._flat(descriptor)
             if flat is None:
                 raise NotFoundError(
-                    f"{self._name} cannot be tagged: it has no blob {descriptor.digest}"
+                    f"{self._name} cannot be tagged: it has no blob {descriptor.digest}",
+                    place=self._name,
                 )
             self.push(descriptor, flat)
         with self.folder.locked():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from soci_cli.closing import Closing
-from soci_cli.errors import InvalidDataError, NotFoundError, StorageError
+from soci_cli.errors import InvalidDataError, NotFoundError, StorageError, errors_at
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.manifest import parse_index
@@ -199,7 +199,7 @@ def read_blob(source: Source, descriptor: Descriptor, limit: int = MANIFEST_LIMI
         )
     check = ContentCheck(descriptor, source.name)
     whole = io.BytesIO()  # whose bytes are not copied at the end
-    with source.fetch(descriptor) as stream:
+    with errors_at(place=source.name), source.fetch(descriptor) as stream:
         while piece := stream.read(_CHUNK):
             check.add(piece)
             whole.write(piece)

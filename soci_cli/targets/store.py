@@ -117,7 +117,7 @@ class Store:
 
     def remove(self, reference: Reference) -> Sweep:
         """Forget an image's name, then sweep. NotFoundError when there is no such image."""
-        missing = NotFoundError(f"{reference} is not in {self._name}")
+        missing = NotFoundError(f"{reference} is not in {self._name}", place=self._name)
         if not (self.root / "oci-layout").exists():
             raise missing
         # A sweep of another process takes what is unfinished for a leftover, index.json included.

@@ -69,8 +69,9 @@ class ContainerdSource(Source):
             info = self._client.info(descriptor.digest)
         except NotFoundError:
             raise NotFoundError(
-                f"{self._name}: containerd's namespace {self._client.namespace} has no blob "
-                f"{descriptor.digest}; pull the image with all that is needed of it first"
+                f"containerd's namespace {self._client.namespace} has no blob "
+                f"{descriptor.digest}; pull the image with all that is needed of it first",
+                place=self._name,
             ) from None
         if info.size != descriptor.size:
             raise IntegrityError(
@@ -134,8 +135,9 @@ class ContainerdSource(Source):
             with suppress(NotFoundError):
                 return self._client.image(self.image_name)
         raise NotFoundError(
-            f"{self._name}: there is no image {self.image_name} in containerd's namespace "
-            f"{self._client.namespace}; pull it first, or choose another --namespace"
+            f"there is no image {self.image_name} in containerd's namespace "
+            f"{self._client.namespace}; pull it first, or choose another --namespace",
+            place=self._name,
         )
 
 
@@ -200,11 +202,13 @@ class ContainerdTarget(ContainerdSource, Target):
         reference = parse_reference(self._given)
         if reference.digest not in (None, descriptor.digest):
             raise UsageError(
-                f"{self._name} cannot name {descriptor.digest}; choose a name with a tag"
+                f"{self._name} cannot name {descriptor.digest}; choose a name with a tag",
+                place=self._name,
             )
         if not self.exists(descriptor):
             raise NotFoundError(
-                f"{self._name} cannot be tagged: containerd has no blob {descriptor.digest}"
+                f"{self._name} cannot be tagged: containerd has no blob {descriptor.digest}",
+                place=self._name,
             )
         self._bind(descriptor)
         self._client.put_image(self.image_name, descriptor)

@@ -11,6 +11,7 @@ from soci_cli.errors import (
     NotFoundError,
     RegistryError,
     UsageError,
+    errors_at,
 )
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import algorithm_of, digest_of, new_hash
@@ -133,7 +134,8 @@ class RegistrySource(Source):
 
     def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
         """See `Source.referrers`."""
-        return list_referrers(self.repository, subject.digest, artifact_type)
+        with errors_at(place=self.name):
+            return list_referrers(self.repository, subject.digest, artifact_type)
 
     def _is_manifest(self, descriptor: Descriptor) -> bool:
         kind = descriptor.media_type
@@ -147,7 +149,8 @@ class RegistrySource(Source):
         if len(known[1]) != descriptor.size:
             raise IntegrityError(
                 f"manifest {descriptor.digest} in {self._name} has {len(known[1])} bytes, not the "
-                f"{descriptor.size} of its descriptor"
+                f"{descriptor.size} of its descriptor",
+                place=self._name,
             )
         return known[1]
 
@@ -160,7 +163,8 @@ class RegistrySource(Source):
             return descriptor
 
         request = self.repository.reading("resolve", "manifests", wanted, accept=_ACCEPT)
-        return self._client.document(request, LIMIT, "the manifest", use)
+        with errors_at(place=self.name):
+            return self._client.document(request, LIMIT, "the manifest", use)
 
     def _checked(self, wanted: str, data: bytes, answer: Answer) -> Descriptor:
         """What a manifest that was asked for by tag or digest is, as far as it can be checked."""
@@ -185,7 +189,8 @@ class RegistrySource(Source):
             self._manifests[digest] = media_type, data
             if sum(len(kept) for _, kept in self._manifests.values()) > _KEPT:
                 raise InvalidDataError(
-                    f"the manifests of the image in {self._name} take more than {_KEPT} bytes"
+                    f"the manifests of the image in {self._name} take more than {_KEPT} bytes",
+                    place=self._name,
                 )
 
 
@@ -283,7 +288,8 @@ class RegistryTarget(RegistrySource, Target):
         """See `Target.tag`. UsageError when the reference has another digest than the image."""
         if self._reference.digest not in (None, descriptor.digest):
             raise UsageError(
-                f"{self._name} cannot name {descriptor.digest}; choose a name with a tag"
+                f"{self._name} cannot name {descriptor.digest}; choose a name with a tag",
+                place=self._name,
             )
         if self._reference.tag:
             data = self._manifest(descriptor)
@@ -318,7 +324,8 @@ class RegistryTarget(RegistrySource, Target):
                 error.transient |= not _BLOB_UNKNOWN.isdisjoint(error.codes)
                 raise
 
-        answer = Attempts(self._client.options.retries).run(attempt)
+        with errors_at(place=self.name):
+            answer = Attempts(self._client.options.retries).run(attempt)
         answer.finish()
         if answer.headers.get("Content-Type", "").startswith("text/html"):
             raise RegistryError(
