@@ -39,8 +39,6 @@ from soci_cli.targets.containerd.api import (
     images_pb2_grpc,
     leases_pb2,
     leases_pb2_grpc,
-    namespaces_pb2,
-    namespaces_pb2_grpc,
     version_pb2_grpc,
 )
 from soci_cli.text import brief
@@ -122,7 +120,6 @@ class Containerd(Closing):
         self._images = images_pb2_grpc.ImagesStub(self._channel)
         self.leases = leases_pb2_grpc.LeasesStub(self._channel)
         self._version = version_pb2_grpc.VersionStub(self._channel)
-        self._namespaces = namespaces_pb2_grpc.NamespacesStub(self._channel)
 
     def close(self) -> None:
         """End the connection."""
@@ -189,12 +186,6 @@ class Containerd(Closing):
                 Empty(), metadata=self.metadata, timeout=self._timeout or CONNECT_SECONDS
             )
         return str(answer.version)
-
-    def namespaces(self) -> list[str]:
-        """The namespaces that have something in them."""
-        with self.errors("its namespaces"):
-            answer = self._namespaces.List(namespaces_pb2.ListNamespacesRequest(), **self._call)
-        return sorted(one.name for one in answer.namespaces)
 
     # Images.
 

@@ -73,7 +73,6 @@ def folder() -> Iterator[Path]:
 def calls(client: Containerd) -> list[Callable[[], object]]:
     return [
         client.version,
-        client.namespaces,
         client.images,
         lambda: list(client.list_content()),
         lambda: client.put_image("a", describe(b"a")),
@@ -256,7 +255,7 @@ def strange(folder: Path) -> Iterator[tuple[Containerd, Content]]:
 
 def test_no_containerd_but_grpc(strange: tuple[Containerd, Content]) -> None:
     client, _ = strange
-    for call in (client.version, client.namespaces, client.images):
+    for call in (client.version, client.images):
         with fails(client.address, kind=StorageError):
             call()
 

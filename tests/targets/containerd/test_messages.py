@@ -21,8 +21,6 @@ from soci_cli.targets.containerd.api import (
     images_pb2_grpc,
     leases_pb2,
     leases_pb2_grpc,
-    namespaces_pb2,
-    namespaces_pb2_grpc,
     version_pb2,
     version_pb2_grpc,
 )
@@ -42,7 +40,6 @@ class Server(
     images_pb2_grpc.ImagesServicer,
     content_pb2_grpc.ContentServicer,
     leases_pb2_grpc.LeasesServicer,
-    namespaces_pb2_grpc.NamespacesServicer,
     version_pb2_grpc.VersionServicer,
 ):
     """Keeps every request, and answers as containerd does. It has one image, and every blob."""
@@ -104,9 +101,7 @@ class Server(
         self._keep(request, context)
         if isinstance(request, content_pb2.ListContentRequest):
             return iter([content_pb2.ListContentResponse(info=[self.blob])])
-        if isinstance(request, images_pb2.ListImagesRequest):
-            return images_pb2.ListImagesResponse(images=[self.image])
-        return namespaces_pb2.ListNamespacesResponse()
+        return images_pb2.ListImagesResponse(images=[self.image])
 
     def Delete(self, request: Any, context: Any) -> Any:
         self._keep(request, context)
@@ -145,7 +140,6 @@ def server(tmp_path: Path) -> Iterator[tuple[Containerd, Server]]:
     images_pb2_grpc.add_ImagesServicer_to_server(stub, server)
     content_pb2_grpc.add_ContentServicer_to_server(stub, server)
     leases_pb2_grpc.add_LeasesServicer_to_server(stub, server)
-    namespaces_pb2_grpc.add_NamespacesServicer_to_server(stub, server)
     version_pb2_grpc.add_VersionServicer_to_server(stub, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     server.start()
@@ -215,7 +209,6 @@ def missing(message: Message) -> list[str]:
 def test_nothing_is_missing_in_any_message(server: tuple[Containerd, Server]) -> None:
     client, stub = server
     client.version()
-    client.namespaces()
     client.images("name~=x")
     client.label_image(FULL, {"e": "f"})
     client.put_image("new", FIRST)
@@ -233,7 +226,7 @@ def test_nothing_is_missing_in_any_message(server: tuple[Containerd, Server]) ->
     kinds = {type(request) for request in stub.requests}
     for request in stub.requests:
         assert not missing(request), f"{type(request).__name__}: {missing(request)}"
-    services = (images_pb2, content_pb2, leases_pb2, namespaces_pb2)
+    services = (images_pb2, content_pb2, leases_pb2, version_pb2)
     for service in services:
         for method in next(iter(service.DESCRIPTOR.services_by_name.values())).methods:
             assert any(kind.DESCRIPTOR is method.input_type for kind in kinds), method.full_name
