@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from soci_cli.index.push import PushResult as PushResult
     from soci_cli.index.push import push as push
     from soci_cli.lazy import Cache as Cache
+    from soci_cli.lazy import Fetcher as Fetcher
     from soci_cli.lazy import Fetching as Fetching
     from soci_cli.lazy import File as File
     from soci_cli.lazy import LazyImage as LazyImage
@@ -106,7 +107,7 @@ _HOMES = {
     "index.layers": "LayerReport",
     "index.pull": "PullOptions PullResult pull",
     "index.push": "PushOptions PushResult push",
-    "lazy": "Cache Fetching File LazyImage OpenOptions cache_root open_image",
+    "lazy": "Cache Fetcher Fetching File LazyImage OpenOptions cache_root open_image",
     "lazy.fuse": "MountOptions MountedImage mount_image",
     "oci": "Descriptor Platform Reference parse_platform parse_reference",
     "progress": "Observer Task",

@@ -6,6 +6,7 @@ where they are; other layers are unpacked into the cache once.
 
 from soci_cli.lazy.attributes import Node
 from soci_cli.lazy.cache import Cache
+from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LayerFiles, LazyLayer
 from soci_cli.lazy.layer_bytes import LayerBytes
@@ -16,6 +17,7 @@ from soci_cli.user_folders import cache_root
 
 __all__ = [
     "Cache",
+    "Fetcher",
     "Fetching",
     "File",
     "LayerBytes",

@@ -1,24 +1,25 @@
 """Fetching what nobody asked for yet: what an image wants prefetched, and then all the rest, slowly.
 
-Both are at hand in small requests, and wait while somebody reads what is not here.
+It is done in small requests, which wait while somebody reads what is not here. No thread sleeps for it: the
+steps are run by the threads of `Fetcher`.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeAlias
 
 from soci_cli.closing import Closing
 from soci_cli.errors import SociError
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes
-from soci_cli.lazy.span_queue import Priority
+from soci_cli.lazy.span_queue import PendingSpan, Priority
 from soci_cli.parallel import Stopped
 
 _PREFETCHES = 2  # requests under way at once
@@ -27,7 +28,6 @@ _POLITE = 1.0  # seconds that a prefetch waits for readers: one that hangs holds
 _STEP = 0.05
 _PATIENCE = 60.0  # seconds after which a request counts as hanging
 _ATTEMPTS = 3
-_FAREWELL = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,28 @@ class ReadLayer(Protocol):
         """Its bytes."""
 
 
+class _Outcome(Enum):
+    KEPT = 1  # on the disk
+    FAILED = 2
+    LOST = 3  # there is no point in going on
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Spans of a layer that come with one request, and their uncompressed bytes."""
+
+    layer: LayerBytes
+    numbers: Sequence[int]
+    size: int
+    priority: Priority
+
+
+_Work: TypeAlias = Generator[float | _Chunk, _Outcome | None, None]
+"""Yields seconds to wait, or a chunk to fetch, whose outcome it is sent."""
+
+
 class BackgroundFetcher(Closing):
-    """Fetches the spans of an image's layers into the cache; closed before `fetching` is.
+    """Fetches the spans of an image's layers into the cache.
 
     What fails is tried again a few times, and left to whoever reads it. Layers that were unpacked whole
     need nothing.
@@ -66,16 +86,16 @@ class BackgroundFetcher(Closing):
         options: BackgroundOptions | None = None,
     ) -> None:
         self._options = options or BackgroundOptions()
-        self._fetching = fetching
+        self._cache_limit = fetching.cache.limit
+        self._fetcher = fetching.fetcher
         self._layers = layers
-        self._ending = threading.Event()
+        self._ending = False
         self._finished = threading.Event()
-        self._threads: list[threading.Thread] = []
         self._prefetches: deque[Iterator[_Chunk]] = deque()
         self._prefetching = 0
         self._mutex = threading.Lock()
         if self._options.enabled:
-            self._start(self._fetch_rest)
+            self._go_on(self._fetch_all())
         else:
             self._finished.set()
 
@@ -90,10 +110,11 @@ class BackgroundFetcher(Closing):
         for first, end in ranges:
             numbers.update(range(max(0, first), min(end, last) + 1))
         with self._mutex:
-            self._prefetches.append(_chunks(archive, sorted(numbers)))
-            while self._prefetching < _PREFETCHES:
-                self._prefetching += 1
-                self._start(self._prefetch)
+            self._prefetches.append(_chunks(archive, sorted(numbers), Priority.PREFETCH))
+            begun = _PREFETCHES - self._prefetching
+            self._prefetching = _PREFETCHES
+        for _ in range(begun):
+            self._go_on(self._prefetch())
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until no more is fetched in the background; whether that is so.
@@ -104,71 +125,89 @@ class BackgroundFetcher(Closing):
         return self._finished.wait(timeout)
 
     def close(self) -> None:
-        """Ends what is running, after its request at the latest."""
-        self._ending.set()
-        deadline = time.monotonic() + _FAREWELL
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        """Begins no more requests."""
+        self._ending = True
+        self._finished.set()
 
-    def _start(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name="soci-background", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    # Steps.
 
-    # In the threads.
+    def _go_on(self, work: _Work, outcome: _Outcome | None = None) -> None:
+        """Does the next step, and sees to it that the one after it is done."""
+        with suppress(StopIteration, SociError):  # SociError: nothing is fetched any more
+            if not self._ending:
+                wish = work.send(outcome)
+                if isinstance(wish, _Chunk):
+                    pending = wish.layer.fetch(wish.numbers, wish.priority)
+                    under_way = _UnderWay(pending, partial(self._report, work))
+                    self._fetcher.run(under_way.end, _PATIENCE)
+                else:
+                    self._fetcher.run(partial(self._go_on, work), wish)
+                return
+        work.close()
 
-    def _prefetch(self) -> None:
-        while True:
-            with self._mutex:
-                if not self._prefetches or self._ending.is_set():
-                    self._prefetching -= 1
-                    return
-                chunks = self._prefetches[0]
-                chunk = next(chunks, None)
-                if chunk is None:
-                    self._prefetches.popleft()
-                    continue
-            begin = time.monotonic()
-            while self._fetching.waiting and time.monotonic() - begin < _POLITE:
-                if self._ending.wait(_STEP):
-                    return
-            if self._try(chunk, Priority.PREFETCH) is _Outcome.KEPT:
-                continue
-            with self._mutex:
-                # The registry does not answer, or the disk takes nothing.
-                if chunks in self._prefetches:
-                    self._prefetches.remove(chunks)
-
-    def _fetch_rest(self) -> None:
+    def _report(self, work: _Work, outcome: _Outcome) -> None:
         try:
-            self._fetch_all()
+            self._fetcher.run(partial(self._go_on, work, outcome))
+        except SociError:
+            work.close()
+
+    def _prefetch(self) -> _Work:
+        try:
+            while True:
+                with self._mutex:
+                    if not self._prefetches:
+                        return
+                    chunks = self._prefetches[0]
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        self._prefetches.popleft()
+                        continue
+                begin = self._fetcher.clock()
+                while self._fetcher.waiting and self._fetcher.clock() - begin < _POLITE:
+                    yield _STEP
+                if (yield chunk) is _Outcome.KEPT:
+                    continue
+                with self._mutex:
+                    # The registry does not answer, or the disk takes nothing.
+                    if chunks in self._prefetches:
+                        self._prefetches.remove(chunks)
+        finally:
+            with self._mutex:
+                self._prefetching -= 1
+
+    def _fetch_all(self) -> _Work:
+        try:
+            yield self._options.fetch_period
+            for _ in range(_ATTEMPTS):
+                if not (yield from self._fetch_missing()):
+                    return
         finally:
             self._finished.set()
 
-    def _fetch_all(self) -> None:
-        budget = self._fetching.cache.limit * 4 // 5  # more would push out what came first
-        pause = self._options.fetch_period
-        for _ in range(_ATTEMPTS):
-            failed = False
-            left = deque(self._missing())
-            while left:
-                chunks = left.popleft()
-                chunk = next(chunks, None)
-                if chunk is None:
-                    continue
-                left.append(chunks)
-                budget -= chunk.size
-                if budget < 0 or not self._wait_for_silence(pause):
-                    return
-                outcome = self._try(chunk, Priority.BACKGROUND)
-                if outcome is _Outcome.LOST:
-                    return
-                failed = failed or outcome is _Outcome.FAILED
-                pause = self._options.fetch_period
-                if outcome is _Outcome.FAILED:
-                    pause += self._options.silence_period
-            if not failed:
-                return
+    def _fetch_missing(self) -> Generator[float | _Chunk, _Outcome | None, bool]:
+        """Fetches what is missing of all layers in turns; whether some of it is worth another attempt."""
+        budget = self._cache_limit * 4 // 5  # more would push out what came first
+        failed = False
+        left = deque(self._missing())
+        while left:
+            chunks = left.popleft()
+            chunk = next(chunks, None)
+            if chunk is None:
+                continue
+            left.append(chunks)
+            budget -= chunk.size
+            if budget < 0:
+                return False
+            while pause := self._until_silence():
+                yield pause
+            outcome = yield chunk
+            if outcome is _Outcome.LOST:
+                return False
+            yield self._options.fetch_period
+            if outcome is _Outcome.FAILED:
+                failed = True
+                yield self._options.silence_period
+        return failed
 
     def _missing(self) -> Iterator[Iterator[_Chunk]]:
         """What is missing of each layer."""
@@ -177,62 +216,62 @@ class BackgroundFetcher(Closing):
                 archive = layer.archive
             except SociError:  # one that is opened when it is needed, and could not be
                 continue
-            yield _chunks(archive, archive.missing())
+            yield _chunks(archive, archive.missing(), Priority.BACKGROUND)
 
-    def _wait_for_silence(self, pause: float) -> bool:
-        """Waits until nothing else is going on; False when it is time to end."""
-        options = self._options
-        while not self._ending.wait(pause):
-            silence = time.monotonic() - self._fetching.last_demand
-            if (
-                silence >= options.silence_period
-                and not self._fetching.waiting
-                and not self._prefetching
-                and self._fetching.is_quiet
-            ):
-                return True
-            pause = max(_STEP, min(options.fetch_period, options.silence_period - silence))
-        return False
-
-    def _try(self, chunk: _Chunk, priority: Priority) -> _Outcome:
-        """Fetches spans and waits for them."""
-        try:
-            wanted = chunk.layer.fetch(chunk.numbers, priority)
-        except SociError:
-            return _Outcome.LOST
-        futures = [one.future for one in wanted]
-        begin = time.monotonic()
-        while wait(futures, _STEP).not_done:
-            if self._ending.is_set():
-                return _Outcome.LOST
-            if time.monotonic() - begin > _PATIENCE:
-                return _Outcome.FAILED
-        for future in futures:
-            error = future.exception()
-            if isinstance(error, Stopped):
-                return _Outcome.LOST
-            if error is not None:
-                return _Outcome.FAILED
-            if not future.result().is_kept:
-                return _Outcome.LOST
-        return _Outcome.KEPT
+    def _until_silence(self) -> float:
+        """Seconds to wait before looking again whether nothing else is going on; 0 when nothing is."""
+        options, fetcher = self._options, self._fetcher
+        silence = fetcher.clock() - fetcher.last_demand
+        if (
+            silence >= options.silence_period
+            and not fetcher.waiting
+            and not self._prefetching
+            and fetcher.is_quiet
+        ):
+            return 0
+        return max(_STEP, min(options.fetch_period, options.silence_period - silence))
 
 
-class _Outcome(Enum):
-    KEPT = 1  # on the disk
-    FAILED = 2
-    LOST = 3  # there is no point in going on
+class _UnderWay:
+    """Spans that are being fetched. Says once how that ended: when all came, or when it takes too long."""
+
+    def __init__(self, spans: Sequence[PendingSpan], then: Callable[[_Outcome], None]) -> None:
+        self._spans = spans
+        self._left = len(spans) + 1
+        self._then: Callable[[_Outcome], None] | None = then
+        self._mutex = threading.Lock()
+        for one in spans:
+            one.future.add_done_callback(self._arrived)
+        self._arrived(None)
+
+    def _arrived(self, _: object) -> None:
+        with self._mutex:
+            self._left -= 1
+            is_last = not self._left
+        if is_last:
+            self.end()
+
+    def end(self) -> None:
+        """It is over, or takes too long."""
+        with self._mutex:
+            spans, self._spans = self._spans, ()
+            then, self._then = self._then, None
+        if then is not None:
+            then(_outcome(spans))
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Spans of a layer that come with one request, and their uncompressed bytes."""
+def _outcome(spans: Sequence[PendingSpan]) -> _Outcome:
+    if not all(one.future.done() for one in spans):
+        return _Outcome.FAILED
+    errors = [one.future.exception() for one in spans]
+    if any(isinstance(error, Stopped) for error in errors):
+        return _Outcome.LOST
+    if any(errors):
+        return _Outcome.FAILED
+    kept = all(one.future.result().is_kept for one in spans)
+    return _Outcome.KEPT if kept else _Outcome.LOST
 
-    layer: LayerBytes
-    numbers: Sequence[int]
-    size: int
 
-
-def _chunks(layer: LayerBytes, numbers: Sequence[int]) -> Iterator[_Chunk]:
+def _chunks(layer: LayerBytes, numbers: Sequence[int], priority: Priority) -> Iterator[_Chunk]:
     for chunk in layer.chunks(numbers, _CHUNK):
-        yield _Chunk(layer, chunk, layer.size_of(chunk))
+        yield _Chunk(layer, chunk, layer.size_of(chunk), priority)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from soci_cli.lazy.cache import Cache, Claim, span_key
-from soci_cli.lazy.entries import AnyEntry, OpenEntries
+from soci_cli.lazy.cache import Claim, span_key
+from soci_cli.lazy.entries import AnyEntry
+from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.span_table import SpanTable
-from soci_cli.lazy.stats import Stats
 
 _HERE = 1  # believed to be in the cache
 _COUNTED = 2  # by `Stats`
@@ -15,20 +15,14 @@ _CHECKED = 4  # its file was right when this process first opened or wrote it
 class CachedSpans:
     """Several threads may use it. Only `find` and `claim` wait for the disk."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        entries: OpenEntries,
-        stats: Stats,
-        table: SpanTable,
-        keys: tuple[str, str],
-    ) -> None:
+    def __init__(self, fetching: Fetching, table: SpanTable, keys: tuple[str, str]) -> None:
         """`keys` are the digests of the layer and of its zTOC."""
-        self._cache = cache
-        self._open = entries
-        self._stats = stats
+        self._cache = fetching.cache
+        self._open = fetching.fetcher.open
+        self._stats = fetching.stats
         self._table = table
         self._prefix = span_key(*keys, 0).removesuffix("0")
+        self._open_prefix = f"{fetching.cache.root}/{self._prefix}"
         self._state = bytearray(len(table))
         for number in self._present():
             self._state[number] = _HERE
@@ -45,7 +39,7 @@ class CachedSpans:
 
     def opened(self, number: int) -> AnyEntry | None:
         """A span that is open, or in memory."""
-        return self._open.get(f"{self._prefix}{number}")
+        return self._open.get(f"{self._open_prefix}{number}")
 
     def is_here(self, number: int) -> bool:
         """Whether a span is open, in memory, or believed to be in the cache."""
@@ -57,11 +51,11 @@ class CachedSpans:
 
     def find(self, number: int) -> AnyEntry | None:
         """A span that is here, opened now if need be. What another process may have fetched counts."""
-        key = f"{self._prefix}{number}"
-        found = self._open.get(key)
+        found = self.opened(number)
         if found is not None:
             return found
         # A file can only be damaged before this process began: by a crash of the machine.
+        key = f"{self._prefix}{number}"
         is_checked = self._state[number] & _CHECKED
         entry = self._cache.find_again(key) if is_checked else self._cache.find(key)
         start, end = self._table.range(number)
@@ -69,7 +63,7 @@ class CachedSpans:
             self._state[number] &= ~_HERE
             return None
         self._state[number] |= _HERE | _CHECKED
-        self._open.put(key, entry)
+        self._open.put(f"{self._open_prefix}{number}", entry)
         self.count(number, "cache", 0)
         return entry
 
@@ -89,14 +83,13 @@ class CachedSpans:
         """A span was fetched."""
         if entry.is_kept:
             self._state[number] |= _HERE | _CHECKED
-        self._open.put(f"{self._prefix}{number}", entry)
+        self._open.put(f"{self._open_prefix}{number}", entry)
 
     def drop(self, number: int) -> None:
         """A span turned out to be damaged."""
-        key = f"{self._prefix}{number}"
         self._state[number] &= ~(_HERE | _CHECKED)
-        self._open.drop(key)
-        self._cache.remove(key)
+        self._open.drop(f"{self._open_prefix}{number}")
+        self._cache.remove(f"{self._prefix}{number}")
 
     def count(self, number: int, source: str, fetched: int) -> None:
         """Counts a span that was fetched, or is used for the first time."""

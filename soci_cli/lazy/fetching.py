@@ -1,58 +1,24 @@
-"""The threads that fetch spans: who fetches what next, how much at once, and how long readers wait.
-
-All layers of a process share the threads, of which there are some at most, but no layer is in the way of
-another: one whose registry hangs has a few of them, and a layer that has none always gets one for what
-readers wait for. In a layer one request more than the usual number is kept for that, so nothing that is
-fetched ahead of time is in its way.
-
-A reader waits no longer than the deadline after the last byte that came. Then the request that should have
-brought its span is given up: its thread ends when it can, and the next reader begins anew.
-"""
+"""What the layers of one image share while they are read."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from functools import partial
-
 from soci_cli.closing import Closing
-from soci_cli.errors import StorageError, UnreachableError
-from soci_cli.lazy.buffers import Buffers, RequestMemory
 from soci_cli.lazy.cache import Cache
-from soci_cli.lazy.entries import AnyEntry, OpenEntries
-from soci_cli.lazy.layer_bytes import Name
-from soci_cli.lazy.span_queue import PendingSpan, Priority, Request, SpanQueue
+from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.stats import Stats
-from soci_cli.parallel import Stopped
 
 DEFAULT_REQUESTS = 3
 """Requests for one layer under way at once."""
 DEFAULT_DEADLINE = 30.0
 """Seconds after the last byte that came for a reader until it gets an error."""
 
-_MAX_REQUESTS = 32  # of all layers together; more only for layers that have none
-_MAX_MEMORY = 256 << 20  # bytes that these requests need
-_LITTLE = 8 << 20  # bytes of a request that a layer without one may always begin
-_SPARE = 2  # requests of a layer beside those for the network: they inflate what they received
-_MAX_GIVEN_UP = 16  # requests of a layer that were given up and have not ended
-_MOST_GIVEN_UP = 128  # of all layers together; only layers that have some wait then
-_DISK_THREADS = 4
-_FAREWELL = 1.0  # seconds
-_IDLE = 5.0  # seconds until a thread without work ends
-_WATCHED_EVERY = 0.25
-_KEPT_BUFFERS = 4
-
 
 class Fetching(Closing):
-    """What all layers that are read in one process share: the cache, its open entries, threads and counts.
+    """The cache, the counts, how an image is fetched, and the threads that do it.
 
     `requests` are under way for a layer at once. `readahead` uncompressed bytes are fetched ahead of a
     reader who goes through a layer in order; 0 fetches what is asked for. A reader waits at most `deadline`
-    seconds for the next byte.
+    seconds for the next byte. Images of one process should share a `fetcher`; one that is given stays open.
     """
 
     def __init__(
@@ -61,338 +27,18 @@ class Fetching(Closing):
         requests: int = DEFAULT_REQUESTS,
         readahead: int = 0,
         deadline: float = DEFAULT_DEADLINE,
-        clock: Callable[[], float] = time.monotonic,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self.cache = cache
         self.requests = max(1, requests)
         # What is fetched ahead must still be here when its reader comes to it.
         self.readahead = min(readahead, cache.limit // 4)
-        self.clock = clock
-        self.open = OpenEntries()
+        self.deadline = deadline
+        self.fetcher = fetcher or Fetcher()
         self.stats = Stats()
-        self.last_demand = clock()
-        """When somebody last had to wait for a span."""
-        self._deadline = deadline
-        self._buffers = Buffers(_KEPT_BUFFERS, max(2, os.cpu_count() or 1))
-        self._changed = threading.Condition()
-        self._queues: set[SpanQueue] = set()
-        self._busy: dict[SpanQueue, None] = {}  # where something may wait; the next one first
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._demanded: dict[PendingSpan, None] = {}
-        self._threads: set[threading.Thread] = set()
-        self._idle = 0
-        self._starting = 0
-        self._reading = 0  # jobs that run
-        self._requests = 0  # that have not ended, but for those given up
-        self._memory = 0  # bytes that these need
-        self._given_up = 0
-        self._watcher: threading.Thread | None = None
-        self._closed = False
-
-    @property
-    def waiting(self) -> int:
-        """How many spans readers wait for now."""
-        return len(self._demanded)
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing is being fetched and nothing waits for that, in any layer."""
-        with self._changed:
-            return not any(queue.spans for queue in self._queues)
-
-    # For layers.
-
-    def add(self, queue: SpanQueue) -> None:
-        """A layer begins to be read."""
-        with self._changed:
-            self._queues.add(queue)
-            queue.is_closed = self._closed
-
-    def want(
-        self, queue: SpanQueue, numbers: Iterable[int], priority: Priority, name: Name
-    ) -> list[PendingSpan]:
-        """Spans are wanted; those that are pending already count once. Their futures tell the outcome.
-
-        Raises Stopped when the layer is closed.
-        """
-        failed: list[PendingSpan] = []
-        with self._changed:
-            if queue.is_closed:
-                raise Stopped("stopped")
-            found = [queue.add(number, priority, name) for number in numbers]
-            self._busy.setdefault(queue)
-            if priority is Priority.DEMAND:
-                self._demand(found)
-            try:
-                self._need_thread()
-            except RuntimeError as error:
-                problem = _no_thread(error)
-                failed = queue.waiting()
-                for one in failed:
-                    self._remove(one)
-        for one in failed:
-            one.future.set_exception(problem)
-        return found
-
-    def run(self, job: Callable[[], None]) -> None:
-        """Does something that may wait for the disk, in one of a few threads. It should not raise.
-
-        Raises Stopped after the end, and StorageError when no thread can be started.
-        """
-        with self._changed:
-            if self._closed:
-                raise Stopped("stopped")
-            self._jobs.append(job)
-            try:
-                self._need_thread()
-            except RuntimeError as error:
-                self._jobs.pop()
-                raise _no_thread(error) from error
-
-    def close_queue(self, queue: SpanQueue) -> None:
-        """A layer is read no more: fails what is pending. Requests end at their next step."""
-        with self._changed:
-            queue.is_closed = True
-            self._queues.discard(queue)
-            self._busy.pop(queue, None)
-            dropped = list(queue.spans.values())
-            for one in dropped:
-                self._remove(one)
-        for one in dropped:
-            one.future.set_exception(Stopped("stopped"))
+        self._is_own = fetcher is None
 
     def close(self) -> None:
-        """Ends what is running, at its next step.
-
-        What hangs in the network is left behind after a moment, so that Ctrl-C always works.
-        """
-        with self._changed:
-            self._closed = True
-            queues, threads = list(self._queues), list(self._threads)
-            self._changed.notify_all()
-        for queue in queues:
-            self.close_queue(queue)
-        deadline = time.monotonic() + _FAREWELL
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self.open.clear()
-        self._buffers.clear()
-
-    # For who carries out a request.
-
-    def done(self, request: Request, one: PendingSpan, entry: AnyEntry) -> None:
-        """A span of a request is here."""
-        if self._take_out(request, one):
-            one.future.set_result(entry)
-
-    def fail(self, request: Request, one: PendingSpan, error: BaseException) -> None:
-        """A span of a request cannot be had."""
-        if self._take_out(request, one):
-            if not isinstance(error, Stopped):
-                self.stats.count_error()
-            one.future.set_exception(error)
-
-    def received(self, request: Request) -> None:
-        """All has come from the network: the next request may begin while this is inflated."""
-        with self._changed:
-            self._release_network(request)
-            self._need_thread()
-
-    def is_given_up(self, queue: SpanQueue, number: int) -> bool:
-        """Whether a request for a span was given up and has not ended."""
-        with self._changed:
-            return any(number in request.numbers for request in queue.given_up)
-
-    # With the lock.
-
-    def _take_out(self, request: Request, one: PendingSpan) -> bool:
-        """Whether a span is still to come by a request; then it is not pending any more."""
-        with self._changed:
-            if one.request is not request:
-                return False
-            self._remove(one)
-            return True
-
-    def _remove(self, one: PendingSpan) -> None:
-        one.queue.remove(one)
-        if one in self._demanded:
-            del self._demanded[one]
-            self.last_demand = self.clock()
-
-    def _demand(self, spans: Iterable[PendingSpan]) -> None:
-        now = self.last_demand = self.clock()
-        for one in spans:
-            if one not in self._demanded:
-                one.demanded = now
-                self._demanded[one] = None
-        if self._watcher is None:
-            watcher = threading.Thread(target=self._watch, name="soci-deadline", daemon=True)
-            with suppress(RuntimeError):  # the system allows no more threads
-                watcher.start()
-                self._watcher = watcher
-
-    def _release_network(self, request: Request) -> None:
-        if request.is_receiving:
-            request.is_receiving = False
-            request.queue.receiving -= 1
-
-    def _end(self, request: Request) -> None:
-        """A request counts no more."""
-        self._release_network(request)
-        request.queue.running -= 1
-        self._requests -= 1
-        self._memory -= request.size
-
-    def _next_request(self) -> Request | None:
-        """The most urgent request that may begin now."""
-        for queue in [queue for queue in self._busy if not queue.has_waiting]:
-            del self._busy[queue]
-        for priority in Priority:
-            for queue in self._busy:
-                size = queue.next_size(priority)
-                if size is None or not self._may_begin(queue, priority, size):
-                    continue
-                has_room = queue.receiving < self.requests
-                also = [Priority.READAHEAD] if priority is Priority.DEMAND and has_room else []
-                request = queue.take(priority, also)
-                queue.running += 1
-                queue.receiving += 1
-                self._requests += 1
-                self._memory += request.size
-                # The others come first now.
-                del self._busy[queue]
-                self._busy[queue] = None
-                return request
-        return None
-
-    def _may_begin(self, queue: SpanQueue, priority: Priority, size: int) -> bool:
-        is_demanded = priority is Priority.DEMAND
-        if (
-            queue.receiving >= self.requests + is_demanded
-            or queue.running >= self.requests + _SPARE
-            or len(queue.given_up) >= _MAX_GIVEN_UP
-            or (queue.given_up and self._given_up >= _MOST_GIVEN_UP)
-        ):
-            return False
-        if is_demanded and not queue.running and size <= _LITTLE:
-            return True
-        return self._requests < _MAX_REQUESTS and self._memory + size <= _MAX_MEMORY
-
-    def _next_job(self) -> Callable[[], None] | None:
-        """What to do next; None when there is nothing, or only what must wait."""
-        if self._jobs and self._reading < _DISK_THREADS:
-            self._reading += 1
-            return partial(self._run, self._jobs.popleft())
-        request = self._next_request()
-        return None if request is None else partial(self._fetch, request)
-
-    def _need_thread(self) -> None:
-        """Sees that somebody looks for work. Who finds some calls this again, so there is one for each.
-
-        RuntimeError when there is no thread and none can be started.
-        """
-        if self._idle:
-            self._changed.notify()
-        elif not self._starting:
-            thread = threading.Thread(target=self._work, name="soci-fetch", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                if not self._threads:
-                    raise
-            else:
-                self._starting += 1
-                self._threads.add(thread)
-
-    # In the threads.
-
-    def _work(self) -> None:
-        with self._changed:
-            self._starting -= 1
-        try:
-            while self._do_job():
-                pass
-        finally:
-            with self._changed:
-                self._threads.discard(threading.current_thread())
-
-    def _do_job(self) -> bool:
-        """Does what comes next; False when the thread should end. Holds on to nothing while it waits."""
-        job = self._wait_for_job()
-        if job is not None:
-            job()
-        return job is not None
-
-    def _wait_for_job(self) -> Callable[[], None] | None:
-        """What to do; None when the thread should end."""
-        with self._changed:
-            expired = False
-            while not self._closed:
-                job = self._next_job()
-                if job is not None:
-                    if self._jobs or self._busy:
-                        self._need_thread()
-                    return job
-                if expired:
-                    break
-                self._idle += 1
-                expired = not self._changed.wait(_IDLE)
-                self._idle -= 1
-            return None
-
-    def _run(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        finally:
-            with self._changed:
-                self._reading -= 1
-
-    def _fetch(self, request: Request) -> None:
-        try:
-            with RequestMemory(self._buffers) as memory:
-                request.queue.receiver.fetch(request, memory)
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits for the spans
-            for one in request.spans:
-                self.fail(request, one, error)
-        finally:
-            with self._changed:
-                if request.is_given_up:
-                    request.queue.given_up.discard(request)
-                    self._given_up -= 1
-                else:
-                    self._end(request)
-
-    def _watch(self) -> None:
-        """Fails what readers waited for too long."""
-        quiet_since = self.clock()
-        while True:
-            with self._changed:
-                now = self.clock()
-                if self._demanded:
-                    quiet_since = now
-                elif self._closed or now - quiet_since > _IDLE:
-                    self._watcher = None
-                    return
-                expired = [one for one in self._demanded if now - one.last_byte >= self._deadline]
-                for one in expired:
-                    self._expire(one)
-            for one in expired:
-                self.stats.count_error()
-                one.future.set_exception(UnreachableError(f"nothing came for {self._deadline:g} s"))
-            time.sleep(min(_WATCHED_EVERY, self._deadline / 4))
-
-    def _expire(self, one: PendingSpan) -> None:
-        request = one.request
-        self._remove(one)
-        if request is not None and not request.is_given_up:
-            request.is_given_up = True
-            request.queue.given_up.add(request)
-            self._given_up += 1
-            request.queue.put_back(request)
-            self._busy.setdefault(request.queue)
-            self._end(request)
-            self._need_thread()
-
-
-def _no_thread(error: RuntimeError) -> StorageError:
-    return StorageError(f"nothing can be fetched: {error}; see ulimit -u and pids.max")
+        """Ends the threads, unless others use them; see `Fetcher.close`."""
+        if self._is_own:
+            self.fetcher.close()

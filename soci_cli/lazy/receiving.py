@@ -46,7 +46,8 @@ class LayerReceiver(Closing):
         table: SpanTable,
         cached: CachedSpans,
     ) -> None:
-        self._fetching = fetching
+        self._fetcher = fetching.fetcher
+        self._stats = fetching.stats
         self._source = source
         self._layer = layer
         self._digests = ztoc.span_digests
@@ -113,7 +114,7 @@ class LayerReceiver(Closing):
         in a circle.
         """
         first, cached = spans[0], self._cached
-        is_stuck = self._fetching.is_given_up(request.queue, first.number)
+        is_stuck = self._fetcher.is_given_up(request.queue, first.number)
         deadline = time.monotonic() + (0 if is_stuck else _PATIENCE)
         pause = _FIRST_PAUSE
         while True:
@@ -124,7 +125,7 @@ class LayerReceiver(Closing):
             if entry is not None:
                 if claim is not None:
                     claim.close()
-                self._fetching.done(request, first, entry)
+                self._fetcher.done(request, first, entry)
                 return {}
             if claim is not None:
                 break
@@ -164,7 +165,7 @@ class LayerReceiver(Closing):
                 packed = memory.packed(self.packed_size(one.number))
                 size = reader.range(*self._table.compressed_range(one.number), packed.view)
                 if one is request.spans[-1]:
-                    self._fetching.received(request)
+                    self._fetcher.received(request)
                 self._finish(request, one, claims[one.number], size, memory)
 
     def _receive_on(
@@ -213,7 +214,7 @@ class LayerReceiver(Closing):
             )
 
     def _arrived(self, request: Request) -> Callable[[], None]:
-        clock = self._fetching.clock
+        clock = self._fetcher.clock
         return lambda: request.arrived(clock())
 
     def _finish(
@@ -233,13 +234,13 @@ class LayerReceiver(Closing):
                 self._cached.count(number, one.source, size)
                 entry: AnyEntry = claim.put(data) or HeldEntry(bytes(data))
         except (IntegrityError, InvalidDataError) as error:
-            self._fetching.fail(request, one, error)
+            self._fetcher.fail(request, one, error)
             return
         self._cached.keep(number, entry)
         name = one.name()
         if name:
-            self._fetching.stats.charge(self._layer.digest, name, size)
-        self._fetching.done(request, one, entry)
+            self._stats.charge(self._layer.digest, name, size)
+        self._fetcher.done(request, one, entry)
 
     def _is_right(self, number: int, packed: memoryview) -> bool:
         digest = hashlib.sha256(packed).hexdigest()

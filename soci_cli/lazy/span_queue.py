@@ -1,6 +1,6 @@
 """The spans of one layer that are wanted, by urgency, and the requests that bring them.
 
-All of this is data that `Fetching` uses under its lock.
+All of this is data that `Fetcher` uses under its lock.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 from soci_cli.lazy.buffers import RequestMemory
 from soci_cli.lazy.entries import AnyEntry
 from soci_cli.lazy.layer_bytes import Name
+from soci_cli.lazy.stats import Stats
 from soci_cli.parallel import Stopped
 
 _MAX_REQUEST = 4 << 20  # compressed bytes of a request: the first of them should come soon
@@ -93,7 +94,7 @@ class Receiver(Protocol):
     """Fetches spans of one layer."""
 
     def fetch(self, request: Request, memory: RequestMemory) -> None:
-        """Gets the spans of a request and says so to `Fetching`. It may raise: those that are left fail."""
+        """Gets the spans of a request and says so to `Fetcher`. It may raise: those that are left fail."""
 
     def packed_size(self, number: int) -> int:
         """The compressed size of a span."""
@@ -105,8 +106,12 @@ class Receiver(Protocol):
 class SpanQueue:
     """The wanted spans of one layer, by number."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, requests: int, deadline: float, stats: Stats) -> None:
+        """See `Fetching` for `requests` and `deadline`."""
         self.receiver = receiver
+        self.requests = requests
+        self.deadline = deadline
+        self.stats = stats
         self.moved = 0.0
         """When a byte of this layer last came."""
         self.is_closed = False

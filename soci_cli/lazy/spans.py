@@ -47,18 +47,21 @@ class LayerSpans(LayerBytes):
                 layer=layer.digest,
             )
         self._fetching = fetching
+        self._fetcher = fetching.fetcher
         self._table = SpanTable(ztoc)
         keys = layer.digest, ztoc_digest
-        self._cached = CachedSpans(fetching.cache, fetching.open, fetching.stats, self._table, keys)
+        self._cached = CachedSpans(fetching, self._table, keys)
         self._readahead = Readahead(self._table.count_in(fetching.readahead))
         self._receiver = LayerReceiver(fetching, source, layer, ztoc, self._table, self._cached)
-        self._queue = SpanQueue(self._receiver)
+        self._queue = SpanQueue(
+            self._receiver, fetching.requests, fetching.deadline, fetching.stats
+        )
         self.mutex = threading.Lock()
-        fetching.add(self._queue)
+        self._fetcher.add(self._queue)
 
     def close(self) -> None:
         """Ends what is running, and lets go of a connection that was read on."""
-        self._fetching.close_queue(self._queue)
+        self._fetcher.close_queue(self._queue)
         self._receiver.close()
 
     # Reading.
@@ -84,7 +87,7 @@ class LayerSpans(LayerBytes):
         read = _Read(self, numbers, offset, length, name)
         self._read_ahead(numbers, name)
         if any(map(self._cached.is_here, numbers)):
-            self._fetching.run(read.run)  # opening and reading a file may wait for the disk
+            self._fetcher.run(read.run)  # opening and reading a file may wait for the disk
         else:
             read.run()
         return read.future
@@ -110,7 +113,7 @@ class LayerSpans(LayerBytes):
         held = max(2, self._table.count_in(_HELD_AHEAD))
         known = KnownSpans(
             list(numbers),
-            lambda: min(horizon, held) if self._fetching.open.is_holding else horizon,
+            lambda: min(horizon, held) if self._fetcher.open.is_holding else horizon,
             lambda numbers: self._begin_ahead(numbers, name),
         )
         return lambda offset: known.advance(self._table.spans.span_of(offset))
@@ -125,7 +128,7 @@ class LayerSpans(LayerBytes):
         """Fetches ahead of readers who go through the layer in order."""
         if numbers and numbers[-1] != self._readahead.latest:
             ahead = self._readahead.after(numbers)
-            if self._fetching.open.is_holding:
+            if self._fetcher.open.is_holding:
                 ahead = ahead[: self._table.count_in(_HELD_AHEAD)]
             if ahead:
                 self._begin_ahead(range(ahead.start, min(ahead.stop, len(self._table))), name)
@@ -136,7 +139,7 @@ class LayerSpans(LayerBytes):
         closed = [number for number in sane if self._cached.is_closed(number)]
         if closed:
             with suppress(SociError):  # which shows where it matters
-                self._fetching.run(lambda: self._open_all(closed))
+                self._fetcher.run(lambda: self._open_all(closed))
 
     def _open_all(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -157,7 +160,7 @@ class LayerSpans(LayerBytes):
         for number in numbers:
             self._table.sizes(number)  # may raise, which it must not do later
         self._fetching.stats.misses += len(numbers)
-        return self._fetching.want(self._queue, numbers, Priority.DEMAND, name)
+        return self._fetcher.want(self._queue, numbers, Priority.DEMAND, name)
 
     def count_hits(self, count: int) -> None:
         """So many spans were here."""
@@ -194,7 +197,7 @@ class LayerSpans(LayerBytes):
         """See `LayerBytes.fetch`."""
         spans, cached = self._queue.spans, self._cached
         absent = [number for number in numbers if number in spans or not cached.is_here(number)]
-        return self._fetching.want(self._queue, absent, priority, name) if absent else []
+        return self._fetcher.want(self._queue, absent, priority, name) if absent else []
 
     def size_of(self, numbers: Iterable[int]) -> int:
         """See `LayerBytes.size_of`."""

@@ -64,7 +64,7 @@ class WholeLayer(LayerBytes):
         UnsupportedLayerError for sparse files, StorageError when the cache cannot be written, and what
         fetching raises.
         """
-        self._fetching = fetching
+        self._fetcher = fetching.fetcher
         self._cache = fetching.cache
         self._source = source
         self._layer = layer
@@ -95,7 +95,7 @@ class WholeLayer(LayerBytes):
             else:
                 future.set_result(data)
 
-        self._fetching.run(work)
+        self._fetcher.run(work)
         return future
 
     def read(self, offset: int, length: int, name: Name = no_name) -> bytes:

@@ -12,10 +12,13 @@ import pytest
 
 from soci_cli.errors import UnreachableError
 from soci_cli.lazy import Cache, Fetching, LayerSpans
+from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
+from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.span_queue import Priority
 from soci_cli.oci import Descriptor
+from soci_cli.parallel import Stopped
 from soci_cli.targets import BlobReader
-from tests.lazy.test_fetching import COUNT, SPAN, layer, spans_at
+from tests.lazy.test_fetching import COUNT, SPAN, Layer, layer, spans_at
 from tests.lazy.tools import Place, eventually, spans_of
 
 DEADLINE = 30.0
@@ -41,7 +44,7 @@ def clock() -> Clock:
 @pytest.fixture
 def fetching(tmp_path: Path, clock: Clock) -> Iterator[Fetching]:
     cache = Cache(tmp_path / "cache", 1 << 30)
-    with Fetching(cache, deadline=DEADLINE, clock=clock) as made:
+    with Fetcher(clock) as fetcher, Fetching(cache, deadline=DEADLINE, fetcher=fetcher) as made:
         yield made
 
 
@@ -165,7 +168,10 @@ def test_a_body_that_stalls(fetching: Fetching, clock: Clock) -> None:
 def test_what_waits_behind_others(tmp_path: Path, clock: Clock) -> None:
     """A span whose turn has not come is no silence while others of its layer come."""
     cache = Cache(tmp_path / "cache", 1 << 30)
-    with Fetching(cache, requests=1, deadline=DEADLINE, clock=clock) as fetching:
+    with (
+        Fetcher(clock) as fetcher,
+        Fetching(cache, requests=1, deadline=DEADLINE, fetcher=fetcher) as fetching,
+    ):
         place = SlowPlace(layer())
         place.stalled = range(len(layer()))
         spans, _ = spans_of(layer(), fetching, place, SPAN)
@@ -244,10 +250,11 @@ def test_a_registry_that_hangs_for_long(fetching: Fetching, clock: Clock) -> Non
 
 
 def test_all_layers_together(fetching: Fetching) -> None:
-    """There is a bound, and no layer is in the way of another."""
+    """There is a bound, also for several images, and no layer is in the way of another."""
     threads = set(threading.enumerate())
+    images = [fetching, Fetching(fetching.cache, fetcher=fetching.fetcher)]
     data = [layer(seed, 6 * SMALL) for seed in range(60)]
-    layers = [spans_of(one, fetching, span_size=SMALL) for one in data]
+    layers = [spans_of(one, images[at % 2], span_size=SMALL) for at, one in enumerate(data)]
     gates = [threading.Semaphore(0) for _ in layers]
     for (spans, place), gate in zip(layers, gates, strict=True):
         place.gate = gate
@@ -267,4 +274,36 @@ def test_all_layers_together(fetching: Fetching) -> None:
         gate.release(100)
     for at, read in zip(idle, reads, strict=True):
         assert read.result(30) == data[at][SMALL : SMALL + 100]
-    eventually(lambda: fetching.is_quiet)
+    eventually(lambda: fetching.fetcher.is_quiet)
+    assert all(one.stats.report().prefetch.spans for one in images)
+
+
+def test_images_that_share_threads(fetching: Fetching) -> None:
+    """One that is closed is no end for the others."""
+    first = Fetching(fetching.cache, fetcher=fetching.fetcher)
+    spans, place = spans_at(first)
+    place.gate = threading.Semaphore(0)
+    hanging = submit(spans, 3)
+    eventually(lambda: len(place.requests) == 1)
+    spans.close()
+    first.close()
+    assert isinstance(hanging.exception(30), Stopped)
+    other, _ = spans_at(fetching, 1)
+    assert submit(other, 5).result(30) == content(5, 1)
+    place.gate.release()
+
+
+def test_many_images_in_the_background(tmp_path: Path) -> None:
+    """They take no thread each."""
+    threads = set(threading.enumerate())
+    fetching = Fetching(Cache(tmp_path, 1 << 30))
+    layers = [spans_of(layer(seed, 6 * SMALL), fetching, span_size=SMALL) for seed in range(40)]
+    options = BackgroundOptions(silence_period=0, fetch_period=0.001)
+    images = [BackgroundFetcher([Layer(spans)], fetching, options) for spans, _ in layers]
+    most = 0
+    for image in images:
+        while not image.wait(0.01):
+            most = max(most, len(set(threading.enumerate()) - threads))
+    fetching.close()
+    assert most < 20
+    assert not any(spans.missing() for spans, _ in layers)

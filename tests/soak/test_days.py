@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from soci_cli import (
     Cache,
+    Fetcher,
     Fetching,
     File,
     LazyImage,
@@ -118,7 +119,8 @@ def test_days(tmp_path: Path) -> None:
         cache = Cache(tmp_path / "cache", 3_000_000)
         with (
             open_source(place, tmp_path, registries) as source,
-            Fetching(cache, readahead=1 << 20, clock=clock) as fetching,
+            Fetcher(clock) as fetcher,
+            Fetching(cache, readahead=1 << 20, fetcher=fetcher) as fetching,
             open_image(source, fetching) as image,
         ):
             files = [image.find(name.encode()) for name in names]

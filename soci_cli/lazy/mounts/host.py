@@ -39,6 +39,7 @@ from soci_cli.processes.log import LogFile
 from soci_cli.progress import Observer, Task
 
 if TYPE_CHECKING:
+    from soci_cli.lazy.fetcher import Fetcher
     from soci_cli.lazy.mounts.server import Server
 
 _SWITCH_INTERVAL = 0.0005
@@ -64,6 +65,7 @@ class Host(Closing):
         self._write = write
         self._mutex = threading.Lock()
         self._servers: dict[str, Server] = {}
+        self._fetcher: Fetcher | None = None
         self._threads: set[threading.Thread] = set()
         self._pending = 0
         self._is_ending = False
@@ -95,7 +97,7 @@ class Host(Closing):
         """Mounts an image in a thread. Raises StorageError and MountError; see also `Server.ready`."""
         from soci_cli.lazy.mounts.server import Server
 
-        server = Server(request, self.folder.name, self._write)
+        server = Server(request, self.folder.name, self._shared_fetcher(), self._write)
         thread = threading.Thread(
             target=self._serve, args=(server, observer), name="soci-mount", daemon=True
         )
@@ -126,6 +128,14 @@ class Host(Closing):
             if self._is_ending:
                 for server in self._all():
                     server.try_to_end()
+
+    def _shared_fetcher(self) -> Fetcher:
+        from soci_cli.lazy.fetcher import Fetcher
+
+        with self._mutex:
+            if self._fetcher is None:
+                self._fetcher = self._stack.enter_context(Fetcher())
+            return self._fetcher
 
     def close(self) -> None:
         """Ends what is still mounted, and writes what is left to write. What hangs is left behind."""

@@ -23,7 +23,7 @@ from soci_cli.lazy.mounts.records import PERSON
 from soci_cli.targets.registry.options import RegistryOptions
 
 if TYPE_CHECKING:
-    from soci_cli.lazy import Fetching, LazyImage
+    from soci_cli.lazy import Fetcher, Fetching, LazyImage
     from soci_cli.progress import Observer
     from soci_cli.targets import Source
 
@@ -205,8 +205,13 @@ class OpenedImage:
 
 
 @contextmanager
-def opened(request: ImageRequest, observer: Observer, readahead: int = 0) -> Iterator[OpenedImage]:
-    """An image that is read, until the end of the `with`; `readahead` as for `Fetching`.
+def opened(
+    request: ImageRequest,
+    observer: Observer,
+    readahead: int = 0,
+    fetcher: Fetcher | None = None,
+) -> Iterator[OpenedImage]:
+    """An image that is read, until the end of the `with`; `readahead` and `fetcher` as for `Fetching`.
 
     Raises what `open_image` and opening the place raise.
     """
@@ -229,7 +234,7 @@ def opened(request: ImageRequest, observer: Observer, readahead: int = 0) -> Ite
             stack.callback(client.close)
         source = stack.enter_context(open_source(place, request.store, registries, client))
         cache = Cache(request.cache, request.cache_limit)
-        fetching = Fetching(cache, request.requests, readahead, request.reader_deadline)
+        fetching = Fetching(cache, request.requests, readahead, request.reader_deadline, fetcher)
         stack.enter_context(fetching)
         image = stack.enter_context(open_image(source, fetching, options, observer))
         # Closed before the image is: what still runs uses its layers.

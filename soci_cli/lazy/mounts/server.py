@@ -13,6 +13,7 @@ from functools import partial
 from soci_cli.errors import BusyError, CoveredError, EndedError, SociError
 from soci_cli.kernel.points import points_below
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
+from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
 from soci_cli.lazy.fuse.mounting import check_target
 from soci_cli.lazy.mounts.readlist import ReadList
@@ -33,14 +34,20 @@ class Server:
     """
 
     def __init__(
-        self, request: MountRequest, host: str, write: Callable[[str], None] | None = None
+        self,
+        request: MountRequest,
+        host: str,
+        fetcher: Fetcher,
+        write: Callable[[str], None] | None = None,
     ) -> None:
         """Writes the record of a mount that is about to be made; StorageError, also when there is one.
 
-        `host` is the folder of this process. Log lines go to `write`, by default into the mount's folder.
+        `host` is the folder of this process, `fetcher` what all its mounts share. Log lines go to `write`,
+        by default into the mount's folder.
         """
         this = this_process()
         self._request = request
+        self._fetcher = fetcher
         self._record = MountRecord(
             image=request.image.place,
             digest="",
@@ -91,7 +98,7 @@ class Server:
             self._serve(found)
 
     def _open(self, observer: Observer, stack: ExitStack) -> OpenedImage:
-        found = stack.enter_context(opened(self._request.image, observer, READAHEAD))
+        found = stack.enter_context(opened(self._request.image, observer, READAHEAD, self._fetcher))
         with self._mutex:
             self._check()
             self._opened = found
