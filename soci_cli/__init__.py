@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from soci_cli.errors import InvalidDataError as InvalidDataError
     from soci_cli.errors import MountError as MountError
     from soci_cli.errors import NotFoundError as NotFoundError
+    from soci_cli.errors import NotInRegistryError as NotInRegistryError
     from soci_cli.errors import RegistryError as RegistryError
     from soci_cli.errors import SociError as SociError
     from soci_cli.errors import StorageError as StorageError
+    from soci_cli.errors import UnreachableError as UnreachableError
     from soci_cli.errors import UnsupportedLayerError as UnsupportedLayerError
     from soci_cli.errors import UsageError as UsageError
     from soci_cli.index.build import IndexOptions as IndexOptions
@@ -99,7 +101,8 @@ __version__ = "0.1.0"
 # The same names for Python itself, which a test compares with the list above.
 _HOMES = {
     "errors": "BusyError ConfigError IntegrityError InvalidDataError MountError NotFoundError "
-    "RegistryError SociError StorageError UnsupportedLayerError UsageError",
+    "NotInRegistryError RegistryError SociError StorageError UnreachableError UnsupportedLayerError "
+    "UsageError",
     "index.build": "IndexOptions NothingToIndexError PlatformReport index_image",
     "index.convert": "ConvertOptions ConvertResult convert",
     "index.discover": "IndexSources",

@@ -10,17 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of typing from Python 3.11 on
 
 _Error = TypeVar("_Error", bound="SociError")
 
 
-class SociError(Exception):
-    """Base of all errors that this package raises on purpose.
+class Where(TypedDict, total=False):
+    """Where an error happened, as far as that is known.
 
     `place` is the place as users write it, `image` a reference, `layer` a digest, `span` the number of a
-    span, from 0, and `file` a path, in the image or on the disk, fit to be shown. Empty or None: unknown.
+    span, from 0, and `file` a path, in the image or on the disk, fit to be shown.
     """
+
+    place: str
+    image: str
+    layer: str
+    span: int | None
+    file: str
+
+
+class SociError(Exception):
+    """Base of all errors that this package raises on purpose; the fields are those of `Where`."""
 
     exit_code = 1
     place: str = ""
@@ -30,29 +43,12 @@ class SociError(Exception):
     file: str = ""
     _names_url = False  # whether the message itself says which server was asked
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        place: str = "",
-        image: str = "",
-        layer: str = "",
-        span: int | None = None,
-        file: str = "",
-    ) -> None:
+    def __init__(self, message: str, **where: Unpack[Where]) -> None:
         super().__init__(message)
         self.message = message
-        self._fill(place, image, layer, span, file)
+        self._fill(where)
 
-    def at(
-        self: _Error,
-        *,
-        place: str = "",
-        image: str = "",
-        layer: str = "",
-        span: int | None = None,
-        file: str = "",
-    ) -> _Error:
+    def at(self: _Error, **where: Unpack[Where]) -> _Error:
         """This error once more, of the same class, with fields that it lacked.
 
         What is known keeps its value: the code next to the cause knows best. A copy, because threads that
@@ -61,7 +57,7 @@ class SociError(Exception):
         copy = type(self).__new__(type(self))
         copy.args = self.args
         copy.__dict__.update(self.__dict__)
-        copy._fill(place, image, layer, span, file)
+        copy._fill(where)
         return copy
 
     def explained(self: _Error, text: str) -> _Error:
@@ -70,12 +66,10 @@ class SociError(Exception):
         copy.message = f"{text}: {self.message}"
         return copy
 
-    def _fill(self, place: str, image: str, layer: str, span: int | None, file: str) -> None:
-        self.place = self.place or place
-        self.image = self.image or image
-        self.layer = self.layer or layer
-        self.span = span if self.span is None else self.span
-        self.file = self.file or file
+    def _fill(self, where: Where) -> None:
+        for name, value in where.items():
+            if getattr(self, name) in ("", None):
+                setattr(self, name, value)
 
     def __str__(self) -> str:
         """The line: where, as far as the message does not say it itself, and what happened."""
@@ -100,19 +94,12 @@ def explaining(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def errors_at(
-    *,
-    place: str = "",
-    image: str = "",
-    layer: str = "",
-    span: int | None = None,
-    file: str = "",
-) -> Iterator[None]:
+def errors_at(**where: Unpack[Where]) -> Iterator[None]:
     """Every SociError that leaves the block has these fields; see `SociError.at`."""
     try:
         yield
     except SociError as error:
-        raise error.at(place=place, image=image, layer=layer, span=span, file=file) from error
+        raise error.at(**where) from error
 
 
 class UsageError(SociError):
@@ -163,8 +150,9 @@ class RegistryError(SociError):
         codes: tuple[str, ...] = (),
         *,
         transient: bool = False,
+        **where: Unpack[Where],
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, **where)
         self.status = status
         self.retry_after = retry_after
         self.codes = codes

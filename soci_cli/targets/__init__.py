@@ -1,6 +1,6 @@
 """Where images live: layouts in folders and tar files, the local store, and copying between them.
 
-Every place implements the protocols of `protocol.py`. Nothing here knows what an image means beyond
+Every place has the base of `protocol.py`. Nothing here knows what an image means beyond
 its manifests.
 """
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from soci_cli.errors import UsageError, explaining
 from soci_cli.oci.digest import parse_digest
@@ -39,6 +39,9 @@ _DIGEST_AT_END = re.compile(r"(?P<path>.*)@(?P<digest>sha(?:256|512):.*)", re.DO
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]{0,1023}")
 
 
+_Name: TypeAlias = Literal["docker", "containerd", "oci", "oci-archive", "store"]
+
+
 @dataclass(frozen=True)
 class Place:
     """Where an image is, read from `text`.
@@ -47,7 +50,7 @@ class Place:
     "docker", "containerd" and "store".
     """
 
-    kind: Literal["docker", "containerd", "oci", "oci-archive", "store"]
+    kind: _Name
     path: Path | None
     tag: str | None
     reference: Reference | None
@@ -60,14 +63,14 @@ def parse_place(text: str, names: Literal["store", "containerd"] = "store") -> P
     `oci:DIR@sha256:HEX` chooses an image by digest. Everything without a transport is the name of
     an image, in the local store or where `names` says. Raises UsageError.
     """
-    for kind in _KINDS.values():
+    for name, kind in _KINDS.items():
         if kind.prefix and text.startswith(kind.prefix):
-            return kind.read(text.removeprefix(kind.prefix), text)
+            return kind.read(name, text.removeprefix(kind.prefix), text)
     if _OTHER_TRANSPORTS.match(text):
         raise UsageError(f"{brief(text)} is no place that soci knows; {_help()}")
     if not text:
         raise UsageError(f"a place is missing; {_help()}")
-    return _KINDS[names].read(text, text)
+    return _named(names, text, text)
 
 
 def open_source(
@@ -157,11 +160,14 @@ class _Access:
 
 @dataclass(frozen=True)
 class _Kind:
-    """One kind of place: how it is written, read, and opened. `read` is given the text after `prefix`."""
+    """One kind of place: how it is written, read and opened.
+
+    `read` is given the name of the kind, the text after `prefix`, and all of it.
+    """
 
     prefix: str
     form: str
-    read: Callable[[str, str], Place]
+    read: Callable[[_Name, str, str], Place]
     source: Callable[[Place, _Access], Source]
     target: Callable[[Place, _Access], Target]
 
@@ -171,20 +177,12 @@ def _help() -> str:
     return f"use {', '.join(forms)} or {last}"
 
 
-def _docker(rest: str, text: str) -> Place:
-    return Place("docker", None, None, parse_reference(rest), text)
-
-
 def _docker_source(place: Place, access: _Access) -> Source:
     return access.get_registries().source(_reference(place), place.text)
 
 
 def _docker_target(place: Place, access: _Access) -> Target:
     return access.get_registries().target(_reference(place), place.text)
-
-
-def _in_containerd(rest: str, text: str) -> Place:
-    return Place("containerd", None, None, parse_reference(rest), text)
 
 
 def _containerd_source(place: Place, access: _Access) -> Source:
@@ -201,8 +199,8 @@ def _containerd_target(place: Place, access: _Access) -> Target:
     return target
 
 
-def _layout(rest: str, text: str) -> Place:
-    return Place("oci", *_path_and_tag(rest, text), None, text)
+def _layout_source(place: Place, access: _Access) -> Source:
+    return Layout(_path(place), place.tag, place.text)
 
 
 def _layout_target(place: Place, access: _Access) -> Target:
@@ -210,40 +208,36 @@ def _layout_target(place: Place, access: _Access) -> Target:
     return WritableLayout(_path(place), place.tag, place.text, names=names)
 
 
-def _archive(rest: str, text: str) -> Place:
-    return Place("oci-archive", *_path_and_tag(rest, text), None, text)
+def _archive_source(place: Place, access: _Access) -> Source:
+    return Archive(_path(place), place.tag, place.text)
 
 
-def _in_store(rest: str, text: str) -> Place:
-    return Place("store", None, None, parse_reference(rest), text)
+def _archive_target(place: Place, access: _Access) -> Target:
+    return ArchiveTarget(_path(place), place.tag, place.text, names=access.names)
 
 
 def _store_target(place: Place, access: _Access) -> Target:
     return local_store(access.root, access.registries).open(_reference(place), place.text)
 
 
-_KINDS = {
-    "docker": _Kind(DOCKER, "docker://IMAGE", _docker, _docker_source, _docker_target),
+def _named(kind: _Name, rest: str, text: str) -> Place:
+    return Place(kind, None, None, parse_reference(rest), text)
+
+
+def _on_disk(kind: _Name, rest: str, text: str) -> Place:
+    return Place(kind, *_path_and_tag(rest, text), None, text)
+
+
+_KINDS: dict[_Name, _Kind] = {
+    "docker": _Kind(DOCKER, "docker://IMAGE", _named, _docker_source, _docker_target),
     "containerd": _Kind(
-        CONTAINERD, "containerd:IMAGE", _in_containerd, _containerd_source, _containerd_target
+        CONTAINERD, "containerd:IMAGE", _named, _containerd_source, _containerd_target
     ),
-    "oci": _Kind(
-        "oci:",
-        "oci:DIR[:TAG]",
-        _layout,
-        lambda place, access: Layout(_path(place), place.tag, place.text),
-        _layout_target,
-    ),
+    "oci": _Kind("oci:", "oci:DIR[:TAG]", _on_disk, _layout_source, _layout_target),
     "oci-archive": _Kind(
-        "oci-archive:",
-        "oci-archive:FILE[:TAG]",
-        _archive,
-        lambda place, access: Archive(_path(place), place.tag, place.text),
-        lambda place, access: ArchiveTarget(
-            _path(place), place.tag, place.text, names=access.names
-        ),
+        "oci-archive:", "oci-archive:FILE[:TAG]", _on_disk, _archive_source, _archive_target
     ),
-    "store": _Kind("", "an image's name", _in_store, _store_target, _store_target),
+    "store": _Kind("", "an image's name", _named, _store_target, _store_target),
 }
 
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from soci_cli.errors import ConfigError, InvalidDataError, UsageError
+from soci_cli.errors import ConfigError, UsageError
 from soci_cli.new_file import replacing
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.references import DOCKER_HUB, parse_reference
@@ -321,10 +321,8 @@ def _get(helper: _Helper, key: str, environ: Mapping[str, str]) -> Credentials |
     answer = _run(helper, "get", key.encode(), environ)
     if answer is None:
         return None
-    try:
-        document = loads(answer, helper.program)
-    except InvalidDataError:
-        raise ConfigError(f"{helper.program} gave no JSON; {_advice(helper, key)}") from None
+    what = f"{helper.program} gave no JSON; {_advice(helper, key)}"
+    document = loads(answer, what, kind=ConfigError)
     values = document if isinstance(document, dict) else {}
     username, secret = values.get("Username"), values.get("Secret")
     if not isinstance(username, str) or not isinstance(secret, str):
