@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ class NewFile(Closing):
     def __init__(self, path: Path, mode: int = 0o666, prefix: str = ".soci-") -> None:
         """Creates the file; `mode` is cut by the umask, its name until `commit` begins with `prefix`."""
         self._path = path
-        self._aside: Path | None = path.with_name(prefix + secrets.token_hex(8))
+        self._aside: Path | None = path.with_name(prefix + os.urandom(8).hex())
         self.fd = os.open(self._aside, _FLAGS, mode)
 
     def commit(self) -> None:

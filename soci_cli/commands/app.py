@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from soci_cli.commands.images import Images
     from soci_cli.commands.registry_flags import RegistryFlags
     from soci_cli.index.artifacts import Artifacts
+    from soci_cli.lazy.mounts.client import HostFinder
     from soci_cli.oci import Platform, Reference
     from soci_cli.settings import Settings
     from soci_cli.targets import Place, Source, Store, Target
@@ -31,7 +32,10 @@ _DEFAULT_NAMESPACE = "default"
 
 @dataclass
 class App:
-    """The state of one run of the command line."""
+    """The state of one run of the command line.
+
+    `ahead` finds the process for a mount, begun before the command line was read.
+    """
 
     quiet: bool = False
     debug: bool = False
@@ -41,11 +45,14 @@ class App:
     timeout: float | None = None
     content_store: str | None = None
     output: Output = field(default_factory=Output)
+    ahead: HostFinder | None = None
     _settings: Settings | None = None
     _containerd: Containerd | None = None
 
     def close(self) -> None:
-        """End the connection to containerd, if there is one."""
+        """End the connections that there are."""
+        if self.ahead is not None:
+            self.ahead.close()
         client, self._containerd = self._containerd, None
         if client is not None:
             client.close()

@@ -7,13 +7,16 @@ import signal
 import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, containerd_flags
 from soci_cli.commands.status import ReaderIsGone, status_of
+
+if TYPE_CHECKING:
+    from soci_cli.lazy.mounts.client import HostFinder
 
 # A command's module is imported when the command is named: starting stays quick, and what only one
 # system has is imported only there.
@@ -151,12 +154,12 @@ cli = _Lazy(
 )
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Runs one command; returns the exit status.
+def run(arguments: Sequence[str], ahead: HostFinder | None = None) -> int:
+    """Runs one command; returns the exit status. `ahead` is for a mount; see `App`.
 
     0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 130 for Ctrl-C.
     """
-    app = App()
+    app = App(ahead=ahead)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
 

@@ -13,7 +13,7 @@ from soci_cli.commands.image_convert import run_conversion
 from soci_cli.commands.index_flags import IndexFlags, index_flags
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import NotFoundError, UsageError
-from soci_cli.index import ConvertOptions
+from soci_cli.index.convert import ConvertOptions
 from soci_cli.targets import Place
 
 

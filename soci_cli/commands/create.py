@@ -12,8 +12,8 @@ from soci_cli.commands.index_flags import IndexFlags, index_flags
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError
-from soci_cli.index import IndexOptions, PlatformReport, index_image
 from soci_cli.index.artifacts import CONTAINERD_CONTENT, made_indexes
+from soci_cli.index.build import IndexOptions, PlatformReport, index_image
 from soci_cli.oci import platforms
 from soci_cli.targets import LOCAL_CONTENT, Place
 from soci_cli.targets.places import CONTAINERD

@@ -12,8 +12,8 @@ from soci_cli.commands.index_flags import IndexFlags, index_flags
 from soci_cli.commands.output import human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import StorageError, UsageError
-from soci_cli.index import ConvertOptions, ConvertResult, convert
 from soci_cli.index.artifacts import CONTAINERD_CONTENT, carried_indexes
+from soci_cli.index.convert import ConvertOptions, ConvertResult, convert
 from soci_cli.index.image import read_image
 from soci_cli.oci import platforms
 from soci_cli.targets import LOCAL_CONTENT, Place, Target

@@ -13,7 +13,7 @@ import click
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import SIZE, platform_flags
 from soci_cli.commands.registry_flags import RegistryFlags
-from soci_cli.index import IndexOptions
+from soci_cli.index.build import IndexOptions
 from soci_cli.index.prefetch import read_prefetch_list
 
 _F = TypeVar("_F", bound=Callable[..., Any])

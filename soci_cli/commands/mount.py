@@ -104,8 +104,8 @@ def command(
     if foreground:
         _serve_here(app, request())
         return
-    key = host_key(os.environ, debug=app.debug)
-    with HostFinder(state, key) as host, drawing(app) as observer:
+    found = app.ahead or HostFinder(state, host_key(os.environ, debug=app.debug))
+    with found as host, drawing(app) as observer:
         asked = request()
         host.mount(asked, observer, app.output.log_line)
     app.output.result(str(asked.target))

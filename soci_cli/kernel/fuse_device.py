@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -96,7 +95,7 @@ def is_dead(path: Path) -> bool:
 
 def new_name(path: Path) -> Path:
     """A name that nobody has asked for, so that the kernel has to ask the server."""
-    return path / f".{secrets.token_hex(16)}"
+    return path / f".{os.urandom(16).hex()}"
 
 
 def _no_device() -> MountError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -238,7 +237,7 @@ class Cache(Closing):
 
     def claim_beside(self, key: str) -> Claim | None:
         """The same right for an entry that somebody else is writing too slowly: the last one counts."""
-        return self._claim(key, _part_of(f"{key}.{secrets.token_hex(4)}"))
+        return self._claim(key, _part_of(f"{key}.{os.urandom(4).hex()}"))
 
     def _claim(self, key: str, part: str) -> Claim | None:
         for _ in range(_ATTEMPTS):

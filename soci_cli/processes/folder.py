@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ _MAX_RECORD = 1 << 17
 _LOCK = "lock"
 _ID = re.compile(r"[0-9a-f]{12}")
 _LEFTOVER_AGE = 24 * 60 * 60
-_PAUSE = 0.02
+_PAUSE = 0.005
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
 
 _R = TypeVar("_R")
@@ -142,7 +141,7 @@ class Folders(Generic[_R]):
         try:
             self._prepare()
             self._sweep()
-            name = secrets.token_hex(6)
+            name = os.urandom(6).hex()
             path = self.root / f".{name}"
             path.mkdir(mode=0o700)
             (path / "scratch").mkdir(mode=0o700)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,7 +55,7 @@ def _clear(folder: int, top: int, mount: int) -> Iterator[str]:
                 yield name
             else:
                 os.close(_open(name, folder, mount))  # who is not root moves only what he can write
-                new = secrets.token_hex(16)
+                new = os.urandom(16).hex()
                 os.rename(name, new, src_dir_fd=folder, dst_dir_fd=top)
                 yield new
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -204,7 +203,7 @@ class LayoutFolder:
 
     def new_file(self) -> tuple[int, Path]:
         """A new empty file for writing, under a temporary name."""
-        path = self.root / f"{INGEST_PREFIX}{secrets.token_hex(8)}"
+        path = self.root / f"{INGEST_PREFIX}{os.urandom(8).hex()}"
         with disk_errors("write", self.root):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW
             return os.open(path, flags, 0o644), path

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +30,7 @@ class Pin(Closing):
 
     def __init__(self, root: Path, descriptors: Iterable[Descriptor]) -> None:
         """The store is in the folder `root`. StorageError."""
-        self._path = root / _FOLDER / secrets.token_hex(8)
+        self._path = root / _FOLDER / os.urandom(8).hex()
         self._fd = -1
         text = json.dumps([one.to_json() for one in descriptors])
         with disk_errors("write", self._path):

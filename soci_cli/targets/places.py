@@ -2,7 +2,7 @@
 
 `docker://HOST/REPO[:TAG|@DIGEST]`, `containerd:IMAGE`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`; anything
 else is the name of an image in the local store or, where the caller says so, in containerd. A row of the
-table `_KINDS` is all that a further kind needs here.
+table `_KINDS` is all that a further kind needs here. Each kind's module is imported when it is opened.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from soci_cli.errors import UsageError, explaining
 from soci_cli.oci.digest import parse_digest
 from soci_cli.oci.references import Reference, parse_reference
-from soci_cli.targets.archive import Archive, ArchiveTarget
-from soci_cli.targets.layout import Layout, WritableLayout
-from soci_cli.targets.protocol import Source, Target
-from soci_cli.targets.store import Store
 from soci_cli.text import brief
 
 if TYPE_CHECKING:
     from soci_cli.targets.containerd.client import Containerd
+    from soci_cli.targets.protocol import Source, Target
     from soci_cli.targets.registry.registries import Registries
+    from soci_cli.targets.store import Store
 
 DOCKER = "docker://"
 CONTAINERD = "containerd:"
@@ -105,6 +103,7 @@ def open_target(
 
 def local_store(root: Path, registries: Registries | None = None) -> Store:
     """The local store, which reads layers that it left in a registry from there."""
+    from soci_cli.targets.store import Store
 
     def open_place(text: str) -> Source:
         return open_source(parse_place(text), root, registries)
@@ -200,19 +199,27 @@ def _containerd_target(place: Place, access: _Access) -> Target:
 
 
 def _layout_source(place: Place, access: _Access) -> Source:
+    from soci_cli.targets.layout import Layout
+
     return Layout(_path(place), place.tag, place.text)
 
 
 def _layout_target(place: Place, access: _Access) -> Target:
+    from soci_cli.targets.layout import WritableLayout
+
     names = access.names if place.tag is None else None
     return WritableLayout(_path(place), place.tag, place.text, names=names)
 
 
 def _archive_source(place: Place, access: _Access) -> Source:
+    from soci_cli.targets.archive import Archive
+
     return Archive(_path(place), place.tag, place.text)
 
 
 def _archive_target(place: Place, access: _Access) -> Target:
+    from soci_cli.targets.archive import ArchiveTarget
+
     return ArchiveTarget(_path(place), place.tag, place.text, names=access.names)
 
 

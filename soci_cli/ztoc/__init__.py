@@ -5,21 +5,41 @@ that one file can be read by fetching a part of the layer. This package knows no
 registries; `docs/formats.md` describes the format.
 """
 
-from soci_cli.ztoc.builder import (
-    BuiltZtoc,
-    ByteStream,
-    build_ztoc,
-)
-from soci_cli.ztoc.codec import Ztoc, decode_ztoc
-from soci_cli.ztoc.model import (
-    ZTOC_MEDIA_TYPE,
-    Checkpoint,
-    Compression,
-    FileMetadata,
-)
-from soci_cli.ztoc.reader import FileTree, LayerReader, ReadAt
-from soci_cli.ztoc.toc import TableOfContents
-from soci_cli.ztoc.zinfo import Spans
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from soci_cli.exports import importing
+
+if TYPE_CHECKING:
+    from soci_cli.ztoc.builder import (
+        BuiltZtoc,
+        ByteStream,
+        build_ztoc,
+    )
+    from soci_cli.ztoc.codec import Ztoc, decode_ztoc
+    from soci_cli.ztoc.model import (
+        ZTOC_MEDIA_TYPE,
+        Checkpoint,
+        Compression,
+        FileMetadata,
+    )
+    from soci_cli.ztoc.reader import FileTree, LayerReader, ReadAt
+    from soci_cli.ztoc.toc import TableOfContents
+    from soci_cli.ztoc.zinfo import Spans
+else:
+    __getattr__ = importing(
+        __name__,
+        {
+            "builder": "BuiltZtoc ByteStream build_ztoc",
+            "codec": "Ztoc decode_ztoc",
+            "model": "ZTOC_MEDIA_TYPE Checkpoint Compression FileMetadata",
+            "reader": "FileTree LayerReader ReadAt",
+            "toc": "TableOfContents",
+            "zinfo": "Spans",
+        },
+    )
+
 
 __all__ = [
     "ZTOC_MEDIA_TYPE",

@@ -384,11 +384,12 @@ def test_cp_what_is_in_the_way(soci: Soci, layout: Path, tmp_path: Path) -> None
 
 AS_NOBODY = """
 import os, sys
-import encodings.idna, soci_cli.commands.cp, soci_cli.targets.registry.place, soci_cli.settings
-import soci_cli.lazy, soci_cli.lazy.extract, soci_cli.targets.places, soci_cli.oci.platforms, tarfile
 from soci_cli.commands import run
-from soci_cli.ztoc.inflate import backend
-backend()
+# All that is imported late: that user may be unable to read where it is.
+cache = os.environ["SOCI_CACHE"]
+os.environ["SOCI_CACHE"] = cache + ".root"
+assert not run([*sys.argv[1:-1], sys.argv[-1] + ".root"])
+os.environ["SOCI_CACHE"] = cache
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(run(sys.argv[1:]))
 """

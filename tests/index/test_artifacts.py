@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import InvalidDataError, NotFoundError, StorageError, UsageError
-from soci_cli.index import IndexOptions, index_image
 from soci_cli.index.artifacts import (
     INDEX,
     PREFETCH,
@@ -22,6 +21,7 @@ from soci_cli.index.artifacts import (
     made_indexes,
     version_of,
 )
+from soci_cli.index.build import IndexOptions, index_image
 from soci_cli.index.image import read_image
 from soci_cli.index.prefetch import decode_prefetch, encode_prefetch, span_count
 from soci_cli.index.rebuild import rebuild

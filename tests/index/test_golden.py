@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from soci_cli.errors import SociError
-from soci_cli.index import ConvertOptions
+from soci_cli.index.convert import ConvertOptions
 from soci_cli.oci import platforms
 from tests.support.images import (
     GOLDEN,

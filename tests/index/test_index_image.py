@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from soci_cli.errors import InvalidDataError, NotFoundError, SociError
-from soci_cli.index import IndexOptions, PlatformReport, index_image, make_index
+from soci_cli.index.build import IndexOptions, PlatformReport, index_image
 from soci_cli.index.inspect import ImageFacts, inspect, summarize
+from soci_cli.index.model import make_index
 from soci_cli.oci import Descriptor
 from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.targets import Layout, WritableLayout, open_source, parse_place

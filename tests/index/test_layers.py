@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from soci_cli.errors import IntegrityError, InvalidDataError, SociError
-from soci_cli.index import ConvertOptions
+from soci_cli.index.convert import ConvertOptions
 from soci_cli.oci.media_types import (
     DOCKER_LAYER,
     DOCKER_LAYER_FOREIGN_GZIP,

@@ -14,7 +14,7 @@ from typing import Any
 
 import zstandard
 
-from soci_cli.index import ConvertOptions, ConvertResult, convert
+from soci_cli.index.convert import ConvertOptions, ConvertResult, convert
 from soci_cli.oci import Descriptor, platforms
 from soci_cli.oci.media_types import (
     OCI_CONFIG,

@@ -3,7 +3,20 @@
 No compiler and no library is needed. `mount_image` mounts an image on a folder and serves it.
 """
 
-from soci_cli.lazy.fuse.mounting import MountedImage, MountOptions, is_image, mount_image
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from soci_cli.exports import importing
+
+if TYPE_CHECKING:
+    from soci_cli.lazy.fuse.mounting import MountedImage, MountOptions, mount_image
+    from soci_cli.lazy.fuse.naming import is_image
+else:
+    __getattr__ = importing(
+        __name__,
+        {"mounting": "MountOptions MountedImage mount_image", "naming": "is_image"},
+    )
 
 __all__ = [
     "MountOptions",

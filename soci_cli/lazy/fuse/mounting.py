@@ -21,7 +21,7 @@ from soci_cli.kernel import calls
 from soci_cli.kernel.fuse_device import fusermount, is_dead, mount_fuse, new_name, raise_read_ahead
 from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.kernel.overlay import MAX_LOWERS, NoOverlayError, Overlay
-from soci_cli.kernel.points import MountPoint, identify, mount_at, resolve
+from soci_cli.kernel.points import identify, mount_at, resolve
 from soci_cli.kernel.unmount import check_uppermost, unmount
 from soci_cli.lazy.fuse.filesystem import (
     TRUSTED_MARK,
@@ -32,13 +32,10 @@ from soci_cli.lazy.fuse.filesystem import (
     namespace_owners,
     same_owners,
 )
+from soci_cli.lazy.fuse.naming import SOURCE_PREFIX, SUBTYPE, is_image
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.merged import LazyImage
 
-SUBTYPE = "soci"
-"""What `mount` shows after "fuse.", and before the image's name where overlayfs joins the layers."""
-
-_SOURCE_PREFIX = f"{SUBTYPE}:"
 _MAX_SOURCE = 200
 _MAX_LAYERS = MAX_LOWERS - 1  # one is "empty"
 _FAREWELL = 1.0
@@ -136,16 +133,11 @@ def mount_image(
     return begin.by_fuse_overlayfs() if options.writable else begin.by_fusermount()
 
 
-def is_image(point: MountPoint) -> bool:
-    """Whether it is an image that this program mounted."""
-    return point.kind == f"fuse.{SUBTYPE}" or point.source.startswith(_SOURCE_PREFIX)
-
-
 def check_target(target: Path) -> None:
     """Raises MountError for a folder that no image can be mounted on."""
     point = mount_at(str(target))
     if point is not None and is_image(point):
-        has = f"an image mounted already ({point.source.removeprefix(_SOURCE_PREFIX)})"
+        has = f"an image mounted already ({point.source.removeprefix(SOURCE_PREFIX)})"
         if is_dead(target):
             has = "a mount whose server crashed"
         raise MountError(f"{target} has {has}; unmount it with: soci umount {target}")
@@ -215,7 +207,7 @@ class _Mounting:
             if overlay.writable:
                 overlay.prepare_upper()
             flags = self._flags | (0 if overlay.writable else calls.MS_RDONLY)
-            overlay.mount(_SOURCE_PREFIX + self._source, self._target, flags)
+            overlay.mount(SOURCE_PREFIX + self._source, self._target, flags)
         except BaseException:
             _end(session, self._layers)
             raise

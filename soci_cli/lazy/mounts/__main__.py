@@ -1,11 +1,13 @@
 """The process that serves mounts, started by `processes.spawn`."""
 
+import gc
 import os
 import sys
 
 
 def main() -> None:
     """Serves the request that comes over stdin, and those that come later; ends with its last mount."""
+    gc.disable()  # until there is a mount: what is imported stays
     # Run as a file: this package is not among what is imported from yet.
     sys.path.insert(0, os.path.abspath(f"{__file__}/../../../.."))  # noqa: PTH100 - imports nothing
     from soci_cli.processes.spawn import accept_start, keep_output

@@ -24,7 +24,7 @@ from soci_cli.kernel.points import (
     users_of,
 )
 from soci_cli.kernel.unmount import check_uppermost, unmount, unmount_below
-from soci_cli.lazy.fuse.mounting import is_image
+from soci_cli.lazy.fuse.naming import is_image
 from soci_cli.lazy.mounts.records import Hosts, Mount, MountRecord, Mounts
 from soci_cli.lazy.mounts.request import AbortQuestion, StatisticsQuestion, UnmountQuestion
 from soci_cli.processes.control import PATIENCE, NoAnswerError, ask

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from soci_cli.errors import IntegrityError, NotFoundError, SociError
-from soci_cli.index import ConvertResult, convert
+from soci_cli.index.convert import ConvertResult, convert
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.references import parse_reference
 from soci_cli.targets import BlobReader, Layout, Source, WritableLayout, copy_graph
