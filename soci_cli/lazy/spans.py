@@ -57,6 +57,8 @@ class LayerSpans(LayerBytes):
             self._receiver, fetching.requests, fetching.deadline, fetching.stats
         )
         self.mutex = threading.Lock()
+        # Where the span that was read last begins and ends: most reads are of the same one again.
+        self._latest: tuple[int, int, AnyEntry | None] = 0, 0, None
         self._fetcher.add(self._queue)
 
     def close(self) -> None:
@@ -68,16 +70,25 @@ class LayerSpans(LayerBytes):
 
     def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         """See `LayerBytes.read_now`."""
-        numbers = self._holding(offset, buffer.nbytes)
+        length = buffer.nbytes
+        start, end, latest = self._latest
+        if start <= offset and offset + length <= end and latest is not None:
+            if latest.read_now(offset - start, buffer) != length:
+                return False
+            self._fetching.stats.hits += 1
+            return True
+        numbers = self._holding(offset, length)
         if not numbers:
             return True
         self._read_ahead(numbers, name)
         done = 0
-        for number, begin, count in self._table.parts(numbers, offset, buffer.nbytes):
+        for number, begin, count in self._table.parts(numbers, offset, length):
             entry = self._cached.opened(number)
             if entry is None or entry.read_now(begin, buffer[done : done + count]) != count:
                 return False
             done += count
+            if entry.is_kept:
+                self._latest = *self._table.range(number), entry
         self._fetching.stats.hits += len(numbers)
         return True
 
@@ -168,6 +179,7 @@ class LayerSpans(LayerBytes):
 
     def drop(self, number: int) -> None:
         """A span turned out to be damaged."""
+        self._latest = 0, 0, None
         self._cached.drop(number)
 
     def located(self, error: BaseException, span: int | None = None) -> BaseException:
