@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from soci_cli.closing import Closing
@@ -22,6 +23,15 @@ Name: TypeAlias = Callable[[], bytes]
 def no_name() -> bytes:
     """For a file that nobody knows."""
     return b""
+
+
+@contextmanager
+def errors_of(future: Future[bytes]) -> Iterator[None]:
+    """What the block raises is the error of a future."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 - raised again by who waits
+        future.set_exception(error)
 
 
 class LayerBytes(Closing):

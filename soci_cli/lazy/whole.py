@@ -30,7 +30,7 @@ from soci_cli.lazy.cache import Claim, archive_key
 from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.eviction import ZTOC_SUFFIX
 from soci_cli.lazy.fetching import Fetching
-from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
+from soci_cli.lazy.layer_bytes import LayerBytes, Name, errors_of, no_name
 from soci_cli.lazy.stats import Presence
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.parallel import Stop, StoppableTask
@@ -77,6 +77,11 @@ class WholeLayer(LayerBytes):
             self._file, self.ztoc = self._open()
         self._stop = Stop()
 
+    def close(self) -> None:
+        """Ends unpacking once more, where the file was damaged, and tells the cache of the use."""
+        self._stop.set()
+        self._file.note_use()
+
     def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         """See `LayerBytes.read_now`."""
         if any(span not in self._checked for span in self._needed(offset, buffer.nbytes)):
@@ -87,34 +92,36 @@ class WholeLayer(LayerBytes):
         """See `LayerBytes.submit`."""
         future: Future[bytes] = Future()
 
-        def work() -> None:
-            try:
-                data = self.read(offset, length, name)
-            except BaseException as error:  # noqa: BLE001 - raised again by who waits
-                future.set_exception(error)
-            else:
-                future.set_result(data)
+        def read() -> None:
+            with errors_of(future), self._located():
+                try:
+                    future.set_result(self._read(offset, length))
+                except _DamagedError:
+                    # Making it again may take minutes: too long for the threads that all layers share.
+                    threading.Thread(target=make_again, name="soci-unpack", daemon=True).start()
 
-        self._fetcher.run(work)
+        def make_again() -> None:
+            with errors_of(future):
+                future.set_result(self.read(offset, length))
+
+        self._fetcher.run(read)
         return future
 
     def read(self, offset: int, length: int, name: Name = no_name) -> bytes:
-        """See `LayerBytes.read`."""
+        """See `LayerBytes.read`. A file that was damaged is made once more."""
         with self._located():
-            for span in self._needed(offset, length):
-                self._check(span)
-            data = self._file.read(offset, max(0, length))
-            if len(data) < length:
-                self._checked.clear()
-                for span in self._needed(offset, length):
-                    self._check(span)
-                data = self._file.read(offset, length)
-                if len(data) != length:
-                    raise IntegrityError(
-                        "its file in the cache cannot be read or was cut short; is the disk of "
-                        f"{self._cache.root} in order?"
-                    )
-            return data
+            try:
+                return self._read(offset, length)
+            except _DamagedError as error:
+                self._make_again(error.file)
+            try:
+                return self._read(offset, length)
+            except _DamagedError as error:
+                raise IntegrityError(
+                    f"its file in the cache was damaged again; is the disk of {self._cache.root} in "
+                    "order?",
+                    span=error.span,
+                ) from None
 
     def _located(self) -> AbstractContextManager[None]:
         return errors_at(place=self._source.name, layer=self._layer.digest)
@@ -140,31 +147,30 @@ class WholeLayer(LayerBytes):
         spans = self.ztoc.spans
         return range(spans.span_of(offset), spans.span_of(end - 1) + 1)
 
-    def _check(self, span: int) -> None:
-        """Makes sure that a span is right; a file that was damaged is made once more."""
-        if span in self._checked:
-            return
-        if not self._is_right(span):
-            with self._mutex:
-                if not self._is_right(span):
-                    self._make_again(span)
-        self._checked.add(span)
+    def _read(self, offset: int, length: int) -> bytes:
+        file, spans = self._file, self._needed(offset, length)
+        for span in spans:
+            if span not in self._checked:
+                if not self._is_right(file, span):
+                    raise _DamagedError(file, span)
+                self._checked.add(span)
+        data = file.read(offset, max(0, length))
+        if len(data) < length:
+            raise _DamagedError(file, spans[0])
+        return data
 
-    def _make_again(self, span: int) -> None:
-        self._cache.remove(archive_key(self._layer.digest))
-        self._checked.clear()
-        # Other threads may be reading the old file, which stays open for them.
-        self._file, _ = self._open()
-        if not self._is_right(span):
-            raise IntegrityError(
-                f"its file in the cache was damaged again; is the disk of {self._cache.root} in order?",
-                span=span,
-            )
+    def _make_again(self, damaged: Entry) -> None:
+        with self._mutex:
+            if self._file is damaged:  # not when another thread was quicker
+                self._cache.remove(archive_key(self._layer.digest))
+                self._checked.clear()
+                # Other threads may be reading the old file, which stays open for them.
+                self._file, _ = self._open()
 
-    def _is_right(self, span: int) -> bool:
+    def _is_right(self, file: Entry, span: int) -> bool:
         start, end = self.ztoc.spans.compressed_range(span)
         digest = hashlib.sha256()
-        while start < end and (piece := self._file.read(start, min(_PIECE, end - start))):
+        while start < end and (piece := file.read(start, min(_PIECE, end - start))):
             digest.update(piece)
             start += len(piece)
         return b"sha256:" + digest.hexdigest().encode() == self.ztoc.span_digests[span]
@@ -266,6 +272,15 @@ class WholeLayer(LayerBytes):
                     text = f"it is not the archive of its diff ID: {error.message}"
                     raise InvalidDataError(text) from None
                 raise InvalidDataError(f"it cannot be unpacked: {error}") from None
+
+
+class _DamagedError(Exception):
+    """The file does not have the bytes of a span any more."""
+
+    def __init__(self, file: Entry, span: int) -> None:
+        super().__init__()
+        self.file = file
+        self.span = span
 
 
 class _TooLargeError(InvalidDataError):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from soci_cli.errors import InvalidDataError
-from soci_cli.lazy import Cache, Fetching
+from soci_cli.lazy import Cache, Fetcher, Fetching
 from soci_cli.lazy.cache import archive_key
 from soci_cli.lazy.whole import WholeLayer
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.progress import SilentObserver
-from tests.lazy.tools import LAYER, Place, read_now
+from tests.lazy.tools import LAYER, Place, eventually, read_now
 from tests.support.images import sha256
 from tests.support.layers import gz, make_tar, mixed_data
 
@@ -24,13 +24,11 @@ PLAIN = make_tar([("a", mixed_data(5_000_000)), ("b", b"x" * 90_000)])
 PACKED = gz(PLAIN)
 
 
-def opened(root: Path) -> tuple[WholeLayer, Place, Path]:
+def opened(root: Path, fetcher: Fetcher | None = None) -> tuple[WholeLayer, Place, Path]:
     place = Place(PACKED)
-    source: Any = place
+    fetching = Fetching(Cache(root, 1 << 30), fetcher=fetcher)
     descriptor = Descriptor(LAYER.media_type, sha256(PACKED), len(PACKED))
-    layer = WholeLayer(
-        Fetching(Cache(root, 1 << 30)), source, descriptor, sha256(PLAIN), SilentObserver(), Stop()
-    )
+    layer = WholeLayer(fetching, place, descriptor, sha256(PLAIN), SilentObserver(), Stop())
     return layer, place, root / archive_key(descriptor.digest)
 
 
@@ -71,3 +69,20 @@ def test_damage_is_mended_by_who_may_wait(tmp_path: Path) -> None:
         assert layer.read(0, 1000) == PLAIN[:1000]
         os.truncate(path, 100)
         assert b"".join(layer.pieces(0, 1000)) == PLAIN[:1000]
+
+
+def test_mending_holds_up_nobody(tmp_path: Path) -> None:
+    """While damaged layers are made again, which hangs, another is read by the threads they share."""
+    with Fetcher() as fetcher:
+        layers = [opened(tmp_path / str(number), fetcher) for number in range(7)]
+        for _, place, path in layers[:6]:
+            place.gate = threading.Semaphore(0)
+            with path.open("r+b") as file:
+                file.write(b"damage")
+        damaged = [layer.submit(0, 1000) for layer, _, _ in layers[:6]]
+        eventually(lambda: all(len(place.requests) == 2 for _, place, _ in layers[:6]))
+        assert layers[6][0].submit(0, 1000).result(30) == PLAIN[:1000]
+        for _, place, _ in layers[:6]:
+            assert place.gate is not None
+            place.gate.release()
+        assert [one.result(30) for one in damaged] == [PLAIN[:1000]] * 6
