@@ -27,6 +27,7 @@ from soci_cli.lazy.buffers import Buffers, RequestMemory
 from soci_cli.lazy.entries import AnyEntry, OpenEntries
 from soci_cli.lazy.layer_bytes import Name
 from soci_cli.lazy.span_queue import PendingSpan, Priority, Request, SpanQueue
+from soci_cli.lazy.ztocs import Ztocs
 from soci_cli.parallel import Stopped
 
 _MAX_REQUESTS = 32  # of all layers together; more only for layers that have none
@@ -48,6 +49,7 @@ class Fetcher(Closing):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.open = OpenEntries()
+        self.ztocs = Ztocs()
         self.last_demand = clock()
         """When somebody last had to wait for a span."""
         self._buffers = Buffers(_KEPT_BUFFERS, max(2, os.cpu_count() or 1))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from weakref import WeakValueDictionary
 
 from soci_cli.errors import InvalidDataError, UsageError, errors_at
 from soci_cli.index.discover import FoundIndex, IndexSources, find_index
@@ -13,7 +11,6 @@ from soci_cli.index.image import diff_ids_of, manifest_of, read_chosen
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.blobs import open_blob
-from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer import LayerFiles, LazyLayer
 from soci_cli.lazy.layer_bytes import LayerBytes
@@ -24,8 +21,6 @@ from soci_cli.oci import Descriptor, Manifest, Platform, media_types
 from soci_cli.parallel import Stop
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source
-from soci_cli.ztoc import decode_ztoc
-from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
 _PREFETCH_LIMIT = 16 << 20
 
@@ -43,13 +38,12 @@ def open_image(
     fetching: Fetching,
     options: OpenOptions | None = None,
     observer: Observer | None = None,
-    ztocs: Ztocs | None = None,
 ) -> LazyImage:
     """The files of an image, no layer of which is opened yet.
 
-    Images that are opened with the same `ztocs` share what they read of theirs. When a layer without a
-    zTOC is opened, it is fetched whole, unless it is in the cache; `observer` hears of that. Close the
-    image before `fetching`, and both before `source`. This and opening raise NotFoundError, UsageError,
+    Images that share a `Fetcher` share the zTOCs of their layers. When a layer without a zTOC is opened, it
+    is fetched whole, unless it is in the cache; `observer` hears of that. Close the image before
+    `fetching`, and both before `source`. This and opening raise NotFoundError, UsageError,
     InvalidDataError and IntegrityError, and what reading the place raises.
     """
     options, observer = options or OpenOptions(), observer or SilentObserver()
@@ -62,29 +56,9 @@ def open_image(
         sources = replace(sources, v1=True)  # an index in the store was pulled on purpose
     found = find_index(source, entry, sources, observer)
     manifest = manifest_of(entry)
-    opener = _Opener(source, fetching, manifest, found, observer, ztocs or Ztocs())
+    opener = _Opener(source, fetching, manifest, found, observer)
     layers = [LazyLayer(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers]
     return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))
-
-
-class Ztocs:
-    """The zTOCs by which this process reads layers, each opened once, whichever images name it."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
-        self._files: WeakValueDictionary[str, LayerFiles] = WeakValueDictionary()
-
-    def get(self, source: Source, blob: Descriptor, cache: Cache) -> LayerFiles:
-        """The files of the layer that a zTOC is of. Raises what reading it raises, and InvalidDataError."""
-        with self._mutex:
-            turn = self._turns.setdefault(blob.digest, threading.Lock())
-        with turn:
-            files = self._files.get(blob.digest)
-            if files is None:
-                data = open_blob(source, blob, cache, MAX_ZTOC_SIZE)
-                files = self._files[blob.digest] = LayerFiles(decode_ztoc(*data))
-        return files
 
 
 class _Opener:
@@ -97,10 +71,8 @@ class _Opener:
         manifest: Manifest,
         index: FoundIndex | None,
         observer: Observer,
-        ztocs: Ztocs,
     ) -> None:
         self.manifest = manifest
-        self._ztocs = ztocs
         self._source = source
         self._fetching = fetching
         self._observer = observer
@@ -119,7 +91,7 @@ class _Opener:
             blob = self._ztoc_of.get(layer.digest)
             if blob is None:
                 return self._open_whole(layer, stop)
-            files = self._ztocs.get(self._source, blob, self._fetching.cache)
+            files = self._fetching.fetcher.ztocs.get(self._source, blob, self._fetching.cache)
             spans = LayerSpans(self._fetching, self._source, layer, files.ztoc, blob.digest)
             return files, spans
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from soci_cli.errors import IntegrityError, InvalidDataError
-from soci_cli.lazy import Cache, LayerFiles, blobs
+from soci_cli.lazy import Cache, Fetching, LayerFiles, blobs, open_image
 from soci_cli.lazy.blobs import Blob, open_blob
 from soci_cli.lazy.cache import blob_key
-from soci_cli.lazy.opening import Ztocs
+from soci_cli.lazy.fetcher import Fetcher
+from soci_cli.lazy.ztocs import Ztocs
 from soci_cli.oci import Descriptor
+from soci_cli.targets import open_source, parse_place
 from soci_cli.targets.layout import Layout
 from soci_cli.ztoc.flatbuffer import release
 from tests.lazy.tools import Place, entry
-from tests.support.images import sha256
+from tests.support.images import LayoutMaker, gz, layer_tar, run_convert, sha256
 from tests.support.layers import tar_ztoc
 
 SMALL = b"a small blob"
@@ -172,6 +175,25 @@ def test_a_ztoc_is_opened_once(cache: Cache) -> None:
     assert len(place.requests) == 1
     del files
     assert not list(ztocs._files) and not list(ztocs._turns)
+
+
+def test_images_of_a_process_share_the_tables_of_their_layers(tmp_path: Path, cache: Cache) -> None:
+    maker = LayoutMaker(tmp_path / "image")
+    shared = maker.blob(gz(layer_tar(1)))
+    for number in (2, 3):
+        maker.tag(maker.manifest([shared, maker.blob(gz(layer_tar(number)))]), str(number))
+    places = [f"oci:{tmp_path}/soci{number}:{number}" for number in (2, 3)]
+    for number, place in zip((2, 3), places, strict=True):
+        run_convert(f"oci:{maker.root}:{number}", place)
+    with Fetcher() as fetcher, ExitStack() as stack:
+        images = []
+        for place in places:
+            source = stack.enter_context(open_source(parse_place(place), tmp_path / "store"))
+            fetching = stack.enter_context(Fetching(cache, fetcher=fetcher))
+            images.append(stack.enter_context(open_image(source, fetching)))
+        first, second = ([layer.files for layer in image.layers] for image in images)
+        assert first[0] is second[0]
+        assert first[1] is not second[1]
 
 
 def test_what_was_read_of_a_mapped_ztoc_is_given_back(

@@ -1,0 +1,34 @@
+"""The zTOCs by which the layers of a process are read."""
+
+from __future__ import annotations
+
+import threading
+from weakref import WeakValueDictionary
+
+from soci_cli.lazy.blobs import open_blob
+from soci_cli.lazy.cache import Cache
+from soci_cli.lazy.layer import LayerFiles
+from soci_cli.oci import Descriptor
+from soci_cli.targets import Source
+from soci_cli.ztoc import decode_ztoc
+from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
+
+
+class Ztocs:
+    """Opens each zTOC once, whichever images name it. Several threads may use it."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._files: WeakValueDictionary[str, LayerFiles] = WeakValueDictionary()
+
+    def get(self, source: Source, blob: Descriptor, cache: Cache) -> LayerFiles:
+        """The files of the layer that a zTOC is of. Raises what reading it raises, and InvalidDataError."""
+        with self._mutex:
+            turn = self._turns.setdefault(blob.digest, threading.Lock())
+        with turn:
+            files = self._files.get(blob.digest)
+            if files is None:
+                data = open_blob(source, blob, cache, MAX_ZTOC_SIZE)
+                files = self._files[blob.digest] = LayerFiles(decode_ztoc(*data))
+        return files
