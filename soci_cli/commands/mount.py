@@ -54,7 +54,8 @@ _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_o
     help="Fetch only what is read, and what the image's prefetch artifacts name.",
 )
 @click.argument("image")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+# The folder of a mount whose server crashed cannot be read.
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @transfer_flags
 @common_flags
 @pass_app

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -42,11 +44,11 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
         _drop_output()
         return 141
     except SociError as error:
-        report(app, str(error))
+        report(app, f"{error}{_crashed(error)}")
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        report(app, f"{where}{error.strerror or error}")
+        report(app, f"{where}{error.strerror or error}{_crashed(error)}")
         try:
             flush_output()
         except OSError:
@@ -61,6 +63,21 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
         said = f"{type(error).__name__}: {error}"
         report(app, f"internal error: {said}; --debug shows where, please report it")
         return 1
+
+
+def _crashed(error: BaseException | None) -> str:
+    """What to say of mounts whose server crashed, where an error comes from such a folder."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            from soci_cli.lazy.mounts.records import Mounts, state_root
+
+            with suppress(SociError):
+                mounts = Mounts(state_root(os.environ)).of(None)
+                crashed = [one.target for folder, one in mounts if not folder.is_alive()]
+                if crashed:
+                    return f"; the mount at {', '.join(crashed)} crashed: soci umount takes it away"
+        error = error.__cause__
+    return ""
 
 
 def flush_output() -> None:

@@ -252,7 +252,9 @@ def _result(value: Any) -> Any:
 
 def _error_to_plain(error: SociError) -> dict[str, object]:
     fields = {name: one for name, one in vars(error).items() if isinstance(one, _PLAIN)}
-    return {"kind": type(error).__name__, "fields": fields}
+    cause = error.__cause__
+    number = cause.errno if isinstance(cause, OSError) else None
+    return {"kind": type(error).__name__, "fields": fields, "errno": number}
 
 
 def _error_from_plain(value: Mapping[str, Any]) -> SociError:
@@ -266,6 +268,8 @@ def _error_from_plain(value: Mapping[str, Any]) -> SociError:
     plain = {name: one for name, one in plain.items() if isinstance(one, _PLAIN)}
     SociError.__init__(error, str(plain.get("message")))
     vars(error).update(plain)
+    if isinstance(value.get("errno"), int):
+        error.__cause__ = OSError(value["errno"], os.strerror(value["errno"]))
     return error
 
 

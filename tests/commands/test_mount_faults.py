@@ -43,6 +43,28 @@ def test_a_server_that_crashed(home: Home, layout: Path) -> None:
     assert (home.target / "usr/big").read_bytes() == BIG
 
 
+@pytest.mark.parametrize("flags", [[], ["--rw"]])
+def test_commands_where_a_mount_crashed(home: Home, layout: Path, flags: list[str]) -> None:
+    """Each says in one line what happened and what to do."""
+    image = f"oci:{layout}"
+    (home.folder / "other").mkdir()
+    home("mount", *flags, image, home.target).good()
+    os.kill(home.mounts()[0]["pid"], signal.SIGKILL)
+    until(lambda: home.mounts()[0]["state"] == "crashed")
+    for command in (
+        ("mount", image, "mnt"),
+        ("mount", image, home.target / "usr"),
+        ("mount", "oci:mnt", "other"),
+        ("ls", "oci:mnt"),
+        ("cp", f"{image}:/etc/hosts", "mnt/hosts"),
+        ("image", "convert", "--soci", image, "oci:mnt/new"),
+        ("stats", "mnt"),
+    ):
+        home(*command).bad(1, str(home.target), "crashed", "soci umount")
+    home("umount", "mnt").good()
+    home("mount", image, "mnt").good()
+
+
 def test_what_a_crash_left_without_a_mount(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     (mount,) = home.mounts()
