@@ -44,6 +44,13 @@ _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_o
     "may enter the mount of an ordinary one.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["auto", "erofs", "fuse"]),
+    default="auto",
+    help="What serves the files: the kernel's EROFS over lazy layers (root, where the kernel can), or FUSE "
+    "for each of them. auto takes EROFS once its metadata of the image are made.",
+)
+@click.option(
     "--foreground",
     is_flag=True,
     help="Serve in this process, with the log on stderr, until unmounted or Ctrl-C.",
@@ -66,6 +73,7 @@ def command(
     writable: bool,
     record: Path | None,
     options: tuple[str, ...],
+    engine: str,
     foreground: bool,
     no_background_fetch: bool,
     image: str,
@@ -75,7 +83,7 @@ def command(
     """Mount the files of IMAGE at DIR.
 
     Files come from the registry when they are read; layers without a zTOC are fetched first. The mount
-    stays until soci umount DIR. Root mounts with overlayfs, anybody else with fusermount3.
+    stays until soci umount DIR. Root mounts with EROFS or overlayfs, anybody else with fusermount3.
 
     \b
     soci mount docker://example.com/app:1.0 /mnt/app
@@ -99,6 +107,7 @@ def command(
             max_queue_size=settings.max_queue_size if settings.max_queue_size > 0 else sys.maxsize,
             prefetch=app.settings.prefetch.enable,
             record=None if record is None else record.absolute(),
+            engine=engine,
             debug=app.debug,
         )
 

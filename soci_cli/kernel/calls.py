@@ -5,10 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -34,6 +39,22 @@ def umount2(target: Path, flags: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _check(_libc().unshare(flags))
+
+
+def in_directory(path: Path, work: Callable[[], _T]) -> _T:
+    """Does something in a thread whose current directory is `path`; what that returns or raises."""
+
+    def run() -> None:
+        try:
+            unshare(CLONE_FS)
+            os.chdir(path)
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            future.set_exception(error)
+
+    future: Future[_T] = Future()
+    threading.Thread(target=run, name="soci-mount").start()
+    return future.result()
 
 
 def syscall(number: int, *arguments: int | bytes | None) -> int:

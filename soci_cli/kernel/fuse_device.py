@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from soci_cli.errors import MountError
-from soci_cli.kernel import calls
+from soci_cli.kernel import calls, detached
 from soci_cli.kernel.unmount import fusermount_program, one_line
 
 _DEVICE = "/dev/fuse"
@@ -82,6 +82,25 @@ def raise_read_ahead(path: Path | int) -> None:
         device = os.stat(path).st_dev  # noqa: PTH116
         name = f"{os.major(device)}:{os.minor(device)}"
         Path(f"/sys/class/bdi/{name}/read_ahead_kb").write_text(_READ_AHEAD)
+
+
+def connection_of(fd: int) -> int:
+    """The number of the connection that serves what an open file is in."""
+    return os.minor(os.fstat(fd).st_dev)
+
+
+def abort_connection(number: int) -> None:
+    """Ends a connection: whoever waits for it gets an error, and so does its server. Root only."""
+    with suppress(MountError, OSError):  # it is gone
+        control = detached.mount("fusectl", [("source", "fusectl")], 0)
+        try:
+            fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+            try:
+                os.write(fd, b"1")
+            finally:
+                os.close(fd)
+        finally:
+            os.close(control)
 
 
 def is_dead(path: Path) -> bool:

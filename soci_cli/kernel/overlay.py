@@ -10,9 +10,8 @@ import os
 import shutil
 import stat
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +54,11 @@ class Overlay:
         if self.user_xattrs:
             data += ",userxattr"
 
-        def work() -> None:
-            os.chdir(self.scratch)  # whose names are short: options must fit into 4 KiB
-            calls.mount("overlay", source, target, flags, data)
-
         try:
-            _in_own_folder(work)
+            # Whose names are short: options must fit into 4 KiB.
+            calls.in_directory(
+                self.scratch, lambda: calls.mount("overlay", source, target, flags, data)
+            )
         except OSError as error:
             raise self._refused(target, error) from error
 
@@ -134,21 +132,3 @@ class Overlay:
                 "file system lacks something; set SOCI_STATE to a folder on a local disk"
             )
         return MountError(f"{where} by overlayfs: {error.strerror}")
-
-
-def _in_own_folder(work: Callable[[], None]) -> None:
-    """Runs something that changes the current folder in a thread that has one of its own."""
-    errors: list[OSError] = []
-
-    def run() -> None:
-        try:
-            calls.unshare(calls.CLONE_FS)
-            work()
-        except OSError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="soci-mount")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]

@@ -43,6 +43,11 @@ def archive_key(layer: str) -> str:
     return f"archives/{encoded_of(layer)}"
 
 
+def metadata_key(name: str) -> str:
+    """The key of the metadata of an image's layers, by a digest of what they are."""
+    return f"metadata/{name}"
+
+
 class Claim(Closing):
     """The right to write an entry, which nobody else has until `commit` or `close`.
 
@@ -112,6 +117,15 @@ class Claim(Closing):
         """Show what was written without a header; the entry, open. Raises OSError."""
         size = self._size
         return Entry(self._show(), size, 0)
+
+    def fileno(self) -> int:
+        """The descriptor of the file, for another process to write to."""
+        return self._fd
+
+    def commit_written(self) -> None:
+        """Show what another process wrote without a header. Raises OSError."""
+        self._size = os.fstat(self._fd).st_size
+        self.commit()
 
     def _show(self) -> int:
         """Gives the entry its name; the descriptor, which is the caller's now."""

@@ -21,13 +21,13 @@ _USAGE = "usage"
 _LEFTOVER_AGE = 24 * 60 * 60
 _ATTEMPTS = 10
 _PAUSE = 0.01
-_LENGTHS = {"spans": 4, "archives": 2, "blobs": 2}  # parts of a key
+_LENGTHS = {"spans": 4, "archives": 2, "blobs": 2, "metadata": 2}  # parts of a key
 _ALGORITHMS = {64: "sha256", 128: "sha512"}  # by hex digits
 
 
 @dataclass(frozen=True)
 class LayerEntries:
-    """What the cache has of one layer or blob: `kind` is "spans", "archives" or "blobs".
+    """What the cache has of one layer or blob: `kind` is "spans", "archives", "blobs" or "metadata".
 
     `last_used` are seconds since 1970, `entries` the number of files.
     """

@@ -454,20 +454,26 @@ class Opener(Protocol):
 
 
 class LazyLayer(Closing):
-    """One layer: its files, and its bytes where they are read. `indexed` when it has a zTOC.
+    """One layer: its files, and its bytes where they are read.
 
     The first call that needs the files or the bytes opens it, while other threads wait; after a failure the
     next call tries again.
     """
 
-    def __init__(self, descriptor: Descriptor, opener: Opener, indexed: bool) -> None:
+    def __init__(self, descriptor: Descriptor, opener: Opener, ztoc_digest: str) -> None:
+        """`ztoc_digest` is "" for a layer that no SOCI index has a zTOC of."""
         self.descriptor = descriptor
-        self.indexed = indexed
+        self.ztoc_digest = ztoc_digest
         self._opener = opener
         self._opened: tuple[LayerFiles, LayerBytes] | None = None
         self._mutex = threading.Lock()
         self._stop = Stop()
         self._closed = False
+
+    @property
+    def indexed(self) -> bool:
+        """Whether a SOCI index has a zTOC of it."""
+        return bool(self.ztoc_digest)
 
     @property
     def files(self) -> LayerFiles:

@@ -57,7 +57,7 @@ def open_image(
     found = find_index(source, entry, sources, observer)
     manifest = manifest_of(entry)
     opener = _Opener(source, fetching, manifest, found, observer)
-    layers = [LazyLayer(layer, opener, opener.has_ztoc(layer)) for layer in opener.manifest.layers]
+    layers = [LazyLayer(layer, opener, opener.ztoc_of(layer)) for layer in manifest.layers]
     return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))
 
 
@@ -79,9 +79,10 @@ class _Opener:
         self._ztoc_of = ztocs_by_layer(index.manifest) if index else {}
         self._prefetch = prefetch_by_layer(index.manifest) if index else {}
 
-    def has_ztoc(self, layer: Descriptor) -> bool:
-        """Whether a layer can stay where it is."""
-        return layer.digest in self._ztoc_of
+    def ztoc_of(self, layer: Descriptor) -> str:
+        """The digest of a layer's zTOC; "" when it has none."""
+        found = self._ztoc_of.get(layer.digest)
+        return found.digest if found else ""
 
     def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
         """See `Opener.open`."""

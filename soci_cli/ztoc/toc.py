@@ -71,6 +71,11 @@ class TableOfContents(Sequence[FileMetadata]):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def buffer(self) -> FlatBuffer:
+        """The bytes that entries are read from, the whole zTOC and what may be before it."""
+        return self._buffer
+
     @overload
     def __getitem__(self, index: int) -> FileMetadata: ...
     @overload

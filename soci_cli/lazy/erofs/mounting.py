@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from soci_cli.errors import MountError
-from soci_cli.kernel import detached, loop
+from soci_cli.kernel import calls, detached, loop
 from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, Metadata, next_start
 
@@ -39,10 +39,13 @@ class Probed:
     reason: str
 
 
-def mount(way: Way, image: int, devices: Sequence[int], attributes: int) -> int:
+def mount(
+    way: Way, image: int, devices: Sequence[int], attributes: int, name: Path | None = None
+) -> int:
     """Mounts an image, an open file, over its devices in their order; the descriptor of the mount.
 
-    The files may be closed then. MountError.
+    The files may be closed then. `name` is a link that is made for a moment, whose name `mount` then shows
+    as the source. MountError.
     """
     with ExitStack() as stack:
         files = [image, *devices]
@@ -52,8 +55,14 @@ def mount(way: Way, image: int, devices: Sequence[int], attributes: int) -> int:
                 stack.callback(os.close, fd)
         # The kernel opens what these links of this process lead to, whatever it is called now.
         source, *rest = [f"/proc/self/fd/{fd}" for fd in files]
-        options = [("ro", ""), ("source", source), *(("device", path) for path in rest)]
-        return detached.mount("erofs", options, attributes | detached.RDONLY)
+        devices_ = [("device", path) for path in rest]
+        attributes |= detached.RDONLY
+        if name is None:
+            return detached.mount("erofs", [("ro", ""), ("source", source), *devices_], attributes)
+        name.symlink_to(source)
+        stack.callback(name.unlink)
+        options = [("ro", ""), ("source", name.name), *devices_]
+        return calls.in_directory(name.parent, lambda: detached.mount("erofs", options, attributes))
 
 
 def probe(folder: Path) -> Probed:

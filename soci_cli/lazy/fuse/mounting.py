@@ -18,7 +18,14 @@ from pathlib import Path
 from soci_cli.closing import Closing
 from soci_cli.errors import MountError, NotMountedError, SociError
 from soci_cli.kernel import calls
-from soci_cli.kernel.fuse_device import fusermount, is_dead, mount_fuse, new_name, raise_read_ahead
+from soci_cli.kernel.fuse_device import (
+    abort_connection,
+    fusermount,
+    is_dead,
+    mount_fuse,
+    new_name,
+    raise_read_ahead,
+)
 from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.kernel.overlay import MAX_LOWERS, NoOverlayError, Overlay
 from soci_cli.kernel.points import identify, mount_at, resolve
@@ -66,16 +73,19 @@ class MountedImage(Closing):
         session: Session,
         overlay: subprocess.Popen[bytes] | None = None,
         layers: Path | None = None,
+        connection: int | None = None,
     ) -> None:
-        """`layers` is where the FUSE file system is mounted, if that is not the target."""
+        """`layers` is where the FUSE file system is mounted, if that is not the target; one that is mounted
+        nowhere has the number `connection`."""
         self.kind = kind
-        """Who joins the layers: "overlay", "fuse-overlayfs", or "fuse": the server itself."""
+        """Who joins the layers: "overlay", "fuse-overlayfs", or the server itself: "fuse", "erofs"."""
         self.target = target
         self.identity = identify(target)
         """What is mounted at the target."""
         self._session = session
         self._overlay = overlay
         self._layers = layers or target
+        self._connection = connection
         self._mounts = {target: self.identity}
         if layers is not None:
             self._mounts[layers] = identify(layers)
@@ -106,7 +116,12 @@ class MountedImage(Closing):
             self._overlay.wait()
 
     def _end(self) -> None:
-        _end(self._session, self._layers)
+        if self._connection is None:
+            _end(self._session, self._layers)
+        else:
+            self._session.abort()
+            abort_connection(self._connection)
+            self._session.wait(_FAREWELL)
         for path, identity in self._mounts.items():
             with suppress(MountError):
                 unmount(path, identity, force=True)
@@ -153,6 +168,15 @@ def check_target(target: Path) -> None:
         raise MountError(f"{target} is no folder to mount on")
 
 
+def source_of(name: str) -> str:
+    """What `mount` shows as the source of an image that is mounted: one part of a path."""
+    return _SOURCE_PREFIX + _shown(name).replace("/", "+")
+
+
+def _shown(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)[:_MAX_SOURCE]
+
+
 class _Mounting:
     """The ways to mount one image.
 
@@ -175,7 +199,7 @@ class _Mounting:
         self._log = log
         self._on_read = on_read
         self._layers = scratch / _LAYERS
-        self._source = "".join(c if c.isprintable() else "?" for c in image.name)[:_MAX_SOURCE]
+        self._source = _shown(image.name)
         self._flags = (0 if options.suid else calls.MS_NOSUID) | (
             0 if options.dev else calls.MS_NODEV
         )

@@ -14,8 +14,9 @@ from soci_cli.errors import BusyError, CoveredError, EndedError, SociError
 from soci_cli.kernel.points import points_below
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.fetcher import Fetcher
-from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
+from soci_cli.lazy.fuse import MountedImage, MountOptions
 from soci_cli.lazy.fuse.mounting import check_target
+from soci_cli.lazy.mounts.engines import Engines
 from soci_cli.lazy.mounts.readlist import ReadList
 from soci_cli.lazy.mounts.records import MountRecord, Mounts
 from soci_cli.lazy.mounts.request import READAHEAD, MountRequest, OpenedImage, opened
@@ -116,8 +117,9 @@ class Server:
         options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
         with self._mutex:
             self._check()
-            mounted = mount_image(
-                image, request.target, self.folder.scratch, options, self.log, reads
+            engines = Engines(image, found.fetching.cache, request.state, self.log)
+            mounted = engines.mount(
+                request.engine, request.target, self.folder.scratch, options, reads
             )
             self._mounted = mounted
         identity = mounted.identity

@@ -98,7 +98,7 @@ def test_a_layer_that_cannot_be_opened(tmp_path: Path, writable: bool) -> None:
         def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:
             return ()
 
-    image = image_with([file("top", 0, 10)], LazyLayer(LAYER, Broken(), True))
+    image = image_with([file("top", 0, 10)], LazyLayer(LAYER, Broken(), "sha256:0"))
     options = MountOptions(writable=writable)
     with pytest.raises(InvalidDataError, match="damaged"), mounted(image, tmp_path, options):
         pass

@@ -1,0 +1,14 @@
+"""The process that makes one EROFS image, started by `making.Images.make_apart`."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Run as a file: this package is not among what is imported from yet.
+    sys.path.insert(0, os.path.abspath(f"{__file__}/../../../.."))  # noqa: PTH100 - imports nothing
+    from soci_cli.processes.spawn import accept_start
+
+    arguments, connection = accept_start("soci-erofs")
+    from soci_cli.lazy.erofs.making import answer
+
+    answer(arguments["layers"], connection)

@@ -1,0 +1,63 @@
+"""Mounting an image by EROFS: the kernel answers all but reads of what is not here."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from soci_cli.errors import MountError
+from soci_cli.kernel import detached
+from soci_cli.kernel.fuse_device import abort_connection, connection_of, raise_read_ahead
+from soci_cli.lazy.erofs import serving
+from soci_cli.lazy.erofs.image import ErofsImage
+from soci_cli.lazy.erofs.mounting import Way, mount
+from soci_cli.lazy.fuse.mounting import MountedImage, MountOptions, source_of
+from soci_cli.lazy.fuse.session import OnRead, Session
+from soci_cli.lazy.merged import LazyImage
+
+
+def mount_image(
+    image: LazyImage,
+    file: int,
+    about: ErofsImage,
+    way: Way,
+    target: Path,
+    scratch: Path,
+    options: MountOptions,
+    log: Callable[[str], None],
+    on_read: OnRead | None,
+) -> MountedImage:
+    """Mounts an image, whose metadata are in `file`, and serves its devices from threads of this process.
+
+    `scratch` is a folder of this user alone. Raises MountError, and nothing is mounted then.
+    """
+    attributes = (0 if options.suid else detached.NOSUID) | (0 if options.dev else detached.NODEV)
+    fd, below = serving.connect(f"soci-devices:{image.name}"[:200])
+    with ExitStack() as stack:
+        stack.callback(os.close, below)
+        session = Session(fd, serving.DevicesTree(image, about.layouts), log, on_read)
+        try:
+            threading.Thread(target=session.run, name="soci-fuse", daemon=True).start()
+        except RuntimeError as error:
+            os.close(fd)
+            raise MountError(f"{target} cannot be served: {error}") from error
+        connection = connection_of(below)  # which asks the server
+        try:
+            raise_read_ahead(below)
+            devices = serving.open_devices(below, len(about.layouts))
+            for device in devices:
+                stack.callback(os.close, device)
+            name = scratch / source_of(image.name)
+            mounted = mount(way, file, devices, attributes, name)
+            stack.callback(os.close, mounted)
+            detached.attach(mounted, target)
+        except OSError as error:
+            abort_connection(connection)
+            raise MountError(f"{target} cannot be mounted: {error.strerror}") from error
+        except BaseException:
+            abort_connection(connection)
+            raise
+    return MountedImage("erofs", target, session, connection=connection)
