@@ -46,9 +46,9 @@ _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_o
 @click.option(
     "--engine",
     type=click.Choice(["auto", "erofs", "fuse"]),
-    default="auto",
-    help="What serves the files: the kernel's EROFS over lazy layers (root, where the kernel can), or FUSE "
-    "for each of them. auto takes EROFS once its metadata of the image are made.",
+    default="fuse",
+    help="What serves the files: fuse (default) for each of them, erofs for the kernel's EROFS over lazy "
+    "layers (on trial: root only, where the kernel can), or auto for erofs once its metadata are made.",
 )
 @click.option(
     "--foreground",
@@ -83,7 +83,7 @@ def command(
     """Mount the files of IMAGE at DIR.
 
     Files come from the registry when they are read; layers without a zTOC are fetched first. The mount
-    stays until soci umount DIR. Root mounts with EROFS or overlayfs, anybody else with fusermount3.
+    stays until soci umount DIR. Root mounts with overlayfs, anybody else with fusermount3.
 
     \b
     soci mount docker://example.com/app:1.0 /mnt/app

@@ -95,7 +95,7 @@ class MountRequest:
     max_queue_size: int = 300
     prefetch: bool = True
     record: Path | None = None
-    engine: str = "auto"
+    engine: str = "fuse"
     debug: bool = False
 
     def check_clear(self) -> None:
