@@ -170,7 +170,7 @@ def check_target(target: Path) -> None:
 
 def source_of(name: str) -> str:
     """What `mount` shows as the source of an image that is mounted: one part of a path."""
-    return _SOURCE_PREFIX + _shown(name).replace("/", "+")
+    return SOURCE_PREFIX + _shown(name).replace("/", "+")
 
 
 def _shown(name: str) -> str:
