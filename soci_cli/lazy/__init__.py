@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from soci_cli.lazy.cache import Cache
     from soci_cli.lazy.fetcher import Fetcher
     from soci_cli.lazy.fetching import Fetching
-    from soci_cli.lazy.layer import LayerFiles, LazyLayer
+    from soci_cli.lazy.layer import LayerFiles
     from soci_cli.lazy.layer_bytes import LayerBytes
+    from soci_cli.lazy.lazy_layer import LazyLayer
     from soci_cli.lazy.merged import File, LazyImage
     from soci_cli.lazy.opening import OpenOptions, open_image
     from soci_cli.lazy.spans import LayerSpans
@@ -29,7 +30,8 @@ else:
             "cache": "Cache",
             "fetcher": "Fetcher",
             "fetching": "Fetching",
-            "layer": "LayerFiles LazyLayer",
+            "layer": "LayerFiles",
+            "lazy_layer": "LazyLayer",
             "layer_bytes": "LayerBytes",
             "merged": "File LazyImage",
             "opening": "OpenOptions open_image",

@@ -19,8 +19,8 @@ from soci_cli.errors import InvalidDataError, NotFoundError
 from soci_cli.index.discover import FoundIndex
 from soci_cli.lazy.attributes import IMPLIED_DIRECTORY, Node
 from soci_cli.lazy.folders import IMPLIED
-from soci_cli.lazy.layer import LazyLayer
 from soci_cli.lazy.layer_bytes import LayerBytes
+from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.oci import (
     Descriptor,
     Platform,

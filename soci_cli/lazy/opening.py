@@ -12,8 +12,9 @@ from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.blobs import open_blob
 from soci_cli.lazy.fetching import Fetching
-from soci_cli.lazy.layer import LayerFiles, LazyLayer
+from soci_cli.lazy.layer import LayerFiles
 from soci_cli.lazy.layer_bytes import LayerBytes
+from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.lazy.merged import LazyImage, Origin
 from soci_cli.lazy.spans import LayerSpans
 from soci_cli.lazy.whole import WholeLayer

@@ -15,7 +15,7 @@ from soci_cli.lazy.cache import Cache, metadata_key
 from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.erofs.image import ErofsImage, decode, encode, key_of
 from soci_cli.lazy.erofs.tree import merged_tree
-from soci_cli.lazy.layer import LazyLayer
+from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.processes.spawn import spawn
 from soci_cli.ztoc import Ztoc, decode_ztoc
 

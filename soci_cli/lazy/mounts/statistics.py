@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from soci_cli.lazy.fetching import Fetching
-from soci_cli.lazy.layer import LazyLayer
+from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.processes.log import Log
 
 
