@@ -149,10 +149,15 @@ def test_all_is_as_tar_makes_it(tmp_path: Path, way: Way) -> None:
         assert all(path.stat().st_ino < 1 << 32 for path in target.rglob("*") if path.exists())
 
 
+def _executable(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.mode = 0o755
+    return info
+
+
 def test_programs_run_from_it(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", dereference=True) as archive:
-        archive.add("/bin/sh", "sh", filter=lambda info: info.replace(mode=0o755))
+        archive.add("/bin/sh", "sh", filter=_executable)
     with mounted(stream.getvalue(), tmp_path) as target:
         done = subprocess.run([target / "sh", "-c", "echo ran"], capture_output=True, check=True)
         assert done.stdout == b"ran\n"
