@@ -8,6 +8,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Tests and the programs that they start are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(VENV)/bin/pytest -n auto --dist worksteal
 
 .PHONY: demo check test soak lint bench proto clean
