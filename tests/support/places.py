@@ -10,7 +10,7 @@ from typing import Any
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import digest_of
 from soci_cli.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
-from soci_cli.targets import Target
+from soci_cli.targets import Source, Target, copy_graph
 from tests.support.images import noise
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "images"
@@ -42,6 +42,14 @@ def push_image(target: Target, seed: int = 0, layers: int = 2, size: int = 5000)
         "layers": parts,
     }
     return push_json(target, manifest, OCI_MANIFEST)
+
+
+def copy(source: Source, target: Target) -> Descriptor:
+    """Copies an image from one place to another and tags it there; its root."""
+    root = source.resolve()
+    copy_graph(source, target, root)
+    target.tag(root)
+    return root
 
 
 def push_index(target: Target, children: list[Descriptor]) -> Descriptor:

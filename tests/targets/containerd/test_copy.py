@@ -24,18 +24,10 @@ from tests.support.images import (
     noise,
     options,
 )
-from tests.support.places import GOLDEN, describe
+from tests.support.places import GOLDEN, copy, describe
 from tests.support.servers.containerd import DEBIAN, ContainerdServer
 from tests.support.servers.docker_registry import DockerRegistry
-from tests.targets.containerd.tools import (
-    FULL,
-    Sent,
-    copy,
-    fails,
-    push,
-    source_at,
-    target_at,
-)
+from tests.targets.containerd.tools import FULL, Sent, fails, push, source_at, target_at
 
 IMAGES = sorted(path.name for path in GOLDEN.iterdir())
 

@@ -14,7 +14,6 @@ import pytest
 
 from soci_cli.errors import SociError, StorageError
 from soci_cli.oci.descriptor import Descriptor
-from soci_cli.targets import Source, Target, copy_graph
 from soci_cli.targets.containerd.api import content_pb2
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import ContainerdSource, ContainerdTarget
@@ -56,13 +55,6 @@ def push(client: Containerd, name: str = "app:1", seed: int = 0, size: int = 500
     with target_at(client, name) as target:
         root = push_image(target, seed=seed, size=size)
         target.tag(root)
-    return root
-
-
-def copy(source: Source, target: Target) -> Descriptor:
-    root = source.resolve()
-    copy_graph(source, target, root)
-    target.tag(root)
     return root
 
 

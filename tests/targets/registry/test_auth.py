@@ -16,7 +16,7 @@ from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry.client import Client, check_login
 from soci_cli.targets.registry.options import Credentials
 from tests.support.images import noise
-from tests.support.places import describe, push_image
+from tests.support.places import copy, describe, push_image
 from tests.support.servers.actions import Reply, error_reply, html_reply
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.exchange import Exchange
@@ -25,7 +25,6 @@ from tests.support.servers.fixtures import PASSWORD, USER
 from tests.support.servers.token_server import TokenServer
 from tests.targets.registry.tools import (
     LOGIN,
-    copy,
     fails,
     options,
     push,

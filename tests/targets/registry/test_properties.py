@@ -24,6 +24,7 @@ from soci_cli.targets.registry.retry import retry_after
 from soci_cli.targets.registry.upload import _RANGE
 from soci_cli.trial_registry import RegistryServer
 from tests.support.commands import Soci
+from tests.support.places import copy
 from tests.support.scale import examples
 from tests.support.servers.actions import (
     Action,
@@ -49,7 +50,6 @@ from tests.support.servers.exchange import Exchange
 from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.targets.registry.tools import (
     check_message,
-    copy,
     fails,
     pull,
     push,

@@ -21,7 +21,7 @@ from soci_cli.targets.registry import RetryPolicy
 from soci_cli.targets.registry.place import RegistryTarget
 from soci_cli.trial_registry import RegistryServer
 from tests.support.images import noise
-from tests.support.places import describe, push_image
+from tests.support.places import copy, describe, push_image
 from tests.support.servers.actions import (
     Action,
     Redirect,
@@ -35,15 +35,7 @@ from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.exchange import Exchange
 from tests.support.servers.fault_proxy import Fault, FaultProxy
 from tests.targets.registry.pushes import SIZE, UPLOAD, layout_blobs, own
-from tests.targets.registry.tools import (
-    Struck,
-    copy,
-    fails,
-    push,
-    registries,
-    source_at,
-    target_at,
-)
+from tests.targets.registry.tools import Struck, fails, push, registries, source_at, target_at
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from soci_cli.oci.descriptor import Descriptor
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry import RegistryOptions
 from tests.support.images import noise
-from tests.support.places import describe, push_image
+from tests.support.places import copy, describe, push_image
 from tests.support.servers import ForwardProxy
 from tests.support.servers.actions import (
     CutAnswer,
@@ -38,7 +38,6 @@ from tests.support.servers.fixtures import USERS
 from tests.support.servers.token_server import TokenServer
 from tests.targets.registry.tools import (
     LOGIN,
-    copy,
     fails,
     options,
     pull,

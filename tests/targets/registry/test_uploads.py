@@ -24,7 +24,7 @@ from soci_cli.targets.registry.repository import Repository
 from soci_cli.targets.registry.upload import BlobUpload
 from soci_cli.trial_registry import RegistryServer
 from tests.support.images import noise
-from tests.support.places import describe
+from tests.support.places import copy, describe
 from tests.support.servers.actions import (
     Action,
     ForgetUpload,
@@ -51,13 +51,7 @@ from tests.targets.registry.pushes import (
     stored,
     upload,
 )
-from tests.targets.registry.tools import (
-    Struck,
-    copy,
-    fails,
-    source_at,
-    target_at,
-)
+from tests.targets.registry.tools import Struck, fails, source_at, target_at
 
 
 @pytest.fixture(scope="module")

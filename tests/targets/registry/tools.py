@@ -12,13 +12,12 @@ import pytest
 from soci_cli.errors import SociError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.references import parse_reference
-from soci_cli.targets.copy import copy_graph
 from soci_cli.targets.layout import WritableLayout
-from soci_cli.targets.protocol import Source, Target
+from soci_cli.targets.protocol import Source
 from soci_cli.targets.registry import Credentials, RegistryOptions, RetryPolicy
 from soci_cli.targets.registry.place import Registries, RegistrySource, RegistryTarget
 from soci_cli.targets.registry.upload import BlobUpload
-from tests.support.places import push_image
+from tests.support.places import copy, push_image
 from tests.support.servers.exchange import Exchange
 from tests.support.servers.fault_proxy import FaultProxy
 from tests.support.servers.fixtures import PASSWORD, USER
@@ -65,17 +64,7 @@ def push(host: str, name: str, seed: int = 0, size: int = 5000, **changes: Any) 
 def pull(source: Source, folder: Path) -> Descriptor:
     """Copies an image into a layout and tags it there."""
     with WritableLayout(folder, "1") as target:
-        root = source.resolve()
-        copy_graph(source, target, root)
-        target.tag(root)
-    return root
-
-
-def copy(source: Source, target: Target) -> Descriptor:
-    root = source.resolve()
-    copy_graph(source, target, root)
-    target.tag(root)
-    return root
+        return copy(source, target)
 
 
 @contextmanager
