@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from soci_cli.errors import (
@@ -16,7 +17,7 @@ from soci_cli.errors import (
 )
 from soci_cli.oci import Descriptor, VerifyingReader, encoded_of, media_types
 from soci_cli.progress import Task
-from soci_cli.targets import Source, Target, copy_blob, may_link, read_blob
+from soci_cli.targets import Source, Target, Writer, copy_blob, may_link, read_blob
 from soci_cli.targets.copy import BlobPages
 from soci_cli.ztoc import (
     ZTOC_MEDIA_TYPE,
@@ -187,7 +188,7 @@ class LayerIndexer:
             return self._build(layer, task, None)
         writer = self._target.open_writer(layer)
         try:
-            built = self._build(layer, task, writer.write)
+            built = self._build(layer, task, partial(_write, self._target.name, writer))
             writer.commit()
         except LostUploadError:
             # The zTOC may be good, only the copy was lost on the way: send the layer again.
@@ -217,6 +218,11 @@ class LayerIndexer:
                 sink=sink,
                 advance=task.advance,
             )
+
+
+def _write(place: str, writer: Writer, data: memoryview) -> None:
+    with errors_at(place=place):
+        writer.write(data)
 
 
 def short(digest: str) -> str:
