@@ -1,17 +1,16 @@
 """Small blobs of an image, such as zTOCs. Large ones are mapped files: only what is read is in memory.
 
 A mapped file that somebody makes shorter ends the process that reads it (SIGBUS), and one that somebody
-changes no longer has its digest. So only files are mapped that this user owns and nobody else can
-write, and that are never written in place: those of the cache and of the local store are written aside and
-renamed. Nor are files of network file systems, which can go away while they are open. All other blobs come
-into the cache first and, where that is no better, into memory.
+changes no longer has its digest. So only files of the cache and of the local store are mapped, which are
+written aside, renamed, and never written again; and of these only files that nobody else can write, that
+have no other name, and that are on no network file system, which can go away while they are open. Other
+large blobs, of layouts too, come into the cache first and, where that is no better, into memory.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import stat
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -27,23 +26,7 @@ from soci_cli.ztoc.flatbuffer import FlatBuffer, release
 _MAPPED = 1 << 20  # bytes from which on mapping is worth it
 _PIECE = 8 << 20
 _OTHERS_WRITE = 0o022
-_LOCAL = frozenset(
-    [
-        "bcachefs",
-        "btrfs",
-        "ext2",
-        "ext3",
-        "ext4",
-        "f2fs",
-        "jfs",
-        "overlay",
-        "ramfs",
-        "reiserfs",
-        "tmpfs",
-        "xfs",
-        "zfs",
-    ]
-)
+_LOCAL = set("bcachefs btrfs ext2 ext3 ext4 f2fs jfs overlay ramfs tmpfs xfs zfs".split())  # noqa: SIM905
 
 
 class Blob(NamedTuple):
@@ -55,12 +38,8 @@ class Blob(NamedTuple):
 
 def open_blob(source: Source, blob: Descriptor, cache: Cache, limit: int) -> Blob:
     """A blob of at most `limit` bytes, which has its digest. Raises as `read_blob` does."""
-    own = _own_file(source, blob)
-    is_small = blob.size < _MAPPED
-    if own and (is_small or _is_safe(own.fileno())) and (found := _checked(own, blob)):
-        return found
-    if blob.size <= limit and not (own and is_small):
-        for find in (_cached, _fetched):
+    if blob.size <= limit and (source.folder is None or blob.size >= _MAPPED):
+        for find in (_stored, _cached, _fetched):
             if (entry := find(source, blob, cache)) and (found := _checked(entry, blob)):
                 return found
     return Blob(read_blob(source, blob, limit))
@@ -87,10 +66,11 @@ def _checked(file: Entry, blob: Descriptor) -> Blob | None:
     return found if digest.hexdigest() == encoded_of(blob.digest) else None
 
 
-def _own_file(source: Source, blob: Descriptor) -> Entry | None:
-    """The file in which a place has a blob."""
-    opened = source.folder.open_blob(blob.digest) if source.folder else None
-    return Entry(opened[0], opened[1].st_size, 0) if opened else None
+def _stored(source: Source, blob: Descriptor, cache: Cache) -> Entry | None:
+    """A blob of the local store, where it can be mapped."""
+    opened = source.folder.open_blob(blob.digest) if source.store and source.folder else None
+    entry = Entry(opened[0], opened[1].st_size, 0) if opened else None
+    return entry if entry and _is_safe(entry.fileno()) else None
 
 
 def _cached(source: Source, blob: Descriptor, cache: Cache) -> Entry | None:
@@ -111,11 +91,9 @@ def _fetched(source: Source, blob: Descriptor, cache: Cache) -> Entry | None:
 
 
 def _is_safe(fd: int) -> bool:
-    """Whether nobody but this user can change the file, and no other machine has it."""
+    """Whether nobody but this user can change the file, it has no other name, and it is on this machine."""
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-        return False
-    if status.st_mode & _OTHERS_WRITE:
+    if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_WRITE or status.st_nlink > 1:
         return False
     with suppress(OSError, ValueError, IndexError):
         number = calls.mount_id(fd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from soci_cli.lazy.cache import blob_key
 from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.ztocs import Ztocs
 from soci_cli.oci import Descriptor
-from soci_cli.targets import open_source, parse_place
+from soci_cli.targets import Source, Store, open_source, parse_place
 from soci_cli.targets.layout import Layout
 from soci_cli.ztoc.flatbuffer import release
 from tests.lazy.tools import Place, entry
@@ -51,45 +51,71 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache", 1 << 30)
 
 
-def test_files_of_a_layout_are_mapped_where_they_are(tmp_path: Path, cache: Cache) -> None:
-    layout = layout_of(tmp_path / "layout", SMALL, LARGE)
-    small = open_blob(layout, described(SMALL), cache, LIMIT)
-    large = open_blob(layout, described(LARGE), cache, LIMIT)
+def store_of(root: Path, *datas: bytes) -> Source:
+    place = Store(root).open_unnamed()
+    for data in datas:
+        place.push(described(data), data)
+    return place
+
+
+def test_files_of_the_store_are_mapped_where_they_are(tmp_path: Path, cache: Cache) -> None:
+    store = store_of(tmp_path / "store", SMALL, LARGE)
+    with store:
+        small = open_blob(store, described(SMALL), cache, LIMIT)
+        large = open_blob(store, described(LARGE), cache, LIMIT)
     assert (content(small), content(large)) == (SMALL, LARGE)
     assert isinstance(small.buffer, bytes) and isinstance(large.buffer, mmap.mmap)
     assert not cache.entries()
-    # What is removed or replaced by name stays as it was opened.
-    path = layout.blob_path(sha256(LARGE))
+    # A file that is removed or replaced by name stays as it was opened.
+    path = tmp_path / "store" / "blobs" / "sha256" / sha256(LARGE)[7:]
     path.unlink()
     path.write_bytes(b"another")
     release(large.buffer)
     assert content(large) == LARGE
 
 
-@pytest.mark.parametrize("mode", [0o660, 0o606])
-def test_files_that_others_can_write_are_copied_first(
-    tmp_path: Path, cache: Cache, mode: int
+def change_mode(path: Path) -> None:
+    path.chmod(0o646)
+
+
+def link(path: Path) -> None:
+    path.with_name("other").hardlink_to(path)
+
+
+def give_away(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file to another user")
+    os.chown(path, 65534, 65534)
+
+
+@pytest.mark.parametrize("change", [change_mode, link, give_away])
+def test_files_that_others_may_change_are_copied_first(
+    tmp_path: Path, cache: Cache, change: Callable[[Path], None]
 ) -> None:
-    layout = layout_of(tmp_path / "layout", LARGE)
-    layout.blob_path(sha256(LARGE)).chmod(mode)
+    store = store_of(tmp_path / "store", LARGE)
+    path = tmp_path / "store" / "blobs" / "sha256" / sha256(LARGE)[7:]
+    change(path)
+    with store:
+        blob = open_blob(store, described(LARGE), cache, LIMIT)
+    assert_copied(blob, path, cache)
+
+
+def test_files_of_layouts_are_copied_first(tmp_path: Path, cache: Cache) -> None:
+    """Anybody may write a folder anew while it is used, `cp -r` for example."""
+    layout = layout_of(tmp_path / "layout", SMALL, LARGE)
+    assert content(open_blob(layout, described(SMALL), cache, LIMIT)) == SMALL
+    assert not cache.entries()
     blob = open_blob(layout, described(LARGE), cache, LIMIT)
-    assert content(blob) == LARGE and isinstance(blob.buffer, mmap.mmap)
+    assert_copied(blob, layout.blob_path(sha256(LARGE)), cache)
+
+
+def assert_copied(blob: Blob, path: Path, cache: Cache) -> None:
+    assert isinstance(blob.buffer, mmap.mmap)
     assert cache.has(blob_key(sha256(LARGE)))
     # A process that ends for a file that is cut short would take all mounts with it.
-    os.truncate(layout.blob_path(sha256(LARGE)), 1)
+    os.truncate(path, 1)
     release(blob.buffer)
     assert content(blob) == LARGE
-
-
-@pytest.mark.root
-def test_files_of_another_user_are_copied_first(
-    tmp_path: Path, cache: Cache, need_root: None
-) -> None:
-    layout = layout_of(tmp_path / "layout", LARGE)
-    os.chown(layout.blob_path(sha256(LARGE)), 65534, 65534)
-    blob = open_blob(layout, described(LARGE), cache, LIMIT)
-    assert content(blob) == LARGE and isinstance(blob.buffer, mmap.mmap)
-    assert cache.has(blob_key(sha256(LARGE)))
 
 
 def test_what_comes_from_elsewhere_is_fetched_once(cache: Cache) -> None:
