@@ -372,6 +372,7 @@ class Asking:
         self._client = client
         self.request = request
         self._mirrors = deque(servers[:-1])
+        self._asked: Endpoint | None = None  # the mirror that was asked last, if it was one
         self._last = servers[-1]
         self._attempts = Attempts(client.options.retries, most)
 
@@ -387,12 +388,9 @@ class Asking:
         """
         while True:
             try:
-                mirror = self._mirror()
-                if mirror is None:
-                    number, server = self._attempts.number, self._last
-                else:
-                    number, server = 1, mirror
-                answer = self._client.attempt(self.request, server, number)
+                mirror = self._asked = self._mirror()
+                number = self._attempts.number
+                answer = self._client.attempt(self.request, mirror or self._last, number)
                 try:
                     return use(replace(answer, mirror=mirror.url if mirror else ""))
                 except BaseException:
@@ -407,11 +405,10 @@ class Asking:
         `progressed`: some of the answer arrived before, so that the same server may be asked again.
         """
         self._check()
-        mirror = self._mirror()
-        if mirror is not None:
-            self._client.mirror_failed(mirror.url, error)
+        if self._asked is not None:
+            self._client.mirror_failed(self._asked.url, error)
             if not progressed:
-                self._mirrors.popleft()
+                self._mirrors.remove(self._asked)
             return
         if not isinstance(error, RegistryError):
             raise error

@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
-from soci_cli.errors import ConfigError, IntegrityError, NotFoundError, RegistryError
+from soci_cli.errors import (
+    ConfigError,
+    IntegrityError,
+    NotFoundError,
+    NotInRegistryError,
+    RegistryError,
+)
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.registry import RegistryOptions
+from soci_cli.targets.registry.client import Client
+from soci_cli.targets.registry.request import Answer, Request
 from tests.support.images import noise
 from tests.support.places import copy, describe, push_image
 from tests.support.servers import ForwardProxy
@@ -403,3 +411,19 @@ def test_copy_from_mirror_to_registry(
         root = copy(source, target)
     assert source_at(docker_registry.host, "mirrored/copy:1").resolve() == root
     assert len(registry.seen("POST", "mount=")) == 3
+
+
+def test_a_mirror_that_others_gave_up_meanwhile(
+    registry: FaultProxy, mirror: FaultProxy, image: Descriptor, tmp_path: Path
+) -> None:
+    """Its answer says nothing of the registry itself, which is asked then."""
+    client = Client(registry.host, mirrored(tmp_path, registry, mirror), {})
+
+    def use(answer: Answer) -> str:
+        if answer.mirror:
+            client.mirror_failed(answer.mirror, IntegrityError("wrong bytes for another thread"))
+            raise NotInRegistryError("404", 404)
+        return answer.url
+
+    request = Request("GET", "/mirrored/manifests/1", headers={"Accept": image.media_type})
+    assert client.asking(request).run(use).startswith(registry.url)
