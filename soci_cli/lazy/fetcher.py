@@ -347,7 +347,7 @@ class Fetcher(Closing):
     def _fetch(self, request: Request) -> None:
         try:
             with RequestMemory(self._buffers) as memory:
-                request.queue.receiver.fetch(request, memory)
+                request.queue.fetch(request, memory)
         except BaseException as error:  # noqa: BLE001 - raised again by who waits for the spans
             for one in request.spans:
                 self.fail(request, one, error)

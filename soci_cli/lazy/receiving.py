@@ -31,7 +31,7 @@ _LONGEST_PAUSE = 0.05
 
 
 class LayerReceiver(Closing):
-    """Carries out the requests for one layer. Implements `Receiver`; several threads may use it.
+    """Carries out the requests for one layer. Several threads may use it.
 
     Every span's compressed bytes are checked against the digest in the zTOC before they are inflated. Two
     processes cause one request for a span, by the lock on the cache's entry.
@@ -52,6 +52,7 @@ class LayerReceiver(Closing):
         self._layer = layer
         self._digests = ztoc.span_digests
         self._table = table
+        self._spans = ztoc.spans
         self._cached = cached
         self._in_order = False  # the source ignores Range
         self._forward = _Forward(source, layer)
@@ -60,16 +61,8 @@ class LayerReceiver(Closing):
         """Lets go of a connection that was read on."""
         self._forward.close()
 
-    def packed_size(self, number: int) -> int:
-        """See `Receiver.packed_size`."""
-        return self._table.sizes(number)[0]
-
-    def together(self, first: int, is_wanted: Callable[[int], bool], limit: int) -> list[int]:
-        """See `SpanTable.together`."""
-        return self._table.together(first, is_wanted, limit)
-
     def fetch(self, request: Request, memory: RequestMemory) -> None:
-        """See `Receiver.fetch`: all at once where nobody else has or fetches some of the spans."""
+        """See `Fetch`: all at once where nobody else has or fetches some of the spans."""
         left = list(request.spans)
         while left:
             request.check()
@@ -151,8 +144,8 @@ class LayerReceiver(Closing):
         memory: RequestMemory,
     ) -> None:
         """One request for ascending spans, and for what lies between them."""
-        begin, _ = self._table.compressed_range(spans[0].number)
-        _, end = self._table.compressed_range(spans[-1].number)
+        begin, _ = self._spans.compressed_range(spans[0].number)
+        _, end = self._spans.compressed_range(spans[-1].number)
         fetch = self._source.fetch_while
         with (
             self._logged(spans, end - begin),
@@ -162,8 +155,8 @@ class LayerReceiver(Closing):
                 self._in_order = True
             reader = _Reader(stream, begin, self._arrived(request))
             for one in spans:
-                packed = memory.packed(self.packed_size(one.number))
-                size = reader.range(*self._table.compressed_range(one.number), packed.view)
+                packed = memory.packed(self._table.packed_size(one.number))
+                size = reader.range(*self._spans.compressed_range(one.number), packed.view)
                 if one is request.spans[-1]:
                     self._fetcher.received(request)
                 self._finish(request, one, claims[one.number], size, memory)
@@ -178,12 +171,12 @@ class LayerReceiver(Closing):
     ) -> None:
         """Reads on through the whole layer, up to what is wanted; what passes by is kept on the disk."""
         wanted = {one.number: one for one in spans}
-        size = sum(self.packed_size(number) for number in wanted)
+        size = sum(self._table.packed_size(number) for number in wanted)
         with self._logged(spans, size), stream.begun(min(wanted), self._arrived(request)):
             while stream.next <= max(wanted):
                 number = stream.next
-                packed = memory.packed(self.packed_size(number))
-                size = stream.take(*self._table.compressed_range(number), packed.view)
+                packed = memory.packed(self._table.packed_size(number))
+                size = stream.take(*self._spans.compressed_range(number), packed.view)
                 if number in wanted:
                     self._finish(request, wanted[number], claims[number], size, memory)
                 elif not self._cached.has(number) and self._is_right(number, packed.view[:size]):
@@ -225,7 +218,7 @@ class LayerReceiver(Closing):
         One that is wrong does no harm to those beside it.
         """
         number = one.number
-        packed = memory.packed(self.packed_size(number))
+        packed = memory.packed(self._table.packed_size(number))
         try:
             if not self._is_right(number, packed.view[:size]):
                 size = self._receive_again(request, number, packed.view)
@@ -248,7 +241,7 @@ class LayerReceiver(Closing):
 
     def _receive_again(self, request: Request, number: int, packed: memoryview) -> int:
         """A span whose bytes were wrong or too few; its size. IntegrityError when they are so again."""
-        start, end = self._table.compressed_range(number)
+        start, end = self._spans.compressed_range(number)
         fetch = self._source.fetch_while
         with fetch(request.check, self._layer, start, end - start) as stream:
             size = _Reader(stream, start, self._arrived(request)).range(start, end, packed)
@@ -264,11 +257,11 @@ class LayerReceiver(Closing):
         """The content of a span of which `size` compressed bytes are in `memory`."""
         packed_size, wanted = self._table.sizes(number)
         packed = memory.packed(packed_size)
-        if not self._table.spans.is_gzip:
+        if not self._spans.is_gzip:
             yield _complete(packed.view[:size][:wanted], wanted)
             return
         with memory.plain(wanted) as plain:
-            pieces = inflate_span(self._table.spans, number, packed, size, plain, wanted)
+            pieces = inflate_span(self._spans, number, packed, size, plain, wanted)
             yield _complete(plain.view[: next(pieces, 0)], wanted)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from enum import IntEnum
-from typing import Protocol
+from typing import TypeAlias
 
 from soci_cli.lazy.buffers import RequestMemory
 from soci_cli.lazy.entries import AnyEntry
 from soci_cli.lazy.layer_bytes import Name
+from soci_cli.lazy.span_table import SpanTable
 from soci_cli.lazy.stats import Stats
 from soci_cli.parallel import Stopped
 
@@ -90,25 +91,18 @@ class Request:
         self.check()
 
 
-class Receiver(Protocol):
-    """Fetches spans of one layer."""
-
-    def fetch(self, request: Request, memory: RequestMemory) -> None:
-        """Gets the spans of a request and says so to `Fetcher`. It may raise: those that are left fail."""
-
-    def packed_size(self, number: int) -> int:
-        """The compressed size of a span."""
-
-    def together(self, first: int, is_wanted: Callable[[int], bool], limit: int) -> list[int]:
-        """See `SpanTable.together`."""
+Fetch: TypeAlias = Callable[[Request, RequestMemory], None]
+"""Gets the spans of a request and says so to `Fetcher`. It may raise: those that are left fail."""
 
 
 class SpanQueue:
     """The wanted spans of one layer, by number."""
 
-    def __init__(self, receiver: Receiver, requests: int, deadline: float, stats: Stats) -> None:
+    def __init__(
+        self, table: SpanTable, fetch: Fetch, requests: int, deadline: float, stats: Stats
+    ) -> None:
         """See `Fetching` for `requests` and `deadline`."""
-        self.receiver = receiver
+        self.fetch = fetch
         self.requests = requests
         self.deadline = deadline
         self.stats = stats
@@ -121,6 +115,7 @@ class SpanQueue:
         """Those of them that still need the network."""
         self.given_up: set[Request] = set()
         self.spans: dict[int, PendingSpan] = {}
+        self._table = table
         self._waiting: dict[Priority, dict[int, PendingSpan]] = {one: {} for one in Priority}
 
     @property
@@ -153,7 +148,7 @@ class SpanQueue:
     def next_size(self, priority: Priority) -> int | None:
         """The memory that the first span of this priority needs; None when none waits."""
         first = next(iter(self._waiting[priority]), None)
-        return None if first is None else self.receiver.packed_size(first)
+        return None if first is None else self._table.packed_size(first)
 
     def take(self, priority: Priority, also: Sequence[Priority]) -> Request:
         """A request for the first span of this priority, and what comes best with it.
@@ -163,12 +158,10 @@ class SpanQueue:
         first = next(iter(self._waiting[priority]))
         among = [self._waiting[one] for one in (priority, *also)]
         limit = _MAX_REQUEST if priority <= Priority.READAHEAD else _SMALL_REQUEST
-        receiver = self.receiver
-        numbers = receiver.together(
-            first, lambda number: any(number in one for one in among), limit
-        )
+        table = self._table
+        numbers = table.together(first, lambda number: any(number in one for one in among), limit)
         spans = [self.spans[number] for number in numbers]
-        request = Request(self, spans, max(map(receiver.packed_size, numbers)))
+        request = Request(self, spans, max(map(table.packed_size, numbers)))
         for one in spans:
             del self._waiting[one.priority][one.number]
             one.request = request

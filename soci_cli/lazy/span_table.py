@@ -57,10 +57,6 @@ class SpanTable:
         last = number + 1 == len(self._starts)
         return start, max(start, self.size) if last else self._starts[number + 1]
 
-    def compressed_range(self, number: int) -> tuple[int, int]:
-        """First and last-plus-one compressed byte of a span; neighbours can share a byte."""
-        return self.spans.compressed_range(number)
-
     def sizes(self, number: int) -> tuple[int, int]:
         """A span's compressed and uncompressed size. InvalidDataError when one is out of all reason."""
         start, end = self.spans.compressed_range(number)
@@ -73,6 +69,11 @@ class SpanTable:
                 span=number,
             )
         return end - start, last - first
+
+    def packed_size(self, number: int) -> int:
+        """A span's compressed size."""
+        start, end = self.spans.compressed_range(number)
+        return end - start
 
     def is_sane(self, number: int) -> bool:
         """Whether a span can be read lazily."""

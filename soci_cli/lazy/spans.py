@@ -54,9 +54,13 @@ class LayerSpans(LayerBytes):
         self._readahead = Readahead(self._table.count_in(fetching.readahead))
         self._receiver = LayerReceiver(fetching, source, layer, ztoc, self._table, self._cached)
         self._queue = SpanQueue(
-            self._receiver, fetching.requests, fetching.deadline, fetching.stats
+            self._table,
+            self._receiver.fetch,
+            fetching.requests,
+            fetching.deadline,
+            fetching.stats,
         )
-        self.mutex = threading.Lock()
+        self._mutex = threading.Lock()
         # Where the span that was read last begins and ends: most reads are of the same one again.
         self._latest: tuple[int, int, AnyEntry | None] = 0, 0, None
         self._fetcher.add(self._queue)
@@ -95,8 +99,8 @@ class LayerSpans(LayerBytes):
     def submit(self, offset: int, length: int, name: Name = no_name) -> Future[bytes]:
         """See `LayerBytes.submit`."""
         numbers = self._holding(offset, length)
-        read = _Read(self, numbers, offset, length, name)
         self._read_ahead(numbers, name)
+        read = _Read(self, numbers, offset, length, name)
         if any(map(self._cached.is_here, numbers)):
             self._fetcher.run(read.run)  # opening and reading a file may wait for the disk
         else:
@@ -106,8 +110,8 @@ class LayerSpans(LayerBytes):
     def read(self, offset: int, length: int, name: Name = no_name) -> bytes:
         """See `LayerBytes.read`."""
         numbers = self._holding(offset, length)
-        read = _Read(self, numbers, offset, length, name)
         self._read_ahead(numbers, name)
+        read = _Read(self, numbers, offset, length, name)
         read.run()
         return read.future.result()
 
@@ -156,33 +160,19 @@ class LayerSpans(LayerBytes):
         for number in numbers:
             self._cached.find(number)
 
-    # For one read.
-
-    def parts(self, numbers: range, offset: int, length: int) -> list[tuple[int, int, int]]:
-        """See `SpanTable.parts`."""
-        return list(self._table.parts(numbers, offset, length))
-
-    def find(self, number: int) -> AnyEntry | None:
-        """A span that is here, as far as is known."""
-        return self._cached.find(number) if self._cached.is_here(number) else None
-
-    def demand(self, numbers: Sequence[int], name: Name) -> list[PendingSpan]:
+    def _demand(self, numbers: Sequence[int], name: Name) -> list[PendingSpan]:
         """Spans that a reader waits for."""
         for number in numbers:
             self._table.sizes(number)  # may raise, which it must not do later
         self._fetching.stats.misses += len(numbers)
         return self._fetcher.want(self._queue, numbers, Priority.DEMAND, name)
 
-    def count_hits(self, count: int) -> None:
-        """So many spans were here."""
-        self._fetching.stats.hits += count
-
-    def drop(self, number: int) -> None:
+    def _drop(self, number: int) -> None:
         """A span turned out to be damaged."""
         self._latest = 0, 0, None
         self._cached.drop(number)
 
-    def located(self, error: BaseException, span: int | None = None) -> BaseException:
+    def _located(self, error: BaseException, span: int | None = None) -> BaseException:
         """An error with the layer's name in it."""
         if not isinstance(error, SociError):
             return error
@@ -236,7 +226,7 @@ class _Read:
     ) -> None:
         self.future: Future[bytes] = Future()
         self._layer = layer
-        self._parts = layer.parts(numbers, offset, length)
+        self._parts = list(layer._table.parts(numbers, offset, length))
         self._name = name
         self._entries: dict[int, AnyEntry] = {}
         self._fetched: set[int] = set()
@@ -245,14 +235,14 @@ class _Read:
     def run(self) -> None:
         """Reads what is here and demands the rest; waits for the disk only."""
         try:
-            missing = []
+            cached, missing = self._layer._cached, []
             for number, _, _ in self._parts:
-                entry = self._layer.find(number)
+                entry = cached.find(number) if cached.is_here(number) else None
                 if entry is None:
                     missing.append(number)
                 else:
                     self._entries[number] = entry
-            self._layer.count_hits(len(self._entries))
+            self._layer._fetching.stats.hits += len(self._entries)
             self._go_on(missing)
         except BaseException as error:  # noqa: BLE001 - raised again by who waits
             self._fail(error)
@@ -262,7 +252,7 @@ class _Read:
             self._finish()
             return
         self._fetched.update(missing)
-        pending = self._layer.demand(missing, self._name)
+        pending = self._layer._demand(missing, self._name)
         self._left = len(pending)
         for one in pending:
             one.future.add_done_callback(partial(self._arrived, one.number))
@@ -270,9 +260,9 @@ class _Read:
     def _arrived(self, number: int, future: Future[AnyEntry]) -> None:
         error = future.exception()
         if error is not None:
-            self._fail(self._layer.located(error, number))
+            self._fail(self._layer._located(error, number))
             return
-        with self._layer.mutex:
+        with self._layer._mutex:
             self._entries[number] = future.result()
             self._left -= 1
             is_last = not self._left
@@ -287,7 +277,7 @@ class _Read:
         for number, begin, count in self._parts:
             piece = self._entries[number].read(begin, count)
             if len(piece) != count:
-                self._layer.drop(number)
+                self._layer._drop(number)
                 damaged.append(number)
             pieces.append(piece)
         if not damaged:
@@ -295,8 +285,12 @@ class _Read:
         elif self._fetched.isdisjoint(damaged):
             self._go_on(damaged)
         else:
-            raise IntegrityError("its file in the cache was cut short; is the disk in order?")
+            root = self._layer._fetching.cache.root
+            raise IntegrityError(
+                f"its file in the cache was cut short; is the disk of {root} in order?",
+                span=damaged[0],
+            )
 
     def _fail(self, error: BaseException) -> None:
         with suppress(InvalidStateError):  # it has failed already
-            self.future.set_exception(self._layer.located(error))
+            self.future.set_exception(self._layer._located(error))
