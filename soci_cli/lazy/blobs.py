@@ -74,7 +74,7 @@ def _stored(source: Source, blob: Descriptor, cache: Cache) -> Entry | None:
 
 
 def _cached(source: Source, blob: Descriptor, cache: Cache) -> Entry | None:
-    return cache.open_blob(blob.digest)
+    return cache.find_unchecked(blob_key(blob.digest))
 
 
 def _fetched(source: Source, blob: Descriptor, cache: Cache) -> Entry | None:

@@ -192,24 +192,9 @@ class Cache(Closing):
         self.remove(key)
         return None
 
-    def find_again(self, key: str) -> Entry | None:
-        """As `find`, for one that this process has checked before: only its header is."""
+    def find_unchecked(self, key: str) -> Entry | None:
+        """As `find`, for bytes that somebody else checks, or that this process checked before."""
         return self._begin(key)[0]
-
-    def load(self, key: str) -> bytes | None:
-        """The bytes of an entry; None when it is absent or damaged."""
-        entry, checksum = self._begin(key)
-        if entry is None:
-            return None
-        data = entry.read(0, entry.size)
-        if len(data) == entry.size and zlib_ng.crc32(data) == checksum:
-            return data
-        self.remove(key)
-        return None
-
-    def open_blob(self, digest: str) -> Entry | None:
-        """What is kept as a small blob, such as a zTOC; whether it has its digest, the caller checks."""
-        return self._begin(blob_key(digest))[0]
 
     def open(self, key: str) -> Entry | None:
         """An entry without a header, which counts as read now; None when it is absent."""

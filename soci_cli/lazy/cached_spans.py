@@ -57,7 +57,8 @@ class CachedSpans:
         # A file can only be damaged before this process began: by a crash of the machine.
         key = f"{self._prefix}{number}"
         is_checked = self._state[number] & _CHECKED
-        entry = self._cache.find_again(key) if is_checked else self._cache.find(key)
+        cache = self._cache
+        entry = cache.find_unchecked(key) if is_checked else cache.find(key)
         start, end = self._table.range(number)
         if entry is None or entry.size != end - start:
             self._state[number] &= ~_HERE
