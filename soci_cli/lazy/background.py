@@ -1,7 +1,7 @@
-"""Fetching what nobody asked for yet: what an image wants prefetched, and then all the rest, slowly.
+"""Fetching before anything is read: what an image wants prefetched, and then all the rest, slowly.
 
-It is done in small requests, which wait while somebody reads what is not here. No thread sleeps for it: the
-steps are run by the threads of `Fetcher`.
+It is done in small requests, which wait while a reader waits for a span. No thread sleeps for it: those of
+`Fetcher` run the steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ATTEMPTS = 3
 class BackgroundOptions:
     """When to fetch in the background, as the reference's settings of these names say; times in seconds.
 
-    Every `fetch_period` one request, but only when nobody had to wait for a span in the last
+    Every `fetch_period` one request, but only when no reader had to wait for a span in the last
     `silence_period`; of `max_queue_size` layers at most, the lowest ones.
     """
 
@@ -75,7 +75,7 @@ _Work: TypeAlias = Generator[float | _Chunk, _Outcome | None, None]
 class BackgroundFetcher(Closing):
     """Fetches the spans of an image's layers into the cache.
 
-    What fails is tried again a few times, and left to whoever reads it. Layers that were unpacked whole
+    What fails is tried again a few times, and left to its readers. Layers that were unpacked whole
     need nothing.
     """
 

@@ -49,7 +49,7 @@ def metadata_key(name: str) -> str:
 
 
 class Claim(Closing):
-    """The right to write an entry, which nobody else has until `commit` or `close`.
+    """The right to write an entry, which is exclusive until `commit` or `close`.
 
     When it is not real, because the cache cannot be written, what is put is forgotten.
     """
@@ -193,7 +193,7 @@ class Cache(Closing):
         return None
 
     def find_unchecked(self, key: str) -> Entry | None:
-        """As `find`, for bytes that somebody else checks, or that this process checked before."""
+        """As `find`, for bytes that the caller checks, or that this process checked before."""
         return self._begin(key)[0]
 
     def open(self, key: str) -> Entry | None:
@@ -228,14 +228,14 @@ class Cache(Closing):
     # Writing.
 
     def claim(self, key: str) -> Claim | None:
-        """The right to write an entry; None when somebody else is writing it now.
+        """The right to write an entry; None while another thread or process has it.
 
-        Look again whether it is there: somebody may have written it just before.
+        Look again whether the entry is there: it may have been written just before.
         """
         return self._claim(key, _part_of(key))
 
     def claim_beside(self, key: str) -> Claim | None:
-        """The same right for an entry that somebody else is writing too slowly: the last one counts."""
+        """The same right beside another writer, which takes too long: the last one counts."""
         return self._claim(key, _part_of(f"{key}.{os.urandom(4).hex()}"))
 
     def _claim(self, key: str, part: str) -> Claim | None:
@@ -252,7 +252,7 @@ class Cache(Closing):
                 break
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever had the lock before has renamed or removed the file since.
+                # The holder of the lock before this may have renamed or removed the file.
                 if self._directory.is_same(fd, part):
                     os.ftruncate(fd, 0)
                     return Claim(self._directory, self._eviction, key, part, fd)
@@ -270,7 +270,7 @@ class Cache(Closing):
         return Claim(self._directory, self._eviction, key, "", -1)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write an entry, unless somebody else is doing so."""
+        """Write an entry, unless another thread or process is writing it."""
         claim = self.claim(key)
         if claim is not None:
             with claim:

@@ -49,7 +49,7 @@ class CacheDirectory(Closing):
 
     def _make(self) -> int:
         with suppress(OSError):
-            # What is in private images is nobody else's business.
+            # Files of private images are for this user only.
             os.mkdir(self.root.name, 0o700, dir_fd=self._parent)
         return os.open(self.root.name, _DIRECTORY, dir_fd=self._parent)
 
@@ -94,7 +94,7 @@ class CacheDirectory(Closing):
                 os.rmdir(key, dir_fd=self.fd)
 
     def make_parents(self, key: str) -> None:
-        """Make the directories of a key, and the whole again when somebody removed it."""
+        """Make the directories of a key, and the cache's own where it was removed."""
         if not os.fstat(self.fd).st_nlink:
             fd = self._make()
             os.dup2(fd, self.fd, inheritable=False)  # other threads may be using the number

@@ -1,7 +1,7 @@
 """Entries of the cache that are open, and those that stay in memory where the disk takes none.
 
 Open entries are read from their files, so the kernel's page cache is the cache in memory. They outlive
-their eviction: the file is closed when nobody has the object any more.
+their eviction: the file is closed with the last reference to the object.
 """
 
 from __future__ import annotations

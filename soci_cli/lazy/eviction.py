@@ -99,7 +99,7 @@ class Eviction:
         return before - after
 
     def _lock(self, fd: int) -> bool:
-        """Waits a moment for who is evicting now, where much was written since."""
+        """Waits a moment for the process that evicts now, where much was written since."""
         for _ in range(_ATTEMPTS):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

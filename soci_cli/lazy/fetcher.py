@@ -51,7 +51,7 @@ class Fetcher(Closing):
         self.open = OpenEntries()
         self.ztocs = Ztocs()
         self.last_demand = clock()
-        """When somebody last had to wait for a span."""
+        """When a reader last had to wait for a span."""
         self._buffers = Buffers(_KEPT_BUFFERS, max(2, os.cpu_count() or 1))
         self._changed = threading.Condition()
         self._queues: set[SpanQueue] = set()
@@ -169,7 +169,7 @@ class Fetcher(Closing):
         self.open.clear()
         self._buffers.clear()
 
-    # For who carries out a request.
+    # For the thread that carries out a request.
 
     def done(self, request: Request, one: PendingSpan, entry: AnyEntry) -> None:
         """A span of a request is here."""
@@ -219,7 +219,7 @@ class Fetcher(Closing):
         self._need_timer(_WATCHED_EVERY)
 
     def _need_timer(self, pause: float) -> None:
-        """Sees that somebody looks at the time after so many seconds."""
+        """Makes sure that the timer looks at the clock within so many seconds."""
         if time.monotonic() + pause < self._wakes_at:
             self._tick.set()
         if self._timer is None:
@@ -284,7 +284,7 @@ class Fetcher(Closing):
         return None if request is None else partial(self._fetch, request)
 
     def _need_thread(self) -> None:
-        """Sees that somebody looks for work. Who finds some calls this again, so there is one for each.
+        """Makes sure that a thread looks for work. One that finds some calls this again, so each has one.
 
         RuntimeError when there is no thread and none can be started.
         """
@@ -348,7 +348,7 @@ class Fetcher(Closing):
         try:
             with RequestMemory(self._buffers) as memory:
                 request.queue.fetch(request, memory)
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits for the spans
+        except BaseException as error:  # noqa: BLE001 - raised again where the spans are used
             for one in request.spans:
                 self.fail(request, one, error)
         finally:

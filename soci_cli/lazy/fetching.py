@@ -17,8 +17,9 @@ class Fetching(Closing):
     """The cache, the counts, how an image is fetched, and the threads that do it.
 
     `requests` are under way for a layer at once. `readahead` uncompressed bytes are fetched ahead of a
-    reader who goes through a layer in order; 0 fetches what is asked for. A reader waits at most `deadline`
-    seconds for the next byte. Images of one process should share a `fetcher`; one that is given stays open.
+    reader that goes through a layer in order; 0 fetches what is asked for. A reader waits at most
+    `deadline` seconds for the next byte. Images of one process should share a `fetcher`; one that is given
+    stays open.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ Name: TypeAlias = Callable[[], bytes]
 
 
 def no_name() -> bytes:
-    """For a file that nobody knows."""
+    """For a file of unknown name."""
     return b""
 
 
@@ -30,7 +30,7 @@ def errors_of(future: Future[bytes]) -> Iterator[None]:
     """What the block raises is the error of a future."""
     try:
         yield
-    except BaseException as error:  # noqa: BLE001 - raised again by who waits
+    except BaseException as error:  # noqa: BLE001 - raised again where the result is used
         future.set_exception(error)
 
 

@@ -1,4 +1,4 @@
-"""What to fetch before it is asked for: after readers who go on in order, and of ranges that are known."""
+"""What to fetch before it is asked for: ahead of readers in order, and of known ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SLACK = 2  # spans that a reader in order may be off
 
 
 class Readahead:
-    """Recognizes readers who go through a layer in order, by the spans that they read.
+    """Recognizes readers that go through a layer in order, by the spans that they read.
 
     The first span of a reader is nothing special. From the second on more and more spans are fetched
     ahead, up to `most`.
@@ -19,7 +19,7 @@ class Readahead:
 
     def __init__(self, most: int) -> None:
         self.latest = -1
-        """The span of the last call; who reads on in it changes nothing."""
+        """The span of the last call; reading on in it changes nothing."""
         self._most = most
         self._readers: deque[_Reader] = deque(maxlen=_READERS)
         self._mutex = threading.Lock()

@@ -62,14 +62,14 @@ class LayerReceiver(Closing):
         self._forward.close()
 
     def fetch(self, request: Request, memory: RequestMemory) -> None:
-        """See `Fetch`: all at once where nobody else has or fetches some of the spans."""
+        """See `Fetch`: all at once, but for spans that another process has or fetches."""
         left = list(request.spans)
         while left:
             request.check()
             with ExitStack() as stack:
                 stream = None
                 if self._in_order:
-                    # Before the claims: what passes by is kept where nobody else has claimed it.
+                    # Before the claims: the spans that pass by are kept where they are not claimed.
                     stream = stack.enter_context(self._in_turn(request))
                 claims = self._claim(request, left)
                 for claim in claims.values():
@@ -84,7 +84,7 @@ class LayerReceiver(Closing):
 
     @contextmanager
     def _in_turn(self, request: Request) -> Iterator[_Forward]:
-        """The one stream of the whole layer, when nobody else reads on in it."""
+        """The one stream of the whole layer, when no other request reads on in it."""
         while True:
             stream = self._forward
             if stream.turn.acquire(timeout=_LONGEST_PAUSE):
@@ -103,8 +103,8 @@ class LayerReceiver(Closing):
     def _claim(self, request: Request, spans: list[PendingSpan]) -> dict[int, Claim]:
         """The right to fetch the first span, and those after it that are free; empty when it is here.
 
-        While another process fetches the first one, it is waited for; holding no lock, so nobody can wait
-        in a circle.
+        While another process fetches the first one, this waits for it, and holds no lock meanwhile, so
+        that processes never wait in a circle.
         """
         first, cached = spans[0], self._cached
         is_stuck = self._fetcher.is_given_up(request.queue, first.number)
@@ -223,7 +223,7 @@ class LayerReceiver(Closing):
             if not self._is_right(number, packed.view[:size]):
                 size = self._receive_again(request, number, packed.view)
             with self._inflated(number, size, memory) as data:
-                # Counted first: as soon as it is on the disk, somebody may find it there.
+                # Counted first: as soon as it is on the disk, another thread may find it there.
                 self._cached.count(number, one.source, size)
                 entry: AnyEntry = claim.put(data) or HeldEntry(bytes(data))
         except (IntegrityError, InvalidDataError) as error:
@@ -311,13 +311,13 @@ class _Reader:
 class _Forward(Closing):
     """One stream of a whole layer that is read on and on, for a source that ignores Range.
 
-    It is used by who has `turn`.
+    The request that has `turn` uses it.
     """
 
     def __init__(self, source: Source, layer: Descriptor) -> None:
         self.turn = threading.Lock()
         self.user: Request | None = None
-        """Who has the turn, or had it last."""
+        """The request that has the turn, or had it last."""
         self.next = 0
         """The span that comes next."""
         self._source = source

@@ -18,7 +18,7 @@ from soci_cli.lazy.stats import Stats
 from soci_cli.parallel import Stopped
 
 _MAX_REQUEST = 4 << 20  # compressed bytes of a request: the first of them should come soon
-_SMALL_REQUEST = 2 << 20  # of one that nobody waits for
+_SMALL_REQUEST = 2 << 20  # of one without a waiting reader
 
 
 class Priority(IntEnum):
@@ -61,7 +61,7 @@ class PendingSpan:
 
     @property
     def last_byte(self) -> float:
-        """When something last came for it: while it waits behind others, what comes for those counts."""
+        """When a byte last came for it, or for the spans of its layer that it waits behind."""
         moved = self.queue.moved if self.request is None else self.request.moved
         return max(self.demanded, moved)
 
@@ -81,7 +81,7 @@ class Request:
         self.is_given_up = False
 
     def check(self) -> None:
-        """Raises Stopped when nobody wants it any more."""
+        """Raises Stopped when it was given up, or its layer was closed."""
         if self.is_given_up or self.queue.is_closed:
             raise Stopped("stopped")
 

@@ -26,7 +26,7 @@ from soci_cli.oci import Descriptor
 from soci_cli.targets import Source
 from soci_cli.ztoc import Ztoc
 
-_HORIZON = 64 << 20  # what is fetched ahead of somebody who goes through known ranges
+_HORIZON = 64 << 20  # uncompressed bytes fetched ahead of a reader of known ranges
 _HELD_AHEAD = MAX_HELD // 4  # the same where the disk takes nothing
 
 
@@ -140,7 +140,7 @@ class LayerSpans(LayerBytes):
             raise error.at(place=self._place, layer=self.layer.digest) from None
 
     def _read_ahead(self, numbers: range, name: Name) -> None:
-        """Fetches ahead of readers who go through the layer in order."""
+        """Fetches ahead of readers that go through the layer in order."""
         if numbers and numbers[-1] != self._readahead.latest:
             ahead = self._readahead.after(numbers)
             if self._fetcher.open.is_holding:
@@ -244,7 +244,7 @@ class _Read:
                     self._entries[number] = entry
             self._layer._fetching.stats.hits += len(self._entries)
             self._go_on(missing)
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is used
             self._fail(error)
 
     def _go_on(self, missing: list[int]) -> None:
@@ -269,7 +269,7 @@ class _Read:
         if is_last:
             try:
                 self._finish()
-            except BaseException as problem:  # noqa: BLE001 - raised again by who waits
+            except BaseException as problem:  # noqa: BLE001 - raised again where the result is used
                 self._fail(problem)
 
     def _finish(self) -> None:
