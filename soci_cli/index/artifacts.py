@@ -16,7 +16,7 @@ from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError, NotFoundError, UsageError
 from soci_cli.index.build import PlatformReport
 from soci_cli.index.image import Image, ImageManifest
-from soci_cli.index.layers import KnownZtoc
+from soci_cli.index.memory import KnownZtoc
 from soci_cli.index.model import (
     INDEX_DIGEST,
     INDEX_TYPE_V1,

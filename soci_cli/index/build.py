@@ -15,16 +15,13 @@ from soci_cli import defaults
 from soci_cli.errors import SociError, UsageError
 from soci_cli.index.image import ImageManifest, choose, image_before, manifest_of, read_image
 from soci_cli.index.layers import (
-    KnownZtoc,
     LayerIndexer,
     LayerReport,
-    ZtocMemory,
-    ZtocSettings,
     compression_of,
     short,
     skip_reason,
 )
-from soci_cli.index.memory import known_ztocs
+from soci_cli.index.memory import KnownZtoc, ZtocMemory, ZtocSettings
 from soci_cli.index.model import (
     EMPTY_CONFIG,
     INDEX_TYPE_V1,
@@ -208,7 +205,7 @@ def index_image(
             stack.enter_context(before)
         earlier = image_before(before)
         images = [*earlier, (source, image)]
-        memory = known_ztocs(images, target, options.ztoc_settings, known, force=options.force)
+        memory = ZtocMemory(images, target, options.ztoc_settings, known, force=options.force)
         work = _Indexing(source, picked, options, memory)
         if earlier and work.may_be_done():
             # What differs ends the rehearsal; what is wrong will come up again below.

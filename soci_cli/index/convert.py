@@ -23,12 +23,11 @@ from soci_cli.index.image import Image, choose, diff_ids_of, image_before, manif
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
-    ZtocMemory,
     compression_of,
     short,
     skip_reason,
 )
-from soci_cli.index.memory import known_ztocs
+from soci_cli.index.memory import ZtocMemory
 from soci_cli.index.model import (
     BUILD_TOOL,
     SPAN_SIZE,
@@ -90,7 +89,7 @@ def convert(
             stack.enter_context(before)
         image = read_image(source)
         earlier = image_before(before)
-        memory = known_ztocs(
+        memory = ZtocMemory(
             [*earlier, (source, image)], target, options.ztoc_settings, force=options.force
         )
         made: dict[str, tuple[Descriptor, ...]] = {}

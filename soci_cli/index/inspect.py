@@ -16,7 +16,8 @@ from soci_cli.index.model import (
     span_size_of,
     ztocs_by_layer,
 )
-from soci_cli.oci import Descriptor, Manifest, canonical, parse_manifest, platforms
+from soci_cli.index.prefetch import decode_prefetch
+from soci_cli.oci import Descriptor, Manifest, parse_manifest, platforms
 from soci_cli.oci.media_types import is_manifest
 from soci_cli.targets import Source, read_blob
 from soci_cli.ztoc import decode_ztoc
@@ -188,14 +189,5 @@ def _prefetch_spans(source: Source, blob: Descriptor | None) -> tuple[tuple[int,
     if blob is None:
         return ()
     with suppress(SociError):
-        value = canonical.loads(read_blob(source, blob), f"prefetch artifact {blob.digest}")
-        spans = value.get("prefetch_spans") if isinstance(value, dict) else None
-        if isinstance(spans, list):
-            return tuple(
-                (span["start_span"], span["end_span"])
-                for span in spans
-                if isinstance(span, dict)
-                and isinstance(span.get("start_span"), int)
-                and isinstance(span.get("end_span"), int)
-            )
+        return decode_prefetch(read_blob(source, blob), blob.digest).spans
     return ()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from soci_cli.errors import (
     IntegrityError,
@@ -15,6 +14,7 @@ from soci_cli.errors import (
     UnsupportedLayerError,
     errors_at,
 )
+from soci_cli.index.memory import KnownZtoc, ZtocMemory, ZtocSettings
 from soci_cli.oci import Descriptor, VerifyingReader, encoded_of, media_types
 from soci_cli.progress import Task
 from soci_cli.targets import Source, Target, Writer, copy_blob, may_link, read_blob
@@ -30,24 +30,6 @@ from soci_cli.ztoc.codec import MAX_ZTOC_SIZE, ZtocHead, read_head
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
-
-@dataclass(frozen=True)
-class KnownZtoc:
-    """A zTOC that exists already, and the place that has it."""
-
-    descriptor: Descriptor
-    place: Source
-
-
-class ZtocMemory(Protocol):
-    """Remembers zTOCs that exist already, so that they need not be built again."""
-
-    def recall(self, layer: str) -> Sequence[KnownZtoc]:
-        """zTOCs of the layer with this digest, most likely of the span size and tool at hand."""
-
-    def remember(self, layer: str, ztoc: Descriptor) -> None:
-        """A zTOC was built, and is in the target."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +75,6 @@ def skip_reason(layer: Descriptor, source: Source, min_layer_size: int) -> str:
     if compression not in ("gzip", "uncompressed"):
         return f"its compression cannot be indexed: {compression}"
     return ""
-
-
-@dataclass(frozen=True)
-class ZtocSettings:
-    """How zTOCs are built: the span size in bytes and the tool that they name."""
-
-    span_size: int
-    build_tool_identifier: str
 
 
 class LayerIndexer:

@@ -8,40 +8,72 @@ as trustworthy as the image's layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from soci_cli.index.image import Image
-from soci_cli.index.layers import KnownZtoc, ZtocMemory, ZtocSettings
 from soci_cli.index.model import BUILD_TOOL, SPAN_SIZE, ztocs_by_layer
 from soci_cli.oci import Descriptor
-from soci_cli.targets import Source, Store, Target
+from soci_cli.targets import Source, Target
 
 _KIND = "ztoc"
 
 
-class _NoMemory:
-    def recall(self, layer: str) -> Sequence[KnownZtoc]:
-        return ()
+@dataclass(frozen=True)
+class KnownZtoc:
+    """A zTOC that exists already, and the place that has it."""
 
-    def remember(self, layer: str, ztoc: Descriptor) -> None:
-        pass
+    descriptor: Descriptor
+    place: Source
 
 
-class _ImageMemory(_NoMemory):
-    """Knows the zTOCs that images carry, and others by layer; remembers nothing new."""
+@dataclass(frozen=True)
+class ZtocSettings:
+    """How zTOCs are built: the span size in bytes and the tool that they name."""
+
+    span_size: int
+    build_tool_identifier: str
+
+
+class ZtocMemory:
+    """The zTOCs that a command need not build; those that it builds are recorded in the local store."""
 
     def __init__(
         self,
         images: Iterable[tuple[Source, Image]],
+        target: Target,
         settings: ZtocSettings,
-        others: Mapping[str, Sequence[KnownZtoc]],
+        others: Mapping[str, Sequence[KnownZtoc]] = MappingProxyType({}),
+        *,
+        force: bool,
     ) -> None:
-        self._known: dict[str, list[KnownZtoc]] = {}
-        for place, image in images:
-            self._learn(place, image, settings)
-        self._others = others
+        """`images` may carry some; each comes with its place: the source, and the target as it was.
 
-    def _learn(self, place: Source, image: Image, settings: ZtocSettings) -> None:
+        `others` are further zTOCs by the digest of their layer. With `force` none is found.
+        """
+        self._target = target
+        self._key = f"{settings.span_size} {settings.build_tool_identifier}"
+        self._force = force
+        self._others = others
+        self._carried: dict[str, list[KnownZtoc]] = {}
+        for place, image in images:
+            self._add(place, image, settings)
+
+    def recall(self, layer: str) -> Sequence[KnownZtoc]:
+        """zTOCs of the layer with this digest, most likely of the span size and tool at hand."""
+        if self._force:
+            return ()
+        store = self._target.store
+        if store and (found := store.recall_derived(_KIND, layer, self._key)):
+            return [KnownZtoc(found, self._target)]
+        return [*self._carried.get(layer, ()), *self._others.get(layer, ())]
+
+    def remember(self, layer: str, ztoc: Descriptor) -> None:
+        """A zTOC was built, and is in the target."""
+        if self._target.store:
+            self._target.store.remember_derived(_KIND, layer, self._key, ztoc)
+
+    def _add(self, place: Source, image: Image, settings: ZtocSettings) -> None:
         for entry in image.manifests:
             index = entry.manifest
             if not entry.is_soci_index or index is None:
@@ -50,49 +82,4 @@ class _ImageMemory(_NoMemory):
                 continue
             for layer, ztoc in ztocs_by_layer(index).items():
                 if ztoc.annotations.get(SPAN_SIZE) == str(settings.span_size):
-                    self._known.setdefault(layer, []).append(KnownZtoc(ztoc, place))
-
-    def recall(self, layer: str) -> Sequence[KnownZtoc]:
-        return [*self._known.get(layer, ()), *self._others.get(layer, ())]
-
-
-class _StoreMemory:
-    """Knows what any command built into the local store, and writes down what is built now."""
-
-    def __init__(
-        self, target: Target, store: Store, settings: ZtocSettings, other: ZtocMemory | None
-    ) -> None:
-        self._target = target
-        self._store = store
-        self._key = f"{settings.span_size} {settings.build_tool_identifier}"
-        self._other = other
-
-    def recall(self, layer: str) -> Sequence[KnownZtoc]:
-        if self._other is None:
-            return ()
-        found = self._store.recall_derived(_KIND, layer, self._key)
-        return [KnownZtoc(found, self._target)] if found else self._other.recall(layer)
-
-    def remember(self, layer: str, ztoc: Descriptor) -> None:
-        self._store.remember_derived(_KIND, layer, self._key, ztoc)
-
-
-def known_ztocs(
-    images: Iterable[tuple[Source, Image]],
-    target: Target,
-    settings: ZtocSettings,
-    others: Mapping[str, Sequence[KnownZtoc]] = MappingProxyType({}),
-    *,
-    force: bool,
-) -> ZtocMemory:
-    """The zTOCs that a conversion need not build. With `force` none, but new ones are remembered.
-
-    `images` are those that may carry some, each with its place: the source, and the target as it was;
-    `others` are further zTOCs by the digest of their layer.
-    """
-    memory: ZtocMemory = _NoMemory()
-    if not force:
-        memory = _ImageMemory(images, settings, others)
-    if target.store is not None:
-        return _StoreMemory(target, target.store, settings, None if force else memory)
-    return memory
+                    self._carried.setdefault(layer, []).append(KnownZtoc(ztoc, place))

@@ -172,14 +172,12 @@ def _make_indexes(
     chosen = choose(image, options.platforms, options.all_platforms, source.name)
     made: list[PushedIndex] = []
     to_build: list[Platform] = []
-    there: dict[Platform, list[str]] = {}
+    there: dict[Platform, tuple[str, ...]] = {}
     for platform, entry in chosen:
         if entry.descriptor.digest not in kept_digests:
             continue
-        if options.existing_index != "allow":
-            known = target.referrers(entry.descriptor, INDEX_TYPE_V1)
-            there[platform] = [one.digest for one in known]
-        if there.get(platform) and options.existing_index == "skip":
+        there[platform] = _existing(target, entry, options)
+        if there[platform] and options.existing_index == "skip":
             name = platforms.format_platform(platform)
             observer.note(f"{name}: no SOCI index pushed, it has {there[platform][0]} already")
             continue
@@ -197,13 +195,20 @@ def _make_indexes(
         except NothingToIndexError as error:
             observer.note(f"pushed without a SOCI index: {error}")
     for one in made:
-        others = there.get(one.platform, [])
+        others = there.get(one.platform, ())
         if others and one.index.digest not in others:
             observer.note(
                 f"{platforms.format_platform(one.platform)}: it has another SOCI index already, "
                 f"{others[0]}; which of the two is used is up to the one who pulls"
             )
     return made
+
+
+def _existing(target: Target, entry: ImageManifest, options: PushOptions) -> tuple[str, ...]:
+    """The digests of the indexes v1 that the registry has for a manifest, where they matter."""
+    if options.existing_index == "allow":
+        return ()
+    return tuple(one.digest for one in target.referrers(entry.descriptor, INDEX_TYPE_V1))
 
 
 def _index_it_came_with(
@@ -256,10 +261,7 @@ def push_artifacts(
         work.append((platform, entry, v1[0], has_v2))
     pushed = []
     for platform, entry, one, has_v2 in work:
-        existing: tuple[str, ...] = ()
-        if options.existing_index != "allow":
-            known = target.referrers(entry.descriptor, INDEX_TYPE_V1)
-            existing = tuple(descriptor.digest for descriptor in known)
+        existing = _existing(target, entry, options)
         if existing and options.existing_index == "skip":
             pushed.append(PushedArtifacts(platform, None, existing, has_v2))
             continue
