@@ -9,9 +9,11 @@ import sys
 def main() -> None:
     """Runs the command line and exits."""
     from soci_cli.commands import run
-    from soci_cli.commands.status import flush_output
 
     status = run(sys.argv[1:])
+    # Not before: the process of a mount starts while the command line's modules are imported.
+    from soci_cli.commands.status import flush_output
+
     try:
         flush_output()
     except OSError:

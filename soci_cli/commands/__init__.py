@@ -30,7 +30,7 @@ def _find_host(arguments: Sequence[str]) -> HostFinder | None:
     from soci_cli.errors import ConfigError
     from soci_cli.lazy.mounts.client import HostFinder
     from soci_cli.lazy.mounts.records import state_root
-    from soci_cli.lazy.mounts.request import host_key
+    from soci_cli.lazy.mounts.sharing import host_key
 
     with suppress(ConfigError):  # said when the command runs
         return HostFinder(state_root(os.environ).absolute(), host_key(os.environ))

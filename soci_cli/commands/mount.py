@@ -16,7 +16,8 @@ from soci_cli.errors import UsageError
 from soci_cli.kernel.points import resolve
 from soci_cli.lazy.mounts.client import HostFinder
 from soci_cli.lazy.mounts.records import state_root
-from soci_cli.lazy.mounts.request import MountRequest, host_key
+from soci_cli.lazy.mounts.request import MountRequest
+from soci_cli.lazy.mounts.sharing import host_key
 
 _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_other": True}
 

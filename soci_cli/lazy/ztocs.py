@@ -13,9 +13,14 @@ from soci_cli.targets import Source
 from soci_cli.ztoc import decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
+_PATIENCE = 2.0  # seconds
+
 
 class Ztocs:
-    """Opens each zTOC once, whichever images name it. Several threads may use it."""
+    """Opens each zTOC once, whichever images name it. Several threads may use it.
+
+    Whoever opens one from a place that hangs is not waited for long: another image may have it elsewhere.
+    """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -26,9 +31,13 @@ class Ztocs:
         """The files of the layer that a zTOC is of. Raises what reading it raises, and InvalidDataError."""
         with self._mutex:
             turn = self._turns.setdefault(blob.digest, threading.Lock())
-        with turn:
+        is_mine = turn.acquire(timeout=_PATIENCE)
+        try:
             files = self._files.get(blob.digest)
             if files is None:
                 data = open_blob(source, blob, cache, MAX_ZTOC_SIZE)
-                files = self._files[blob.digest] = LayerFiles(decode_ztoc(*data))
+                files = self._files.setdefault(blob.digest, LayerFiles(decode_ztoc(*data)))
+        finally:
+            if is_mine:
+                turn.release()
         return files

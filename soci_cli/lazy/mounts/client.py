@@ -8,16 +8,18 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soci_cli.closing import Closing
 from soci_cli.errors import MountError, SociError
 from soci_cli.lazy.mounts.records import Hosts
-from soci_cli.lazy.mounts.request import MountQuestion, MountRequest
 from soci_cli.processes.control import PATIENCE, NoAnswerError, connect, talk
 from soci_cli.processes.spawn import spawn
 from soci_cli.progress import Observer, Task
 from soci_cli.text import brief
+
+if TYPE_CHECKING:
+    from soci_cli.lazy.mounts.request import MountRequest
 
 _ATTEMPTS = 3
 _SCRIPT = Path(__file__).with_name("__main__.py")
@@ -43,6 +45,8 @@ class HostFinder(Closing):
 
         `close`, by which an exception leaves this, ends a mount that is not ready.
         """
+        from soci_cli.lazy.mounts.request import MountQuestion
+
         hear = _Hearing(observer, log)
         for _ in range(_ATTEMPTS):
             self._thread.join()

@@ -119,12 +119,16 @@ class Host(Closing):
         """
         for number in _ENDING:
             signal.signal(number, self._end)
+        is_frozen = False
         while not self._has_ended():
             poll = select.poll()
             poll.register(self._reader, select.POLLIN)
-            poll.poll(_AGAIN * 1000 if self._is_ending else None)
-            with suppress(BlockingIOError):
+            woken = poll.poll(_AGAIN * 1000 if self._is_ending or not is_frozen else None)
+            is_frozen = not woken
+            if woken:
                 os.read(self._reader, 1 << 10)
+            else:
+                _freeze()  # a while after something happened, when nobody waits for this process
             if self._is_ending:
                 for server in self._all():
                     server.try_to_end()
@@ -159,10 +163,8 @@ class Host(Closing):
 
     def _serve(self, server: Server, observer: Observer) -> None:
         """A mount, from its beginning to its end. Whatever goes wrong, the others go on."""
-        server.ready.add_done_callback(lambda _: _freeze())
         server.run(observer)
         self._forget(server, threading.current_thread())
-        _freeze()
 
     def _forget(self, server: Server, thread: threading.Thread) -> None:
         with self._mutex:
@@ -187,6 +189,7 @@ class Host(Closing):
                     with suppress(SociError):
                         server.abort()
             name = server.ready.result()
+            self._wake()
             if question.request.debug:
                 show_log(server.log)
             return name

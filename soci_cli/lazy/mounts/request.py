@@ -7,18 +7,14 @@ environment. All paths are absolute.
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soci_cli.errors import MountError
-from soci_cli.kernel.namespaces import process_namespaces
 from soci_cli.lazy.mounts.records import PERSON
 from soci_cli.targets.registry.options import RegistryOptions
 
@@ -31,10 +27,6 @@ READAHEAD = 128 << 20
 """Uncompressed bytes that are fetched ahead where a layer is read in order."""
 
 _SYSTEM = {"/dev": "the devices", "/etc": "the settings of this machine", "/proc": "/proc"}
-# What the libraries and programs that are used read themselves.
-_PROCESS_WIDE = re.compile(
-    r"HOME|LANG|PATH|TMPDIR|TZ|SOCI_ZLIB|CURL_CA_BUNDLE|(AWS|LC|LD|REQUESTS|SSL)_.*|.*_PROXY", re.I
-)
 
 
 @dataclass(frozen=True)
@@ -130,37 +122,6 @@ class MountRequest:
             *(("a folder of hosts.toml files", path) for path in registry.hosts_dirs or ()),
         ]
         return [(what, path) for what, path in needed if path is not None]
-
-
-def host_key(environ: Mapping[str, str], owner: str = PERSON, *, debug: bool = False) -> str:
-    """Who may be served by one process: the same user, owner, namespaces, cgroup and surroundings.
-
-    What ends a process, such as a session or a service, ends all that it serves. With `debug` nobody: the
-    library's log is that of a process.
-    """
-    if debug:
-        return ""
-    root, script = os.stat("/"), os.stat(__file__)  # noqa: PTH116 - pathlib takes longer
-    facts = (
-        owner,
-        (os.geteuid(), os.getegid(), sorted(os.getgroups()), _umask()),
-        (root.st_dev, root.st_ino, process_namespaces(), _cgroup()),
-        (sys.executable, sys.getfilesystemencoding(), __file__, script.st_mtime_ns),
-        sorted(item for item in environ.items() if _PROCESS_WIDE.fullmatch(item[0])),
-    )
-    return sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _cgroup() -> bytes:
-    with suppress(OSError):
-        return Path("/proc/self/cgroup").read_bytes()
-    return b""
 
 
 @dataclass(frozen=True)
