@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import struct
 import threading
 from collections import OrderedDict
@@ -18,12 +19,11 @@ from zlib_ng import zlib_ng
 
 MAX_HELD = 64 << 20
 """Bytes in memory, where the disk takes none."""
-MAX_OPEN = 256
-"""Entries that are kept open."""
 HEADER = struct.Struct("<8sQI")
 """What comes before the data of an entry: magic, length, CRC-32 of the data."""
 MAGIC = b"soci-1\0\0"
 
+_MOST_OPEN = 4096
 _CHECKED_AT_ONCE = 256 << 10
 _SWEPT_EVERY = 64  # entries opened
 _NOW: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
@@ -146,12 +146,20 @@ class HeldEntry:
 AnyEntry: TypeAlias = Entry | HeldEntry
 
 
+def _quarter_of_files() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(max(soft, 0) // 4 or _MOST_OPEN, _MOST_OPEN)
+
+
 class OpenEntries:
     """The entries that were used last, by key. Several threads may use it."""
 
-    def __init__(self, count: int = MAX_OPEN, held: int = MAX_HELD) -> None:
-        """At most `count` entries, and `held` bytes in memory or one entry that is larger."""
-        self._count = count
+    def __init__(self, count: int | None = None, held: int = MAX_HELD) -> None:
+        """At most `count` entries, and `held` bytes in memory or one entry that is larger.
+
+        `count` is by default a quarter of the files that this process may open.
+        """
+        self._count = _quarter_of_files() if count is None else count
         self._limit = held
         self._held = 0
         self._added = 0

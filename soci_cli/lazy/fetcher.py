@@ -33,7 +33,7 @@ from soci_cli.parallel import Stopped
 _MAX_REQUESTS = 32  # of all layers together; more only for layers that have none
 _MAX_MEMORY = 256 << 20  # bytes that these requests need
 _LITTLE = 8 << 20  # bytes of a request that a layer without one may always begin
-_SPARE = 2  # requests of a layer beside those for the network: they inflate what they received
+_SPARE = max(2, os.cpu_count() or 1)  # requests of a layer that inflate beside those that receive
 _MAX_GIVEN_UP = 16  # requests of a layer that were given up and have not ended
 _MOST_GIVEN_UP = 128  # of all layers together; only layers that have some wait then
 _DISK_THREADS = 4

@@ -60,7 +60,7 @@ def content(number: int, seed: int = 0) -> bytes:
 def settle() -> None:
     """Waits until the deadlines have been looked at with the clock as it is."""
     seen = threading.Event()
-    threading.Timer(0.6, seen.set).start()
+    threading.Timer(0.3, seen.set).start()
     assert seen.wait(30)
 
 
