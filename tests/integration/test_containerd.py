@@ -60,7 +60,7 @@ def test_containerd_that_stops_in_the_middle(
         server.kill()
         _, errors = running.communicate(timeout=60)
         assert running.returncode == 1
-        assert errors.startswith("soci: containerd")
+        assert errors.startswith(("soci: stops.example/app:1: containerd (", "soci: containerd ("))
         assert len(errors.splitlines()) == 1
         server.start()
         assert "stops.example" not in server.ctr("images", "ls", namespace="processes")
