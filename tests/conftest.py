@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.machine import clean_environment, give_children_signals, need_root
+from tests.support.machine import (
+    clean_environment,
+    give_children_signals,
+    leave_mounts_of_others,
+    need_root,
+)
 from tests.support.scale import examples
 
 TESTS = Path(__file__).parent
@@ -44,6 +49,7 @@ pytest_plugins = ("tests.support.fixtures", "tests.support.servers.fixtures")
 
 clean_environment()
 give_children_signals()
+leave_mounts_of_others()
 settings.register_profile("soci", examples(100))
 settings.load_profile("soci")
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from soci_cli.kernel import calls
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -15,6 +19,8 @@ PROJECT = Path(__file__).parent.parent.parent
 _MORE_PATH = ("/usr/local/go/bin", "/usr/local/sbin", "/usr/sbin", "/sbin")
 _KEPT = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR", "USER", "LOGNAME", "SHELL"}
 _KEPT_PREFIXES = ("LC_", "PYTEST_", "PYTHON", "COVERAGE_", "SOCI_TESTS_", "GO", "CGO_")
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS
+_PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
 _IGNORABLE = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM")
 
 
@@ -44,6 +50,19 @@ def give_children_signals() -> None:
         number = signal.Signals[name]
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+def leave_mounts_of_others() -> None:
+    """Gives this process, where it may, mounts of its own: what it mounts is seen by its children alone.
+
+    Else every program that leaves the mounts of the machine at that moment, in another test or another
+    checkout, would keep what is mounted here, and it could not be unmounted for good. What a test leaves
+    mounted ends with this process.
+    """
+    if os.geteuid() == 0 and sys.platform == "linux":
+        with suppress(OSError):
+            calls.unshare(_NEW_MOUNTS)
+            calls.mount("none", "none", Path("/"), _PRIVATE, "")
 
 
 def need(tool: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,10 @@ def test_what_a_user_has_set_does_not_count() -> None:
     seen = set(seen_by_a_child(program, env={**os.environ, **theirs, **ours}).split())
     assert not seen & set(theirs)
     assert seen >= {*ours, "PATH"}
+
+
+@pytest.mark.root
+def test_what_is_mounted_here_is_not_seen_outside(small_disk: Callable[[str], Path]) -> None:
+    mounted = str(small_disk("1m"))
+    assert mounted in Path("/proc/self/mountinfo").read_text()
+    assert mounted not in Path("/proc/1/mountinfo").read_text()
