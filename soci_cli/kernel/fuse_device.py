@@ -89,9 +89,12 @@ def connection_of(fd: int) -> int:
     return os.minor(os.fstat(fd).st_dev)
 
 
-def abort_connection(number: int) -> None:
-    """Ends a connection: whoever waits for it gets an error, and so does its server. Root only."""
-    with suppress(MountError, OSError):  # it is gone
+def abort_connection(number: int) -> bool:
+    """Ends a connection: whoever waits for it gets an error, and so does its server. Root only.
+
+    False where it is gone, or this process may not do it, as in a user namespace.
+    """
+    with suppress(MountError, OSError):
         control = detached.mount("fusectl", [("source", "fusectl")], 0)
         try:
             fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
@@ -101,6 +104,8 @@ def abort_connection(number: int) -> None:
                 os.close(fd)
         finally:
             os.close(control)
+        return True
+    return False
 
 
 def is_dead(path: Path) -> bool:

@@ -75,8 +75,8 @@ class MountedImage(Closing):
         layers: Path | None = None,
         connection: int | None = None,
     ) -> None:
-        """`layers` is where the FUSE file system is mounted, if that is not the target; one that is mounted
-        nowhere has the number `connection`."""
+        """`layers` is where the FUSE file system is mounted, if that is not the target; `connection` is its
+        number, if root mounted it."""
         self.kind = kind
         """Who joins the layers: "overlay", "fuse-overlayfs", or the server itself: "fuse", "erofs"."""
         self.target = target
@@ -116,12 +116,7 @@ class MountedImage(Closing):
             self._overlay.wait()
 
     def _end(self) -> None:
-        if self._connection is None:
-            _end(self._session, self._layers)
-        else:
-            self._session.abort()
-            abort_connection(self._connection)
-            self._session.wait(_FAREWELL)
+        _end(self._session, self._layers, self._connection)
         for path, identity in self._mounts.items():
             with suppress(MountError):
                 unmount(path, identity, force=True)
@@ -228,18 +223,19 @@ class _Mounting:
         session = self._serve(fd, tree, self._layers)
         try:
             raise_read_ahead(self._layers)
+            connection = os.minor(self._layers.stat().st_dev)
             if overlay.writable:
                 overlay.prepare_upper()
             flags = self._flags | (0 if overlay.writable else calls.MS_RDONLY)
             overlay.mount(SOURCE_PREFIX + self._source, self._target, flags)
         except BaseException:
-            _end(session, self._layers)
+            _end(session, self._layers, None)
             raise
         finally:
             with suppress(OSError):
                 calls.umount2(self._layers, calls.MNT_DETACH | calls.UMOUNT_NOFOLLOW)
         self._spare_xattrs(session)
-        return MountedImage("overlay", self._target, session)
+        return MountedImage("overlay", self._target, session, connection=connection)
 
     def _merged(self) -> MountedImage:
         owners = same_owners if is_initial_user_namespace() else namespace_owners()
@@ -249,8 +245,9 @@ class _Mounting:
         fd = mount_fuse(SUBTYPE, self._source, self._target, flags, options)
         session = self._serve(fd, tree, self._target)
         raise_read_ahead(self._target)
+        connection = os.minor(self._target.stat().st_dev)
         self._spare_xattrs(session)
-        return MountedImage("fuse", self._target, session)
+        return MountedImage("fuse", self._target, session, connection=connection)
 
     def by_fusermount(self) -> MountedImage:
         """By the setuid program of libfuse, the layers merged here."""
@@ -276,7 +273,7 @@ class _Mounting:
             overlay.prepare_upper()
             program = overlay.start_program(self._target)
         except BaseException:
-            _end(session, self._layers)
+            _end(session, self._layers, None)
             with suppress(MountError):
                 unmount(self._layers, below, force=True)
             raise
@@ -342,9 +339,12 @@ class _Mounting:
         threading.Thread(target=look, name="soci-xattrs", daemon=True).start()
 
 
-def _end(session: Session, path: Path) -> None:
-    """Ends a connection whose file system is seen at `path`."""
+def _end(session: Session, path: Path, connection: int | None) -> None:
+    """Ends a connection by its number, or by way of its file system, which is seen at `path`."""
     session.abort()
+    if connection is not None and abort_connection(connection):
+        session.wait(_FAREWELL)
+        return
 
     def ask() -> None:
         # Its thread waits for a request, so it gets one.

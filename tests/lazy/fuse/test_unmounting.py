@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -103,6 +104,18 @@ def test_a_layer_that_cannot_be_opened(tmp_path: Path, writable: bool) -> None:
     with pytest.raises(InvalidDataError, match="damaged"), mounted(image, tmp_path, options):
         pass
     assert not any(point.path.startswith(str(tmp_path)) for point in mount_points())
+
+
+def test_abort_of_what_others_have_still(image: LazyImage, tmp_path: Path) -> None:
+    """It is mounted nowhere any more, and nobody asks anything: the connection ends all the same."""
+    with mounted(image, tmp_path) as (made, target, _):
+        used = os.open(target / "top", os.O_RDONLY)
+        try:
+            subprocess.run(["umount", "-l", target], check=True)
+            made.abort()
+            assert made._session.wait(0)
+        finally:
+            os.close(used)
 
 
 @pytest.fixture
