@@ -1,4 +1,4 @@
-"""A large image, made once."""
+"""Images that are made once, and who mounts them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.images import LayoutMaker, sha256
-from tests.support.tools import skopeo
+from tests.integration.mounts import Facts, Person, facts, make_odd_image
+from tests.integration.published import FILES, OTHER, Published, living, new_folder, publish
+from tests.support.images import LayoutMaker, gz, sha256, tar_of
+from tests.support.servers import DockerRegistry, FaultProxy
+from tests.support.tools import run, skopeo
 
 
 def large_tar(path: Path, megabytes: int) -> None:
@@ -45,3 +48,45 @@ def large_archive(
     shutil.rmtree(maker.root)
     yield folder / "large.tar"
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mounts")
+
+
+@pytest.fixture(scope="session")
+def odd(folder: Path, docker_registry: DockerRegistry) -> Published:
+    """The odd image in a docker-registry."""
+    root = make_odd_image(folder / "odd").root
+    return publish(folder, docker_registry.host, "odd", root, 10 << 10)
+
+
+@pytest.fixture(scope="session")
+def plain(folder: Path, docker_registry: DockerRegistry) -> Published:
+    """An image of two indexed layers with CONTENT."""
+    maker = LayoutMaker(folder / "plain")
+    tars = [tar_of(FILES), tar_of(OTHER)]
+    blobs = [maker.blob(gz(tar)) for tar in tars]
+    maker.tag(maker.manifest(blobs, maker.config([sha256(tar) for tar in tars])))
+    return publish(folder, docker_registry.host, "plain", maker.root)
+
+
+@pytest.fixture(scope="session")
+def unpacked(folder: Path, need_umoci: str) -> Facts:
+    """What umoci makes of the odd image."""
+    root = make_odd_image(folder / "for-umoci", all_gzip=True).root
+    run(need_umoci, "unpack", "--image", f"{root}:latest", folder / "bundle")
+    return facts(folder / "bundle" / "rootfs")
+
+
+@pytest.fixture
+def proxy(docker_registry: DockerRegistry) -> Iterator[FaultProxy]:
+    with FaultProxy(docker_registry.host) as made:
+        yield made
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Iterator[Person]:
+    """Who runs the tests, with a home of his own. What he leaves mounted is taken away."""
+    yield from living(Person(new_folder(tmp_path / "home")))
