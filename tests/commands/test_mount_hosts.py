@@ -15,8 +15,12 @@ import pytest
 from soci_cli.kernel.points import mount_at
 from tests.commands.mounting import PATIENCE, Home, Remote, until
 from tests.commands.test_reading import BIG
+from tests.support.commands import on_terminal, process
+from tests.support.images import make_image
+from tests.support.servers import DockerRegistry
 from tests.support.servers.actions import Hang
 from tests.support.servers.fault_proxy import Fault
+from tests.support.servers.fixtures import PASSWORD, USER
 
 
 @pytest.fixture
@@ -160,6 +164,37 @@ def test_a_process_that_hangs(home: Home, layout: Path, folders: list[Path]) -> 
     home("umount", "--all", "--force").good()
     assert home.mounts() == []
     assert not any(mount_at(str(folder)) for folder in folders)
+
+
+def test_credentials_belong_to_an_image(
+    home: Home, layout: Path, folders: list[Path], docker_registry_htpasswd: DockerRegistry
+) -> None:
+    """They are no business of who asks for another one, and of who lists processes."""
+    image = f"docker://{docker_registry_htpasswd.host}/app:1"
+    given = ("--user", USER, "--password-stdin")
+    password = PASSWORD.encode()
+    convert = ("image", "convert", "--soci", "--soci-min-layer-size", "0", *given)
+    process(*convert, f"oci:{layout}", image, home=home.folder, stdin=password).good()
+    process("mount", *given, image, folders[0], home=home.folder, stdin=password).good()
+    (pid,) = pids(home)
+    for name in ("cmdline", "environ"):
+        assert password not in Path(f"/proc/{pid}/{name}").read_bytes()
+    written = [path for path in (home.folder / ".local/state").rglob("*") if path.is_file()]
+    assert written
+    assert not any(password in path.read_bytes() for path in written)
+    home("mount", image, folders[1]).bad(1, "soci login")
+    assert (folders[0] / "usr/big").read_bytes() == BIG
+    assert pids(home) == {pid}
+    home("umount", "--all").good()
+
+
+def test_what_is_fetched_is_drawn(home: Home, remote: Remote) -> None:
+    """By the command, though another process fetches it."""
+    plain = make_image(home.folder / "plain").root
+    status, text = on_terminal("mount", f"oci:{plain}", home.target, home=home.folder)
+    assert status == 0, text
+    assert "100.0%" in text or "unpacked" in text, text
+    home("umount", home.target).good()
 
 
 def listed(home: Home, *flags: str) -> Sequence[str]:
