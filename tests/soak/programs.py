@@ -5,10 +5,22 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from soci_cli import Cache, Fetching, convert, open_image, open_source, open_target, parse_place
+from soci_cli import (
+    Cache,
+    Fetching,
+    RegistryServer,
+    convert,
+    open_image,
+    open_source,
+    open_target,
+    parse_place,
+)
 from tests.support.images import options
+from tests.support.servers.actions import CutAnswer, Hang, Reset, error_reply
+from tests.support.servers.fault_proxy import Fault, FaultProxy
 
 PLACES = 7
 FILES = 60
@@ -32,6 +44,27 @@ def reading(image: str, cache: str, seed: str) -> None:
         read_some(image, Path(cache), choice.sample(range(FILES), 5))
 
 
+FAULTS = {
+    "none": None,
+    "hang": Hang(),
+    "reset": Reset(),
+    "cut": CutAnswer(after=50_000),
+    "busy": error_reply(503, "UNAVAILABLE"),
+}
+
+
+def serving(folder: str) -> None:
+    """A registry that says where it is, and then fails for blobs as each line of stdin says."""
+    with RegistryServer(Path(folder)) as server, FaultProxy(server.address) as proxy:
+        print(proxy.host, flush=True)
+        for line in sys.stdin:
+            proxy.clear()
+            fault = FAULTS[line.strip()]
+            if fault is not None:
+                proxy.add(Fault(fault, "/blobs/", "GET"))
+            print("done", flush=True)
+
+
 def read_some(image: str, cache: Path, numbers: list[int]) -> dict[int, bytes]:
     """Files of an image by their numbers."""
     with (
@@ -45,4 +78,9 @@ def read_some(image: str, cache: Path, numbers: list[int]) -> dict[int, bytes]:
 
 if __name__ == "__main__":
     print("begun", flush=True)
-    {"converting": converting, "reading": reading}[sys.argv[1]](*sys.argv[2:])
+    programs: dict[str, Callable[..., None]] = {
+        "converting": converting,
+        "reading": reading,
+        "serving": serving,
+    }
+    programs[sys.argv[1]](*sys.argv[2:])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
+import sys
 import threading
-from collections import Counter
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +22,6 @@ from soci_cli import (
     LazyImage,
     Registries,
     RegistryOptions,
-    RegistryServer,
     RetryPolicy,
     copy_graph,
     open_image,
@@ -28,17 +29,46 @@ from soci_cli import (
     open_target,
     parse_place,
 )
+from soci_cli.closing import Closing
 from soci_cli.errors import SociError
+from tests.soak.programs import FAULTS
 from tests.support.images import gz, make_image, noise, options, run_convert, tar_of
+from tests.support.machine import PROJECT
 from tests.support.scale import scaled
-from tests.support.servers.actions import CutAnswer, Hang, Reset, error_reply
-from tests.support.servers.fault_proxy import Fault, FaultProxy
 
 DAYS = scaled(100)
 FILES = 200
 READERS = 8
-FAULTS = (Hang(), Reset(), CutAnswer(after=50_000), error_reply(503, "UNAVAILABLE"))
 QUICK = RegistryOptions(retries=RetryPolicy(first=0.001, longest=0.01), timeout=2.0, hosts_dirs=())
+
+
+class Registry(Closing):
+    """A registry in a process of its own, which fails as it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.soak.programs", "serving", folder],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._line() == "begun"
+        self.host = self._line()
+
+    def fail(self, how: str) -> None:
+        """From now on it fails in one of the ways of FAULTS."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{how}\n")
+        self._process.stdin.flush()
+        assert self._line() == "done"
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
 
 
 class Clock:
@@ -68,27 +98,27 @@ def resources() -> Resources:
     return Resources(threading.active_count(), opened, memory >> 10)
 
 
-def right(image: LazyImage, file: File, expected: bytes) -> bool:
-    """Whether a file could be read; when it could, its bytes must be right."""
+def failure(image: LazyImage, file: File, expected: bytes) -> str:
+    """Why a file could not be read, or ""; what was read must be right."""
     try:
         found = b"".join(image.pieces(file))
-    except SociError:
-        return False
+    except SociError as error:
+        return str(error)
     assert found == expected
-    return True
+    return ""
 
 
 def hour(
     image: LazyImage, files: list[File], clock: Clock, choice: random.Random, hangs: bool
-) -> Counter[bool]:
-    """Readers read at random. Where the registry hangs, time passes until the last of them gave up."""
+) -> list[str]:
+    """Readers read at random; what failed. Where the registry hangs, time passes until all gave up."""
     with ThreadPoolExecutor(READERS) as pool:
         numbers = [choice.randrange(FILES) for _ in range(READERS * 5)]
-        reads = [pool.submit(right, image, files[number], content(number)) for number in numbers]
+        reads = [pool.submit(failure, image, files[number], content(number)) for number in numbers]
         while wait(reads, 0.2).not_done:
             clock.now += 31 if hangs else 0
     clock.now += 3600
-    return Counter(one.result() for one in reads)
+    return [error for one in reads if (error := one.result())]
 
 
 def content(number: int) -> bytes:
@@ -103,13 +133,12 @@ def test_days(tmp_path: Path) -> None:
     ]
     run_convert(make_image(tmp_path / "image", layers).root, tmp_path / "lazy", options())
     choice, clock = random.Random(3), Clock()
-    calm, rough = Counter[bool](), Counter[bool]()
+    hours = bad_hours = failed = 0
     with (
-        RegistryServer(tmp_path / "registry") as server,
-        FaultProxy(server.address) as proxy,
+        Registry(tmp_path / "registry") as registry,
         closing(Registries(QUICK, {})) as registries,
     ):
-        place = parse_place(f"docker://{proxy.host}/app:1")
+        place = parse_place(f"docker://{registry.host}/app:1")
         with (
             open_source(parse_place(f"oci:{tmp_path}/lazy"), tmp_path) as lazy,
             open_target(place, tmp_path, registries=registries) as target,
@@ -127,24 +156,27 @@ def test_days(tmp_path: Path) -> None:
             begin, most = resources(), resources()
             for day in range(DAYS):
                 for _ in range(24):
-                    fault = choice.choice(FAULTS) if choice.random() < 0.2 else None
-                    proxy.clear()
-                    if fault is not None:
-                        proxy.add(Fault(fault, "/blobs/", "GET"))
-                    counts = hour(image, files, clock, choice, isinstance(fault, Hang))
-                    (calm if fault is None else rough).update(counts)
+                    how = choice.choice(list(FAULTS)) if choice.random() < 0.25 else "none"
+                    registry.fail(how)
+                    errors = hour(image, files, clock, choice, how == "hang")
+                    hours += 1
+                    bad_hours += how != "none"
+                    failed += len(errors)
+                    assert how != "none" or not errors, (day, errors)
+                    registry.fail("none")
+                    while not fetcher.is_quiet:  # what was under way when the fault was there
+                        time.sleep(0.05)
                     if choice.random() < 0.1:
                         cache.prune(choice.randrange(3_000_000))
                 if day == DAYS // 10:
                     begin = resources()
                 most = Resources(*map(max, most, resources()))
-    assert not calm[False]
-    assert rough[True]
-    assert most.threads <= begin.threads + 40
-    assert most.files <= begin.files + 60
+    assert failed
+    assert most.threads <= begin.threads + 16
+    assert most.files <= begin.files + 32
     assert most.memory <= begin.memory + 40
     print(
-        f"\n{DAYS} days: {calm[True]} reads in calm hours and {rough.total()} in bad ones, of which "
-        f"{rough[False]} ended in an error; at most {most.threads} threads, {most.files} open "
-        f"files, {most.memory} MiB ({begin.memory} MiB after the first days)"
+        f"\n{DAYS} days: {hours * READERS * 5} reads; in {bad_hours} of {hours} hours the registry failed, "
+        f"and {failed} reads with it; at most {most.threads} threads, {most.files} open files, "
+        f"{most.memory} MiB ({begin.memory} MiB after the first days)"
     )
