@@ -32,6 +32,7 @@ _LOCK = "lock"
 _ID = re.compile(r"[0-9a-f]{12}")
 _LEFTOVER_AGE = 24 * 60 * 60
 _PAUSE = 0.005
+_PATIENCE = 30.0
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
 
 _R = TypeVar("_R")
@@ -98,19 +99,23 @@ class OwnFolder(Folder, Closing):
         super().__init__(path)
         self._record = record
         self._lock = lock
+        # Whatever is mounted over it later.
+        self._root = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._here = Path(f"/proc/self/fd/{self._root}", path.name)
 
     def write(self, record: Any) -> None:
         """Writes down what it is now. StorageError."""
         try:
-            _write(self.path, self._record, record)
+            _write(self._here, self._record, record)
         except OSError as error:
             raise _refused(self.path, error) from error
 
     def close(self) -> None:
         """Removes it."""
         if self._lock >= 0:
-            self.remove()
+            Folder(self._here).remove()
             os.close(self._lock)
+            os.close(self._root)
             self._lock = -1
 
 
@@ -124,14 +129,23 @@ class Folders(Generic[_R]):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Nobody else looks or creates in a block of this kind meanwhile. StorageError."""
+        """Nobody else looks or creates in a block of this kind meanwhile.
+
+        StorageError, also where somebody else takes too long.
+        """
         try:
             self._prepare()
             fd = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | _OPEN, 0o600)
         except OSError as error:
             raise _refused(self.root, error) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            deadline = time.monotonic() + _PATIENCE
+            while not _try_lock(fd):
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{self.root}/.lock is held by another soci command that does not go on; end that"
+                    )
+                time.sleep(_PAUSE)
             yield
         finally:
             os.close(fd)
@@ -208,6 +222,14 @@ class Folders(Generic[_R]):
                 with suppress(OSError):
                     if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE:
                         remove_tree(path)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write(folder: Path, name: str, record: Any) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from soci_cli.closing import Closing
 from soci_cli.errors import MountError, SociError
 from soci_cli.lazy.mounts.records import Hosts
-from soci_cli.processes.control import PATIENCE, NoAnswerError, connect, talk
+from soci_cli.processes.control import NoAnswerError, connect, talk
 from soci_cli.processes.spawn import spawn
 from soci_cli.progress import Observer, Task
 from soci_cli.text import brief
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from soci_cli.lazy.mounts.request import MountRequest
 
 _ATTEMPTS = 3
+_PATIENCE = 10.0  # seconds
 _SCRIPT = Path(__file__).with_name("__main__.py")
 
 
@@ -53,7 +54,7 @@ class HostFinder(Closing):
             if self._error is not None:
                 raise self._error
             assert self._connection is not None
-            patience = PATIENCE if self._process is None else None
+            patience = _PATIENCE if self._process is None else None
             try:
                 name: str = talk(self._connection, MountQuestion(request), patience, hear)
             except NoAnswerError as error:

@@ -46,7 +46,7 @@ _SWITCH_INTERVAL = 0.0005
 _AGAIN = 1.0  # seconds
 _PAUSE = 0.1
 _FAREWELL = 2.0
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Host(Closing):
@@ -115,7 +115,7 @@ class Host(Closing):
     def run(self) -> None:
         """Serves until there is no mount any more; in the main thread.
 
-        SIGTERM and SIGINT unmount all, as soon as that can be done.
+        SIGTERM, SIGINT and SIGHUP unmount all, as soon as that can be done.
         """
         for number in _ENDING:
             signal.signal(number, self._end)

@@ -17,6 +17,7 @@ from hypothesis import given
 from soci_cli.errors import ConfigError, StorageError
 from soci_cli.kernel.points import MountIdentity
 from soci_cli.lazy.mounts.records import HostRecord, Hosts, MountRecord, Mounts, state_root
+from soci_cli.processes import folder as folder_module
 from soci_cli.processes.folder import Folder, OwnFolder
 from soci_cli.processes.identity import this_process
 from tests.support.machine import PROJECT
@@ -182,6 +183,24 @@ def test_folders_of_others_are_not_trusted(mounts: Mounts) -> None:
     mounts.root.rename(mounts.root.with_name("real"))
     mounts.root.symlink_to(mounts.root.with_name("real"))
     with pytest.raises(StorageError, match="must be a folder of your own"):
+        mounts.claim(record_of())
+
+
+def test_a_folder_that_is_covered_later(mounts: Mounts) -> None:
+    """What is written and removed is what was made."""
+    with mounts.claim(record_of()) as own:
+        mounts.root.rename(mounts.root.with_name("away"))
+        (mounts.root / own.name).mkdir(parents=True, mode=0o700)
+        own.write(record_of(kind="overlay"))
+        assert list((mounts.root / own.name).iterdir()) == []
+        assert "overlay" in (mounts.root.with_name("away") / own.name / "mount.json").read_text()
+    assert not (mounts.root.with_name("away") / own.name).exists()
+    assert (mounts.root / own.name).exists()
+
+
+def test_a_lock_that_is_held_for_ever(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_PATIENCE", 0.05)
+    with mounts.turn(), pytest.raises(StorageError, match="held by another soci command"):
         mounts.claim(record_of())
 
 
