@@ -17,8 +17,9 @@ when it is first asked for, so that a program loads only what it uses.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from soci_cli.exports import importing
 
 if TYPE_CHECKING:
     from soci_cli.errors import BusyError as BusyError
@@ -123,18 +124,11 @@ _HOMES = {
     "trial_registry": "RegistryServer",
     "ztoc": "BuiltZtoc Compression FileMetadata FileTree LayerReader Ztoc build_ztoc decode_ztoc",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = sorted([*" ".join(_HOMES.values()).split(), "__version__"])
 
 if not TYPE_CHECKING:  # for type checkers, only what is imported above is there
-
-    def __getattr__(name: str) -> object:
-        if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = importlib.import_module(f"{__name__}.{_HOME[name]}")
-        value = globals()[name] = getattr(home, name)
-        return value
+    __getattr__ = importing(__name__, _HOMES)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ from soci_cli.lazy.span_queue import Priority
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stopped
 from soci_cli.targets import BlobReader
-from tests.lazy.test_fetching import COUNT, SPAN, Layer, layer, spans_at
+from tests.lazy.plain_layers import COUNT, SPAN, Layer, layer, spans_at
 from tests.lazy.tools import Place, eventually, spans_of
 
 DEADLINE = 30.0

@@ -1,4 +1,4 @@
-"""What is fetched next, ahead of readers and in the background; what is counted; and what stays open."""
+"""What is fetched next and ahead of readers; what is counted; and what stays open."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from soci_cli.errors import RegistryError, SociError, StorageError
-from soci_cli.lazy import Cache, Fetching, LayerBytes, LayerSpans
-from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
+from soci_cli.lazy import Cache, Fetching
+from soci_cli.lazy.background import BackgroundFetcher
 from soci_cli.lazy.entries import OpenEntries
 from soci_cli.lazy.span_queue import Priority
+from tests.lazy.plain_layers import (
+    AT_ONCE,
+    COUNT,
+    SPAN,
+    Layer,
+    can_read_now,
+    layer,
+    open_files,
+    quiet,
+    read,
+    spans_at,
+)
 from tests.lazy.tools import (
-    NoBytes,
     Place,
     eventually,
     fetching_at,
@@ -34,67 +42,6 @@ from tests.lazy.tools import (
     spans_of,
 )
 from tests.support.machine import PROJECT
-
-SPAN = 1 << 20
-COUNT = 16
-
-
-@lru_cache
-def layer(seed: int = 0, size: int = COUNT * SPAN) -> bytes:
-    """A plain archive, of 16 spans, as far as anybody looks into it: nobody does."""
-    header = bytearray(512)
-    header[:1] = b"x"
-    header[100:108] = b"0000644\0"
-    header[108:124] = b"0000000\0" * 2
-    header[124:136] = b"%011o\0" % (size - 1024 - 512)
-    header[136:148] = b"%011o\0" % 0
-    header[148:156] = b" " * 8
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\x0000"
-    header[148:156] = b"%06o\0 " % sum(header)
-    content = random.Random(seed).randbytes(size - 1024 - 512)
-    return bytes(header) + content + bytes(1024)
-
-
-def spans_at(fetching: Fetching, seed: int = 0) -> tuple[LayerSpans, Place]:
-    return spans_of(layer(seed), fetching, span_size=SPAN)
-
-
-def read(spans: LayerSpans, number: int, seed: int = 0, file: bytes = b"") -> None:
-    """Reads some of a span, which must be right."""
-    at = number * SPAN + 1000
-    assert spans.read(at, 5000, lambda: file) == layer(seed)[at : at + 5000]
-
-
-def can_read_now(spans: LayerSpans, number: int, file: bytes = b"") -> bool:
-    at = number * SPAN + 1000
-    data = read_now(spans, at, 5000, lambda: file)
-    assert data is None or data == layer()[at : at + 5000]
-    return data is not None
-
-
-def quiet(spans: LayerSpans) -> None:
-    eventually(lambda: spans.is_quiet)
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-
-@pytest.fixture
-def fetching(tmp_path: Path) -> Iterator[Fetching]:
-    with fetching_at(tmp_path / "cache") as made:
-        yield made
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    made = ThreadPoolExecutor(16)
-    yield made
-    made.shutdown()
-
-
-# Who comes first.
 
 
 @pytest.mark.parametrize("priority", [Priority.READAHEAD, Priority.PREFETCH, Priority.BACKGROUND])
@@ -273,100 +220,6 @@ def test_many_readers_of_a_source_that_ignores_range(
         assert place.requests[1:] == [(0, len(layer()))]
 
 
-# Unasked.
-
-
-@dataclass(frozen=True)
-class Layer:
-    archive: LayerBytes
-
-
-AT_ONCE = BackgroundOptions(silence_period=0, fetch_period=0.001)
-
-
-def test_the_background_fetches_all(fetching: Fetching) -> None:
-    both = [spans_at(fetching, seed) for seed in range(2)]
-    read(both[0][0], 3)
-    layers = [Layer(NoBytes()), *(Layer(spans) for spans, _ in both)]
-    with BackgroundFetcher(layers, fetching, AT_ONCE) as background:
-        assert background.wait(30)
-    assert [place.sent for _, place in both] == [len(layer())] * 2
-    assert fetching.stats.report().background.spans == 2 * COUNT - 1
-    assert all(spans.presence().spans_here == COUNT for spans, _ in both)
-    assert all(spans.presence().size_here == len(layer()) for spans, _ in both)
-
-
-def test_the_background_waits_for_silence(fetching: Fetching, pool: ThreadPoolExecutor) -> None:
-    hanging, gated = spans_at(fetching, 1)
-    gated.gate = threading.Semaphore(0)
-    reader = pool.submit(read, hanging, 0, 1)
-    eventually(lambda: len(gated.requests) == 1)
-    spans, place = spans_at(fetching)
-    with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
-        assert not background.wait(0.2)
-        assert not place.requests
-        gated.gate.release(100)
-        reader.result(30)
-        assert background.wait(30)
-    long = BackgroundOptions(silence_period=1000, fetch_period=0.001)
-    with BackgroundFetcher([Layer(hanging)], fetching, long) as background:
-        assert not background.wait(0.1)
-    assert len(gated.requests) == 1
-
-
-@pytest.mark.parametrize(
-    "options", [BackgroundOptions(enabled=False), BackgroundOptions(True, 0, 0.001, 0)]
-)
-def test_no_background(fetching: Fetching, options: BackgroundOptions) -> None:
-    spans, place = spans_at(fetching)
-    with BackgroundFetcher([Layer(spans)], fetching, options) as background:
-        assert background.wait(30)
-    assert not place.requests
-
-
-def test_the_background_tries_again(fetching: Fetching) -> None:
-    spans, place = spans_at(fetching)
-    place.failures = [RegistryError("no")] * 3
-    with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
-        assert background.wait(30)
-    assert not spans.missing()
-
-
-def test_the_background_does_not_push_out_what_it_fetched(tmp_path: Path) -> None:
-    with fetching_at(tmp_path, limit=8 * SPAN) as fetching:
-        spans, place = spans_at(fetching)
-        with BackgroundFetcher([Layer(spans)], fetching, AT_ONCE) as background:
-            assert background.wait(30)
-        assert 3 * SPAN <= place.sent <= 8 * SPAN
-
-
-def test_prefetch(fetching: Fetching) -> None:
-    spans, place = spans_at(fetching)
-    options = BackgroundOptions(enabled=False)
-    layers = [Layer(NoBytes()), Layer(spans)]
-    with BackgroundFetcher(layers, fetching, options) as background:
-        background.prefetch(0, [(0, 5)])
-        background.prefetch(1, [(2, 3), (3, 3), (14, 1 << 31), (1 << 30, 1 << 31)])
-        eventually(lambda: len(spans.missing()) == COUNT - 4)
-        quiet(spans)
-    assert fetching.stats.report().prefetch.spans == 4
-    assert place.sent == 4 * SPAN
-    assert all(can_read_now(spans, number) for number in (2, 3, 14, 15))
-
-
-def test_prefetch_of_a_layer_that_hangs_ends(fetching: Fetching) -> None:
-    spans, place = spans_at(fetching)
-    place.gate = threading.Semaphore(0)
-    background = BackgroundFetcher([Layer(spans)], fetching, BackgroundOptions(enabled=False))
-    background.prefetch(0, [(0, COUNT)])
-    eventually(lambda: len(place.requests) == 2)
-    begin = time.monotonic()
-    background.close()
-    fetching.close()
-    assert time.monotonic() - begin < 10
-    place.gate.release(100)
-
-
 # What is counted.
 
 
@@ -476,7 +329,7 @@ def test_two_processes_with_a_small_cache(tmp_path: Path) -> None:
     work = """
         import random, sys
         from pathlib import Path
-        from tests.lazy.test_fetching import COUNT, SPAN, layer, spans_at
+        from tests.lazy.plain_layers import COUNT, SPAN, layer, spans_at
         from tests.lazy.tools import fetching_at
         source = random.Random(int(sys.argv[2]))
         with fetching_at(Path(sys.argv[1]), limit=5 * SPAN, readahead=SPAN) as fetching:
