@@ -237,27 +237,24 @@ class _UnderWay:
 
     def __init__(self, spans: Sequence[PendingSpan], then: Callable[[_Outcome], None]) -> None:
         self._spans = spans
-        self._left = len(spans) + 1
-        self._then: Callable[[_Outcome], None] | None = then
-        self._mutex = threading.Lock()
+        self._then = [then]  # who takes it calls it
+        self._tickets = list(range(len(spans) + 1))  # the last to be taken is 0
         for one in spans:
             one.future.add_done_callback(self._arrived)
         self._arrived(None)
 
     def _arrived(self, _: object) -> None:
-        with self._mutex:
-            self._left -= 1
-            is_last = not self._left
-        if is_last:
+        if self._tickets.pop() == 0:
             self.end()
 
     def end(self) -> None:
         """It is over, or takes too long."""
-        with self._mutex:
-            spans, self._spans = self._spans, ()
-            then, self._then = self._then, None
-        if then is not None:
-            then(_outcome(spans))
+        try:
+            then = self._then.pop()
+        except IndexError:  # it was said before
+            return
+        spans, self._spans = self._spans, ()  # whose entries are open files
+        then(_outcome(spans))
 
 
 def _outcome(spans: Sequence[PendingSpan]) -> _Outcome:

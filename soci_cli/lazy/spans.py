@@ -6,7 +6,6 @@ read completes it. Two readers of one span cause one request.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -60,7 +59,6 @@ class LayerSpans(LayerBytes):
             fetching.deadline,
             fetching.stats,
         )
-        self._mutex = threading.Lock()
         # Where the span that was read last begins and ends: most reads are of the same one again.
         self._latest: tuple[int, int, AnyEntry | None] = 0, 0, None
         self._fetcher.add(self._queue)
@@ -230,7 +228,7 @@ class _Read:
         self._name = name
         self._entries: dict[int, AnyEntry] = {}
         self._fetched: set[int] = set()
-        self._left = 0
+        self._tickets: list[int] = []  # one for each span that must come; the last to be taken is 0
 
     def run(self) -> None:
         """Reads what is here and demands the rest; waits for the disk only."""
@@ -253,7 +251,7 @@ class _Read:
             return
         self._fetched.update(missing)
         pending = self._layer._demand(missing, self._name)
-        self._left = len(pending)
+        self._tickets = list(range(len(pending)))
         for one in pending:
             one.future.add_done_callback(partial(self._arrived, one.number))
 
@@ -262,11 +260,8 @@ class _Read:
         if error is not None:
             self._fail(self._layer._located(error, number))
             return
-        with self._layer._mutex:
-            self._entries[number] = future.result()
-            self._left -= 1
-            is_last = not self._left
-        if is_last:
+        self._entries[number] = future.result()
+        if self._tickets.pop() == 0:
             try:
                 self._finish()
             except BaseException as problem:  # noqa: BLE001 - raised again where the result is used
