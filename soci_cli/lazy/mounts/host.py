@@ -150,6 +150,7 @@ class Host(Closing):
         for thread in list(self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
         self._stack.close()
+        self._writer = -1
 
     def _end(self, _: int, __: FrameType | None) -> None:
         self._is_ending = True
