@@ -358,7 +358,10 @@ def _lied(proxy: FaultProxy) -> bool:
 
     So it does where it sends a manifest on to an address that answers 200 to everything.
     """
-    if any(seen.method == "PUT" and seen.status in (307, 308) for seen in proxy.log):
+    if any(
+        seen.method == "PUT" and "/manifests/" in seen.path and seen.status in (307, 308)
+        for seen in proxy.log
+    ):
         return True
     lies = [
         armed.fault
