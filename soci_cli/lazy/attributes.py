@@ -24,6 +24,9 @@ FORMATS: Mapping[str, int] = {
 """The types of `Node` as `st_mode` has them."""
 
 TYPES = {kind.encode(): kind for kind in FORMATS}
+STEERING = (b"trusted.overlay.", b"user.overlay.")
+"""How the extended attributes begin that would steer an overlayfs above."""
+MAX_MAJOR, MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # as Linux numbers devices
 
 
 @dataclass(frozen=True, slots=True)

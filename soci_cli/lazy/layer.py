@@ -21,6 +21,9 @@ from soci_cli.errors import InvalidDataError
 from soci_cli.lazy.attributes import (
     IMPLIED_ATTRIBUTES,
     IMPLIED_DIRECTORY,
+    MAX_MAJOR,
+    MAX_MINOR,
+    STEERING,
     TYPES,
     Attributes,
     Node,
@@ -54,11 +57,9 @@ _MAX_FOLDERS = 256 << 20  # a long name makes many folders that cost far more th
 _LARGE = 256  # names of a folder whose table would take long to make again
 _KEPT = 32768  # names in the tables of other folders
 _KEPT_LARGE = 1 << 18
-_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # as Linux numbers devices
 _NO_NAMES: Mapping[bytes, int] = {}
 _NO_WHITEOUTS: frozenset[bytes] = frozenset()
 _NONE_EARLIER: Mapping[bytes, list[int]] = {}
-_OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 
 
 class _Table(NamedTuple):
@@ -215,8 +216,8 @@ class LayerFiles:
             gid,
             size,
             nanoseconds(files.string(mod_time)),
-            major and min(max(major, 0), _MAX_MAJOR),
-            minor and min(max(minor, 0), _MAX_MINOR),
+            major and min(max(major, 0), MAX_MAJOR),
+            minor and min(max(minor, 0), MAX_MINOR),
         )
 
     def xattrs(self, entry: int) -> tuple[tuple[bytes, bytes], ...]:
@@ -224,7 +225,7 @@ class LayerFiles:
         if entry < 0:
             return ()
         records = self._files.xattrs(self._files.fields(entry).xattrs)
-        return tuple(one for one in xattrs_of(records) if not one[0].startswith(_OVERLAY))
+        return tuple(one for one in xattrs_of(records) if not one[0].startswith(STEERING))
 
     def may_need_xattrs(self) -> bool:
         """Whether an entry may have extended attributes, or a folder be opaque; quick where none is."""

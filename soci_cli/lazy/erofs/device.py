@@ -19,9 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from soci_cli.errors import UnsupportedLayerError
-
-BLOCK = 4096
-"""Bytes of a block of a device, and of the metadata."""
+from soci_cli.lazy.erofs.format import BLOCK
 
 
 class DeviceLayout:

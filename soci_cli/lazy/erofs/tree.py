@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from soci_cli.errors import NotFoundError
-from soci_cli.lazy.attributes import FORMATS, IMPLIED_DIRECTORY, nanoseconds, xattrs_of
+from soci_cli.lazy.attributes import (
+    FORMATS,
+    IMPLIED_DIRECTORY,
+    MAX_MAJOR,
+    MAX_MINOR,
+    nanoseconds,
+    xattrs_of,
+)
 from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.device import DeviceLayout
 from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
@@ -26,7 +33,6 @@ from soci_cli.ztoc.toc import LoadedContents
 _NOBODY = 65534
 _NO_ID = (1 << 32) - 1
 _SECOND = 10**9
-_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 _REGULAR, _DIRECTORY, _SYMLINK = (
     erofs.FILE_TYPES[kind] for kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 )
@@ -118,7 +124,7 @@ class _Layer:
             else:
                 size = 0
                 if major or minor:
-                    major, minor = min(max(major, 0), _MAX_MAJOR), min(max(minor, 0), _MAX_MINOR)
+                    major, minor = min(max(major, 0), MAX_MAJOR), min(max(minor, 0), MAX_MINOR)
                     place = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
             types.append(type_)
             seconds, fraction = times.get(text) or self._time(text)

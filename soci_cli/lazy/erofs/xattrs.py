@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from struct import Struct
 
+from soci_cli.lazy.attributes import STEERING
 from soci_cli.lazy.erofs.format import xattr_body
 
 _MAX_NAME = 255  # XATTR_NAME_MAX, with the prefix
@@ -19,7 +20,6 @@ _ACCESS, _DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
 _TRUSTED = 4
 _PREFIXES = ((b"user.", 1), (b"trusted.", _TRUSTED), (b"security.", 6))
 _HEADER = 12  # bytes of a body before its first attribute
-_STEERING = (b"trusted.overlay.", b"user.overlay.")
 _CAPABILITY = b"security.capability"
 _ACL_ENTRY = Struct("<HHI")  # tag, permissions, id
 _ACL_VERSION = b"\2\0\0\0"
@@ -52,7 +52,7 @@ def _key(name: bytes, value: bytes) -> tuple[int, bytes] | None:
         len(name) > _MAX_NAME
         or len(value) > _MAX_VALUE
         or b"\0" in name
-        or name.startswith(_STEERING)
+        or name.startswith(STEERING)
     ):
         return None
     if name in (_ACCESS, _DEFAULT):
