@@ -9,8 +9,10 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from struct import Struct
 
-BLOCK_BITS = 12
-BLOCK = 1 << BLOCK_BITS
+from soci_cli.lazy.devices import layout as devices
+
+BLOCK = devices.BLOCK
+BLOCK_BITS = BLOCK.bit_length() - 1
 SLOT_BITS = 5
 SLOT = 1 << SLOT_BITS
 SUPERBLOCK = 1024

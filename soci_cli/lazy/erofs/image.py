@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from zlib_ng import zlib_ng
 
 from soci_cli.errors import InvalidDataError
-from soci_cli.lazy.erofs.device import DeviceLayout
+from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.erofs.metadata import Metadata
 from soci_cli.lazy.erofs.tree import Tree
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
-from soci_cli.lazy.erofs.device import DeviceLayout
+from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
 
 

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 
 from soci_cli.kernel import detached
 from soci_cli.kernel.fuse_device import open_device
-from soci_cli.lazy.erofs.device import DeviceLayout
+from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.erofs.lazy_device import DeviceBytes
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import ROOT

@@ -20,8 +20,8 @@ from soci_cli.lazy.attributes import (
     nanoseconds,
     xattrs_of,
 )
+from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.erofs import format as erofs
-from soci_cli.lazy.erofs.device import DeviceLayout
 from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
 from soci_cli.lazy.erofs.xattrs import body_of, marked
 from soci_cli.lazy.layer import LayerFiles

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from soci_cli.lazy.erofs.lazy_device import DeviceBytes
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
-from tests.lazy.erofs.test_device import archive_of, device_of, gaps_and_sizes, layout_of
+from tests.lazy.devices.test_layout import archive_of, device_of, gaps_and_sizes, layout_of
 
 
 class Held(LayerBytes):

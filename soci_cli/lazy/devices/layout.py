@@ -19,7 +19,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from soci_cli.errors import UnsupportedLayerError
-from soci_cli.lazy.erofs.format import BLOCK
+
+BLOCK = 4096
+"""Bytes of a block of a device, as EROFS images over it have them."""
 
 
 class DeviceLayout:

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import UnsupportedLayerError
-from soci_cli.lazy.erofs.device import DeviceLayout
-from soci_cli.lazy.erofs.format import BLOCK
+from soci_cli.lazy.devices.layout import BLOCK, DeviceLayout
 
 gaps_and_sizes = st.lists(
     st.tuples(st.sampled_from([512, 1024, 1536, 5120]), st.integers(0, 9000)), max_size=12
