@@ -137,18 +137,17 @@ def decode_gzip(blob: memoryview, compressed_size: int) -> Spans:
         offsets.append(compressed)
         starts.append(uncompressed)
         bits.append(some)
-    previous_in, previous_out = 0, 0
-    for compressed, uncompressed, some in zip(offsets, starts, bits, strict=True):
-        if (
-            some > 7
-            or compressed < (1 if some else 0)
-            or not previous_in <= compressed <= compressed_size
-            or uncompressed < previous_out
-        ):
-            raise _broken("its checkpoints are out of order or out of bounds")
-        previous_in, previous_out = compressed, uncompressed
     if starts[0] != 0:
         raise _broken("its first checkpoint is not at the start")
+    previous_in, previous_out = 0, 0
+    for compressed, uncompressed, some in zip(offsets, starts, bits, strict=True):
+        # The smallest block has 10 bits (RFC 1951, 3.2.6), so no two checkpoints share an offset. Blocks
+        # without content are checkpoints before the first byte of the archive only.
+        if some > 7 or not previous_in < compressed < compressed_size:
+            raise _broken("its checkpoints are out of order or out of bounds")
+        if uncompressed < previous_out or (uncompressed == previous_out and uncompressed):
+            raise _broken("its checkpoints are out of order, or have nothing between them")
+        previous_in, previous_out = compressed, uncompressed
     windows = blob[_HEADER.size :]
     return Spans(
         span_size, compressed_size, starts, Checkpoints(offsets, starts, bytes(bits), windows)

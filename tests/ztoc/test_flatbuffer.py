@@ -298,17 +298,18 @@ def test_round_trip_of_a_tar(entries: list[FileMetadata], size: int, span_size: 
     entries=st.lists(files(offsets=regular, sizes=regular), max_size=5),
     steps=st.lists(
         st.tuples(
-            st.integers(1, 10**9), st.integers(0, 10**9), st.integers(0, 7), st.binary(max_size=9)
+            st.integers(1, 10**9), st.integers(1, 10**9), st.integers(0, 7), st.binary(max_size=9)
         ),
         min_size=1,
         max_size=5,
     ),
+    empty=st.integers(0, 3),
 )
 def test_round_trip_of_a_gzip(
-    entries: list[FileMetadata], steps: list[tuple[int, int, int, bytes]]
+    entries: list[FileMetadata], steps: list[tuple[int, int, int, bytes]], empty: int
 ) -> None:
-    points = []
-    compressed = uncompressed_size = 0
+    points = [(at + 1, 0, 0, bytes(WINDOW_SIZE)) for at in range(empty)]
+    compressed, uncompressed_size = empty, 0
     for ahead, out, bits, seed in steps:
         compressed += ahead
         points.append((compressed, uncompressed_size, bits, seed.ljust(WINDOW_SIZE, b"w")))
