@@ -128,6 +128,18 @@ class UnsupportedLayerError(InvalidDataError):
     """A layer that is valid but cannot be indexed, such as one with a sparse file."""
 
 
+class AlreadyExistsError(SociError):
+    """Something of this name is there already."""
+
+
+class StateError(SociError):
+    """What was asked for is there, but not in a state in which it can be done."""
+
+
+class UnavailableError(SociError):
+    """It cannot be had just now; the same may succeed later."""
+
+
 class StorageError(SociError):
     """The disk, a folder or the local store refused: full, not writable, locked."""
 
