@@ -10,7 +10,7 @@ import click
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
 from soci_cli.commands.image_convert import run_conversion
-from soci_cli.commands.index_flags import IndexFlags, index_flags
+from soci_cli.commands.index_flags import IndexFlags, conversion_flags, index_flags
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import NotFoundError, UsageError
 from soci_cli.index.convert import ConvertOptions
@@ -30,6 +30,7 @@ from soci_cli.targets import Place
     show_default=True,
     help="What --standalone writes.",
 )
+@conversion_flags
 @click.argument("src")
 @click.argument("dst")
 @transfer_flags
@@ -41,6 +42,8 @@ def command(
     index: IndexFlags,
     standalone: bool,
     format_: Literal["oci-archive", "oci-dir"],
+    layer_types: str,
+    only_platforms: bool,
     src: str,
     dst: str,
     registry: RegistryFlags,
@@ -61,6 +64,8 @@ def command(
     options = ConvertOptions(
         **vars(index.options(app, registry)),
         recompress_zstd=app.settings.zstd_layers == "recompress",
+        keep_layer_types=layer_types == "keep",
+        only_platforms=only_platforms,
     )
     run_conversion(app, source, target, options, registry)
 

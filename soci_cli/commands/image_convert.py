@@ -8,7 +8,7 @@ import click
 
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app
-from soci_cli.commands.index_flags import IndexFlags, index_flags
+from soci_cli.commands.index_flags import IndexFlags, conversion_flags, index_flags
 from soci_cli.commands.output import human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import StorageError, UsageError
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="The tool that zTOCs and index name; soci-cli by default.",
 )
+@conversion_flags
 @click.argument("src")
 @click.argument("dst")
 @transfer_flags
@@ -49,6 +50,8 @@ def command(
     index: IndexFlags,
     zstd_layers: str | None,
     build_tool_identifier: str | None,
+    layer_types: str,
+    only_platforms: bool,
     src: str,
     dst: str,
     registry: RegistryFlags,
@@ -68,6 +71,8 @@ def command(
     options = ConvertOptions(
         **vars(index.options(app, registry, build_tool_identifier)),
         recompress_zstd=(zstd_layers or app.settings.zstd_layers) == "recompress",
+        keep_layer_types=layer_types == "keep",
+        only_platforms=only_platforms,
     )
     run_conversion(app, app.place(src), app.place(dst), options, registry)
 

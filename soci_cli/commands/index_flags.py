@@ -114,3 +114,23 @@ def index_flags(prefix: str = "") -> Callable[[_F], _F]:
         return cast(_F, wrapped)
 
     return add
+
+
+def conversion_flags(command: _F) -> _F:
+    """What the commands that convert have besides: `layer_types` and `only_platforms`."""
+    for option in (
+        click.option(
+            "--only-platforms",
+            is_flag=True,
+            help="Leave out all platforms that are not indexed.",
+        ),
+        click.option(
+            "--layer-types",
+            type=click.Choice(["oci", "keep"]),
+            default="oci",
+            show_default=True,
+            help="Media types of layers with Docker's: OCI's, or kept as the reference does.",
+        ),
+    ):
+        command = option(command)
+    return command

@@ -6,7 +6,7 @@ Rules: docs/formats.md, "Index manifest v2".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from soci_cli.index.image import Image, ImageManifest, manifest_of
 from soci_cli.index.model import (
@@ -17,20 +17,66 @@ from soci_cli.index.model import (
     SociIndex,
 )
 from soci_cli.oci import Descriptor, Manifest, Platform, digest_of, encode, platforms
-from soci_cli.oci.media_types import DOCKER_CONFIG, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from soci_cli.oci.media_types import (
+    DOCKER_CONFIG,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    oci_layer_type,
+)
 
 Document = tuple[Descriptor, bytes]
 Indexes = Mapping[str, tuple[Platform, SociIndex]]
 """The new SOCI index of each platform, by the digest of the manifest that it is for."""
 
+_OF_THE_OLD_BYTES = (
+    "containerd.io/distribution.source.",
+    "containerd.io/snapshot/stargz/",
+    "io.containers.estargz.",
+    "io.containers.zstd-chunked.",
+    "io.github.containers.zstd-chunked.",
+)
+"""How annotations begin that say where what is in a layer's bytes, or where these are (containers/storage,
+pkg/chunked; stargz-snapshotter, estargz)."""
 
-def converted_documents(
-    image: Image, indexes: Indexes, recompressed: Mapping[str, Descriptor]
-) -> list[Document]:
-    """The manifests of the converted image, each after what it refers to; its OCI index is the last.
+_SAYS_ZSTD = "io.github.containers.compression.zstd"
+"""On the entry of a manifest in an index: its layers are zstd (containers/image)."""
 
-    `recompressed` are layers that take the place of others, by the digest of the old one.
+
+@dataclass(frozen=True)
+class LayerChanges:
+    """What becomes of layers, by the digest of the old one.
+
+    `recompressed` are the gzip layers that take the place of zstd ones. `packings` are "gzip", "zstd" or
+    "uncompressed", by the bytes of layers of Docker's types, which get OCI's unless they are kept.
     """
+
+    keep_types: bool
+    recompressed: dict[str, Descriptor] = field(default_factory=dict)
+    packings: dict[str, str] = field(default_factory=dict)
+
+    def layers(self, manifest: Manifest) -> tuple[Descriptor, ...]:
+        """A manifest's layers as the converted image has them."""
+        return tuple(map(self._changed, manifest.layers))
+
+    def _changed(self, layer: Descriptor) -> Descriptor:
+        packing = self.packings.get(layer.digest, "")
+        new = self.recompressed.get(layer.digest)
+        if new is not None:
+            packing = "gzip"
+            kept = {
+                key: value
+                for key, value in layer.annotations.items()
+                if not key.startswith(_OF_THE_OLD_BYTES)
+            }
+            layer = replace(new, annotations=kept, platform=layer.platform)
+        if self.keep_types:
+            return layer
+        return replace(layer, media_type=oci_layer_type(layer.media_type, packing))
+
+
+def converted_documents(image: Image, indexes: Indexes, changes: LayerChanges) -> list[Document]:
+    """The manifests of the converted image, each after what it refers to; its OCI index is the last."""
     entries = image.manifests
     descriptors = [entry.descriptor for entry in entries]
     moved: dict[str, Descriptor] = {}
@@ -41,7 +87,7 @@ def converted_documents(
         if entry.manifest is None or entry.is_soci_index:
             continue
         own = indexes.get(entry.descriptor.digest) if entry.is_image else None
-        document = _new_manifest(entry, own[1] if own else None, moved, recompressed)
+        document = _new_manifest(entry, own[1] if own else None, moved, changes)
         made.append(document)
         descriptors[position] = moved[entry.descriptor.digest] = document[0]
     stale: set[int] = set()
@@ -63,22 +109,11 @@ def converted_documents(
     return [*made, (root, data)]
 
 
-def new_layers(
-    manifest: Manifest, recompressed: Mapping[str, Descriptor]
-) -> tuple[Descriptor, ...]:
-    """A manifest's layers, recompressed ones in place of the old."""
-    layers = []
-    for layer in manifest.layers:
-        new = recompressed.get(layer.digest, layer)
-        layers.append(replace(layer, media_type=new.media_type, digest=new.digest, size=new.size))
-    return tuple(layers)
-
-
 def _new_manifest(
     entry: ImageManifest,
     index: SociIndex | None,
     moved: Mapping[str, Descriptor],
-    recompressed: Mapping[str, Descriptor],
+    changes: LayerChanges,
 ) -> Document:
     """The OCI form of a manifest, with its SOCI index if it has one."""
     manifest = manifest_of(entry)
@@ -95,7 +130,7 @@ def _new_manifest(
             manifest,
             media_type=OCI_MANIFEST,
             config=config,
-            layers=new_layers(manifest, recompressed),
+            layers=changes.layers(manifest),
             subject=subject,
             annotations=annotations,
         )
@@ -103,12 +138,20 @@ def _new_manifest(
     kept = dict(entry.descriptor.annotations)
     if attested := moved.get(kept.get(REFERENCE_DIGEST, "")):
         kept[REFERENCE_DIGEST] = attested.digest
+    if any(layer.digest in changes.recompressed for layer in manifest.layers):
+        kept.pop(_SAYS_ZSTD, None)
+    own = entry.descriptor
+    moves = digest_of(data) != own.digest
     descriptor = replace(
-        entry.descriptor,
+        own,
         media_type=OCI_MANIFEST,
         digest=digest_of(data),
         size=len(data),
         annotations={**kept, **annotations},
+        platform=own.platform or (entry.platform if entry.is_image else None),
+        # They are of the bytes that there were.
+        urls=() if moves else own.urls,
+        data=None if moves else own.data,
     )
     return descriptor, data
 
@@ -130,4 +173,18 @@ def is_index_of(entry: ImageManifest, platform: Platform) -> bool:
         kind == INDEX_TYPE_V2
         and entry.platform is not None
         and platforms.matches(platform, entry.platform)
+    )
+
+
+def index_platform(wanted: Platform, entry: ImageManifest) -> Platform:
+    """The platform of the entry of a SOCI index: the one asked for, never more exact than the image's.
+
+    Clients look for the exact platform first, and compare what is written; they must find the image.
+    """
+    own = entry.platform or wanted
+    return replace(
+        own,
+        variant=own.variant if wanted.variant else "",
+        os_version=own.os_version if wanted.os_version else "",
+        os_features=own.os_features if wanted.os_features else (),
     )

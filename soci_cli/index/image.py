@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from soci_cli.errors import InvalidDataError, NotFoundError, SociError
-from soci_cli.index.model import INDEX_TYPE_V1, INDEX_TYPE_V2, REFERENCE_DIGEST, is_soci_index
+from soci_cli.index.model import (
+    INDEX_DIGEST,
+    INDEX_TYPE_V1,
+    INDEX_TYPE_V2,
+    MANIFEST_DIGEST,
+    REFERENCE_DIGEST,
+    is_soci_index,
+)
 from soci_cli.oci import (
     Descriptor,
     Index,
@@ -19,10 +26,16 @@ from soci_cli.oci import (
     parse_manifest,
     platforms,
 )
-from soci_cli.oci.media_types import OCI_INDEX, is_index, is_manifest
+from soci_cli.oci.manifest import MAX_ENTRIES
+from soci_cli.oci.media_types import OCI_INDEX, is_index, is_manifest, layer_compression
 from soci_cli.targets import Source, read_blob
+from soci_cli.targets.copy import DEPTH_LIMIT
 
 _CONFIG_LIMIT = 16 << 20
+_CLEANED = (
+    "; it was not copied with the image, or a clean-up of untagged manifests removed it: copy, convert or "
+    "push the image again"
+)
 
 
 @dataclass(frozen=True)
@@ -39,14 +52,24 @@ class ImageManifest:
     is_image: bool
     is_soci_index: bool
 
+    @property
+    def is_manifest(self) -> bool:
+        """Whether the entry is a manifest, and no index or other thing."""
+        return is_manifest(self.descriptor.media_type)
+
 
 @dataclass(frozen=True)
 class Image:
-    """An image in a place. A single manifest appears as an index of one entry with its platform."""
+    """An image in a place. A single manifest appears as an index of one entry with its platform.
+
+    `manifests` has what nested indexes list in place of these; `nested` are their descriptors, each after
+    those that it lists.
+    """
 
     root: Descriptor
     index: Index
     manifests: tuple[ImageManifest, ...]
+    nested: tuple[Descriptor, ...] = ()
 
     @property
     def platforms(self) -> list[Platform]:
@@ -67,11 +90,35 @@ class Image:
         return entry
 
     def find(self, platform: Platform) -> ImageManifest | None:
-        """The first image manifest that matches a platform strictly, as containerd does."""
-        for entry in self.manifests:
-            if entry.is_image and entry.platform and platforms.matches(platform, entry.platform):
-                return entry
-        return None
+        """The first image manifest that matches a platform strictly, as containerd does.
+
+        Where several match, such as the zstd form of an image beside its gzip form, one with a SOCI index
+        goes before others, and one that is here and can be indexed before the rest.
+        """
+        fitting = (
+            entry
+            for entry in self.manifests
+            if entry.is_image and entry.platform and platforms.matches(platform, entry.platform)
+        )
+        return min(fitting, key=_unfitness, default=None)
+
+    def only(self, chosen: Sequence[ImageManifest]) -> Image:
+        """The image with these manifests only, their SOCI indexes, and what refers to them."""
+        digests = {entry.descriptor.digest for entry in chosen}
+        bound = {entry.manifest.annotations.get(INDEX_DIGEST) for entry in chosen if entry.manifest}
+
+        def stays(entry: ImageManifest) -> bool:
+            notes = entry.descriptor.annotations
+            subject = entry.manifest.subject if entry.manifest else None
+            return entry.descriptor.digest in digests | bound or not digests.isdisjoint(
+                {
+                    notes.get(REFERENCE_DIGEST),
+                    notes.get(MANIFEST_DIGEST),
+                    subject.digest if subject else None,
+                }
+            )
+
+        return replace(self, manifests=tuple(filter(stays, self.manifests)), nested=())
 
 
 def read_all(entries: Sequence[Descriptor], descriptor: Descriptor) -> bool:
@@ -103,7 +150,8 @@ def read_image(
 ) -> Image:
     """Reads the manifests of an image, and configs where a platform is only there.
 
-    Of an index, only those manifests are read for which `needed(entries, entry)` is true.
+    Of an index, only those manifests are read for which `needed(entries, entry)` is true. Indexes in it
+    are looked into as containerd does: the platform of such an entry limits what is found below it.
     A manifest of an index that the place lacks is allowed: pulling one platform of several leaves such
     images. Raises NotFoundError, IntegrityError and InvalidDataError.
     """
@@ -111,15 +159,13 @@ def read_image(
     what = f"{root.digest} in {source.name}"
     if is_index(root.media_type):
         index = parse_index(read_blob(source, root), f"index {what}", root.media_type)
-        entries, missing = [], 0
-        for descriptor in index.manifests:
-            read = needed(index.manifests, descriptor)
-            entry = _read_entry(source, descriptor) if read else _unread(descriptor)
-            missing += read and entry.manifest is None and not is_index(descriptor.media_type)
-            entries.append(entry)
-        if missing == len(entries):
-            raise NotFoundError(f"index {what}: none of its manifests is here")
-        return Image(root, index, tuple(entries))
+        reader = _IndexReader(source, needed)
+        entries = tuple(reader.read(index, None, 1))
+        if reader.missing == len(entries):
+            raise NotFoundError(
+                f"index {what}: none of its manifests is here{_CLEANED}", place=source.name
+            )
+        return Image(root, index, entries, tuple(reader.nested))
     if not is_manifest(root.media_type):
         raise InvalidDataError(f"{what} is neither a manifest nor an index: {root.media_type!r}")
     manifest = parse_manifest(read_blob(source, root), f"manifest {what}", root.media_type)
@@ -139,10 +185,80 @@ def image_before(before: Source | None) -> list[tuple[Source, Image]]:
     return []
 
 
+class _IndexReader:
+    """Reads what an index lists, and the indexes in it."""
+
+    def __init__(
+        self, source: Source, needed: Callable[[Sequence[Descriptor], Descriptor], bool]
+    ) -> None:
+        self.nested: list[Descriptor] = []
+        self.missing = 0  # manifests that are needed and not here
+        self._source = source
+        self._needed = needed
+        self._count = 0
+
+    def read(self, index: Index, within: Platform | None, depth: int) -> Iterator[ImageManifest]:
+        """The entries; `within` is the platform of the entry that leads to a nested index, if any."""
+        for descriptor in index.manifests:
+            self._count += 1
+            if self._count > MAX_ENTRIES:
+                raise InvalidDataError(
+                    f"the indexes of the image in {self._source.name} list more than {MAX_ENTRIES} "
+                    "manifests"
+                )
+            needed = self._needed(index.manifests, descriptor)
+            if is_index(descriptor.media_type) and _may_be_image(descriptor):
+                below = self._open(descriptor, depth) if needed else None
+                if below is not None and (below.artifact_type or below.subject):
+                    yield ImageManifest(descriptor, None, descriptor.platform, False, False)
+                    continue
+                if below is not None:
+                    yield from self.read(below, descriptor.platform or within, depth + 1)
+                    self.nested.append(descriptor)
+                    continue
+            entry = _read_entry(self._source, descriptor) if needed else _unread(descriptor)
+            self.missing += needed and entry.manifest is None and entry.is_manifest
+            if not within or _may_be_below(within, entry):
+                yield entry
+
+    def _open(self, descriptor: Descriptor, depth: int) -> Index | None:
+        """A nested index; None for one that is not here."""
+        name = self._source.name
+        if depth > DEPTH_LIMIT:
+            raise InvalidDataError(
+                f"the image in {name} is nested deeper than {DEPTH_LIMIT}: {descriptor.digest}",
+                place=name,
+            )
+        try:
+            data = read_blob(self._source, descriptor)
+        except NotFoundError:
+            return None
+        what = f"index {descriptor.digest} in {name}"
+        return parse_index(data, what, descriptor.media_type)
+
+
+def _may_be_below(within: Platform, entry: ImageManifest) -> bool:
+    own = entry.platform if entry.is_image else None
+    return own is None or platforms.matches(within, own)
+
+
+def _unfitness(entry: ImageManifest) -> tuple[bool, bool, bool]:
+    """How far an entry is from being read lazily, for `min`."""
+    manifest = entry.manifest
+    notes = {**(manifest.annotations if manifest else {}), **entry.descriptor.annotations}
+    packings = (
+        [layer_compression(layer.media_type) for layer in manifest.layers] if manifest else []
+    )
+    indexable = not packings or any(
+        packing in ("gzip", "uncompressed", "unknown") for packing in packings
+    )
+    return INDEX_DIGEST not in notes, manifest is None, not indexable
+
+
 def _read_entry(source: Source, descriptor: Descriptor) -> ImageManifest:
     platform = descriptor.platform
     if not is_manifest(descriptor.media_type):
-        return ImageManifest(descriptor, None, platform, False, False)
+        return _unread(descriptor)
     try:
         data = read_blob(source, descriptor)
     except NotFoundError:
@@ -160,7 +276,11 @@ def _read_entry(source: Source, descriptor: Descriptor) -> ImageManifest:
 def _unread(descriptor: Descriptor) -> ImageManifest:
     """An entry of which nothing is known but its descriptor."""
     is_soci = descriptor.artifact_type in (INDEX_TYPE_V1, INDEX_TYPE_V2)
-    is_image = is_manifest(descriptor.media_type) and _may_be_image(descriptor) and not is_soci
+    # A nested index that is not read is the image for the platform of its entry.
+    kind = is_manifest(descriptor.media_type) or (
+        is_index(descriptor.media_type) and descriptor.platform is not None
+    )
+    is_image = kind and _may_be_image(descriptor) and not is_soci
     return ImageManifest(descriptor, None, descriptor.platform, is_image, is_soci)
 
 
@@ -214,8 +334,8 @@ def manifest_of(entry: ImageManifest) -> Manifest:
     if entry.manifest is None:
         platform = f" for {platforms.format_platform(entry.platform)}" if entry.platform else ""
         raise NotFoundError(
-            f"the image lists a manifest{platform} that its place does not have: "
-            f"{entry.descriptor.digest}"
+            f"the image lists a manifest{platform} that its place does not have, "
+            f"{entry.descriptor.digest}{_CLEANED}"
         )
     return entry.manifest
 

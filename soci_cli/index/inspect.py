@@ -18,7 +18,6 @@ from soci_cli.index.model import (
 )
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.oci import Descriptor, Manifest, parse_manifest, platforms
-from soci_cli.oci.media_types import is_manifest
 from soci_cli.targets import Source, read_blob
 from soci_cli.ztoc import decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
@@ -123,7 +122,7 @@ def _platform_facts(
     digest = entry.descriptor.digest
     kind = "image" if entry.is_image else "artifact"
     if entry.manifest is None:
-        missing = "not here" if is_manifest(entry.descriptor.media_type) else "not looked into"
+        missing = "not here" if entry.is_image or entry.is_manifest else "not looked into"
         return PlatformFacts(platform, digest, kind, entry.descriptor.size, problem=missing)
     soci, soci_digest, index = _soci_index(source, entry, by_digest)
     ztocs = ztocs_by_layer(index) if index else {}

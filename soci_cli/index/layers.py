@@ -54,8 +54,11 @@ def compression_of(layer: Descriptor, source: Source) -> str:
     Docker's plain type says little, so there the first bytes of the layer decide.
     """
     name = media_types.layer_compression(layer.media_type)
-    if name != "unknown":
-        return name
+    return packing_of(layer, source) if name == "unknown" else name
+
+
+def packing_of(layer: Descriptor, source: Source) -> str:
+    """ "gzip", "zstd" or "uncompressed", by a layer's first bytes."""
     with source.fetch(layer, 0, min(4, layer.size)) as stream:
         start = stream.read()
     if start.startswith(_GZIP_MAGIC):

@@ -166,6 +166,8 @@ class _Pull:
             for entry in image.manifests:
                 if entry.descriptor.digest not in known and not entry.is_soci_index:
                     self._rest(entry)
+        for nested in image.nested:
+            self._copy_manifest(nested)
         if image.root.digest != entries[0].descriptor.digest:
             self._copy_manifest(image.root)
 

@@ -14,15 +14,8 @@ from soci_cli.index.build import (
     index_image,
 )
 from soci_cli.index.image import Image, ImageManifest, choose, manifest_of, read_image
-from soci_cli.index.model import (
-    INDEX_DIGEST,
-    INDEX_TYPE_V1,
-    INDEX_TYPE_V2,
-    MANIFEST_DIGEST,
-    REFERENCE_DIGEST,
-)
+from soci_cli.index.model import INDEX_DIGEST, INDEX_TYPE_V1, INDEX_TYPE_V2
 from soci_cli.oci import Descriptor, Platform, digest_of, encode, parse_manifest, platforms
-from soci_cli.oci.media_types import is_manifest
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, StoreTarget, Target, copy_blobs, copy_graph, read_blob
 
@@ -80,16 +73,10 @@ def push(
     indexes: list[PushedIndex] = []
     if options.soci and not _converted(kept):
         indexes = _make_indexes(source, target, image, kept, options, observer)
-    for entry in kept:
-        copy_graph(
-            source,
-            target,
-            entry.descriptor,
-            observer,
-            options.uploads,
-            allow_missing_manifests=True,
-        )
-    if root.digest not in {entry.descriptor.digest for entry in kept}:
+    whole = root.digest == image.root.digest
+    for part in [root] if whole else [entry.descriptor for entry in kept]:
+        copy_graph(source, target, part, observer, options.uploads, allow_missing_manifests=True)
+    if not whole:
         target.push(root, data)
     for made in indexes:
         push_index(source, target, made.index, observer, options.uploads)
@@ -124,20 +111,10 @@ def _parts(
         raise NotFoundError(
             f"{name} has no manifest of a platform; pull or convert it again", place=name
         )
-    digests = {entry.descriptor.digest for entry in picked}
-    bound = {manifest_of(entry).annotations.get(INDEX_DIGEST) for entry in picked}
     whole = all(entry.manifest is not None for entry in image.manifests if entry.is_image)
     everything = whole and len(picked) == sum(entry.is_image for entry in image.manifests)
-
-    def goes(entry: ImageManifest) -> bool:
-        if entry.manifest is None and is_manifest(entry.descriptor.media_type):
-            return False
-        if everything or entry.descriptor.digest in digests | bound:
-            return True
-        notes = entry.descriptor.annotations
-        return bool(digests & {notes.get(REFERENCE_DIGEST), notes.get(MANIFEST_DIGEST)})
-
-    kept = [entry for entry in image.manifests if goes(entry)]
+    goes = image.manifests if everything else image.only(picked).manifests
+    kept = [entry for entry in goes if entry.manifest is not None or not entry.is_manifest]
     gone = tuple(
         entry.platform
         for entry in image.manifests

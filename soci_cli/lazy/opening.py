@@ -55,8 +55,8 @@ def open_image(
     sources = options.index
     if source.store is not None:
         sources = replace(sources, v1=True)  # an index in the store was pulled on purpose
-    found = find_index(source, entry, sources, observer)
     manifest = manifest_of(entry)
+    found = find_index(source, entry, sources, observer)
     opener = _Opener(source, fetching, manifest, found, observer)
     layers = [LazyLayer(layer, opener, opener.ztoc_of(layer)) for layer in manifest.layers]
     return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))

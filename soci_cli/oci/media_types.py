@@ -28,6 +28,14 @@ DOCKER_LAYER_ZSTD = DOCKER_LAYER + ".zstd"
 DOCKER_LAYER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 DOCKER_LAYER_FOREIGN_GZIP = DOCKER_LAYER_FOREIGN + ".gzip"
 
+# The base of each of Docker's layer types: OCI's base, and how the layer is packed.
+_DOCKER_LAYERS = {
+    DOCKER_LAYER: (OCI_LAYER, ""),
+    DOCKER_LAYER_GZIP: (OCI_LAYER, "+gzip"),
+    DOCKER_LAYER_ZSTD: (OCI_LAYER, "+zstd"),
+    DOCKER_LAYER_FOREIGN: (OCI_LAYER_NONDISTRIBUTABLE, ""),
+    DOCKER_LAYER_FOREIGN_GZIP: (OCI_LAYER_NONDISTRIBUTABLE, "+gzip"),
+}
 _OCI_LAYER_PREFIX = "application/vnd.oci.image.layer."
 
 
@@ -43,13 +51,27 @@ def is_manifest(media_type: str) -> bool:
 
 def is_layer(media_type: str) -> bool:
     """Whether it is a file system layer, whatever its compression or wrapping."""
-    return media_type.startswith(_OCI_LAYER_PREFIX) or media_type.partition("+")[0] in (
-        DOCKER_LAYER,
-        DOCKER_LAYER_GZIP,
-        DOCKER_LAYER_ZSTD,
-        DOCKER_LAYER_FOREIGN,
-        DOCKER_LAYER_FOREIGN_GZIP,
-    )
+    return media_type.startswith(_OCI_LAYER_PREFIX) or is_docker_layer(media_type)
+
+
+def is_docker_layer(media_type: str) -> bool:
+    """Whether it is one of Docker's types of file system layers."""
+    return media_type.partition("+")[0] in _DOCKER_LAYERS
+
+
+def oci_layer_type(media_type: str, packing: str = "") -> str:
+    """OCI's type for a layer of one of Docker's types; any other type stays.
+
+    `packing` is what the layer's bytes are: "gzip", "zstd" or "uncompressed"; by default what the type
+    says. Wrapped layers, such as encrypted ones, keep their suffixes.
+    """
+    base, _, tail = media_type.partition("+")
+    if base not in _DOCKER_LAYERS:
+        return media_type
+    oci, suffix = _DOCKER_LAYERS[base]
+    if packing and layer_compression(media_type) in ("gzip", "zstd", "uncompressed", "unknown"):
+        return oci if packing == "uncompressed" else f"{oci}+{packing}"
+    return oci + suffix + (f"+{tail}" if tail else "")
 
 
 def layer_compression(media_type: str) -> str:

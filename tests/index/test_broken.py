@@ -157,14 +157,18 @@ def nested_20_deep(root: Path) -> Broken:
     for _ in range(20):
         nested = maker.index([nested])
     maker.tag(maker.index([nested, {**single_manifest(maker), "platform": AMD64}]))
-    return Broken(root, nested["digest"], InvalidDataError)
+    return Broken(root, "nested deeper", InvalidDataError)
 
 
 @case
-def only_nested(root: Path) -> Broken:
+def nested_without_end(root: Path) -> Broken:
+    """Few documents, which list each other more often than anybody may read."""
     maker = LayoutMaker(root)
-    maker.tag(maker.index([maker.index([single_manifest(maker)])]))
-    return Broken(root, str(root), NotFoundError)
+    nested = maker.index([])
+    for _ in range(5):
+        nested = maker.index([nested] * 20)
+    maker.tag(nested)
+    return Broken(root, str(root), InvalidDataError)
 
 
 @case

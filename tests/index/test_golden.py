@@ -46,6 +46,8 @@ def options_of(row: Json) -> ConvertOptions:
             chosen.append(platforms.parse(next(flags)))
         elif flag == "--prefetch-file":
             prefetch.append(next(flags))
+        elif flag == "--layer-types":
+            values["keep_layer_types"] = next(flags) == "keep"
         elif flag == "--optimizations":
             values["optimize_xattrs"] = next(flags) == "xattr"
         else:

@@ -21,6 +21,7 @@ from soci_cli.oci.media_types import (
     DOCKER_LAYER_FOREIGN_GZIP,
     OCI_LAYER,
     OCI_LAYER_GZIP,
+    OCI_LAYER_NONDISTRIBUTABLE_GZIP,
     OCI_LAYER_ZSTD,
 )
 from soci_cli.ztoc import FileTree, LayerReader, decode_ztoc
@@ -98,7 +99,7 @@ def test_a_foreign_layer_that_is_not_here(tmp_path: Path) -> None:
     assert [layer.outcome for layer in result.platforms[0].layers] == ["skipped", "built"]
     assert "foreign" in listener.notes[0]
     new = blob_json(tmp_path / "d", read_index(tmp_path / "d")["manifests"][0])
-    assert new["layers"][0] == foreign
+    assert new["layers"][0] == {**foreign, "mediaType": OCI_LAYER_NONDISTRIBUTABLE_GZIP}
     assert not run_convert(tmp_path / "d", tmp_path / "d").changed
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.commands.registries.machine import (
     CONVERT,
@@ -13,15 +14,18 @@ from tests.commands.registries.machine import (
     check_complete_remote,
     copy,
     layers_of,
+    multi_platform,
     store_blobs,
 )
 from tests.support.commands import Soci
 from tests.support.images import (
     LayoutMaker,
+    blob_json,
     check_complete,
     gz,
     layer_tar,
     make_zstd_image,
+    read_index,
     sha256,
 )
 from tests.support.servers.docker_registry import DockerRegistry
@@ -148,3 +152,46 @@ def test_what_is_not_there(soci: Soci, server: Server, app: str, tmp_path: Path)
     soci("pull", f"{app}@sha256:{'0' * 64}").bad(1, "404")
     soci("push", "127.0.0.1:1/nothing").bad(1, "not in the local store")
     soci("image", "inspect", "docker://127.0.0.1:1/x").bad(1, "127.0.0.1:1", "refused")
+
+
+def test_a_platform_whose_manifest_is_not_here(soci: Soci, server: Server, tmp_path: Path) -> None:
+    image = multi_platform(tmp_path)
+    _, s390x, _ = read_index(image)["manifests"]
+    (image / "blobs" / "sha256" / s390x["digest"][7:]).unlink()
+    target = f"docker://{server.host}/team/part:1"
+    server.forget()
+    flags = ("-p", "linux/amd64", f"oci:{image}", target)
+    soci(*CONVERT, *flags).bad(1, "linux/s390x", "--only-platforms")
+    assert not [line for line in server.log if line[0] in ("POST", "PUT", "PATCH")]
+    done = soci(*CONVERT, "--only-platforms", *flags).good()
+    index = json.loads(check_complete_remote(soci, target)[done.last])
+    assert [entry["platform"]["architecture"] for entry in index["manifests"]] == [
+        "amd64",
+        "unknown",  # its attestation
+        "amd64",  # its SOCI index
+    ]
+
+
+def test_a_platform_whose_layer_is_gone(soci: Soci, server: Server, tmp_path: Path) -> None:
+    """Within its repository nothing of it is sent; elsewhere a line says whose layer it is."""
+    image = multi_platform(tmp_path)
+    place = f"docker://{server.host}/team/multi:1"
+    soci("image", "load", "-i", image, "--name", place.removeprefix("docker://")).good()
+    soci("push", "--snapshotter", "overlayfs", "--all-platforms", place).good()
+    s390x = blob_json(image, read_index(image)["manifests"][1])
+    gone = s390x["layers"][0]["digest"]
+    requests.delete(f"http://{server.host}/v2/team/multi/blobs/{gone}", timeout=10)
+    soci(*CONVERT, "-p", "linux/amd64", place, f"{place}-soci").good()
+    (entry,) = [
+        one
+        for one in json.loads(soci("image", "inspect", "--format", "json", f"{place}-soci").text)[
+            "manifests"
+        ]
+        if one["platform"] == "linux/s390x"
+    ]
+    assert entry["digest"] == read_index(image)["manifests"][1]["digest"]
+    elsewhere = f"oci:{tmp_path}/out:1"
+    hint = ("linux/s390x", gone)
+    soci(*CONVERT, "-p", "linux/amd64", place, elsewhere).bad(1, *hint, "--only-platforms")
+    soci(*CONVERT, "--all-platforms", place, elsewhere).bad(1, *hint)
+    soci(*CONVERT, "-p", "linux/amd64", "--only-platforms", place, elsewhere).good()
