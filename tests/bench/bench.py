@@ -30,6 +30,7 @@ from tests.bench.building import (
     read_measurements,
     say,
 )
+from tests.bench.engines import measure_engines, missing_for_engines, print_engines, python_layer
 from tests.bench.layers import Layer, Shape, default_sources, find_layer, library_sources
 from tests.bench.reading import (
     measure_reading,
@@ -44,6 +45,7 @@ from tests.bench.registries import (
 from tests.bench.running import BenchError, run_task
 from tests.bench.targets import (
     Target,
+    find_engine_targets,
     find_reading_targets,
     find_registry_targets,
     find_targets,
@@ -66,7 +68,7 @@ QUICK = (
     Shape("quick-small", files=300, size=40_000_000, seed=3),
 )
 QUICK_LIBS = Shape("quick-libs", files=700, size=250_000_000)
-PARTS = ("building", "registries", "reading")
+PARTS = ("building", "registries", "reading", "engines")
 
 
 def make_missing(shapes: Sequence[Shape], sources: Sequence[Path], work: Path) -> list[Layer]:
@@ -165,6 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             targets += _registries(layers, work, options.runs, report)
         if "reading" in parts:
             targets += _reading(layers, work, options.runs, report)
+        if "engines" in parts:
+            targets += _engines(
+                layers, None if options.source else python_layer(work), work, options.runs, report
+            )
     except (BenchError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -225,6 +231,19 @@ def _reading(
     print_reading(figures, (many, few, small), libs)
     report["reading"] = [asdict(one) for one in figures.values()]
     return find_reading_targets(figures)
+
+
+def _engines(
+    layers: Sequence[Layer], python: Layer | None, work: Path, runs: int, report: dict[str, Any]
+) -> list[Target]:
+    few, _, many, small, libs = layers
+    if missing := missing_for_engines():
+        print(f"\nEngines: not measured: {' and '.join(missing)}")
+        return []
+    figures = measure_engines((many, few, small), libs, python, work, runs, say)
+    print_engines(figures, (many, few, small), libs)
+    report["engines"] = [asdict(one) for one in figures.values()]
+    return find_engine_targets(figures)
 
 
 def _figures(one: Measurement) -> dict[str, Any]:

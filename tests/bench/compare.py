@@ -58,7 +58,7 @@ def rows_of(report: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
     for one in report.get("registries", ()):
         yield from ((one["key"], "s", value) for value in one["seconds"])
         yield from ((f"{one['key']}, memory", "MB", value / 1e6) for value in one["peaks"])
-    for one in report.get("reading", ()):
+    for one in (*report.get("reading", ()), *report.get("engines", ())):
         yield from ((one["key"], one["unit"], value) for value in one["values"])
 
 

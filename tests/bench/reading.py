@@ -8,61 +8,38 @@ know yet.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
-from time import monotonic, perf_counter, sleep
-from urllib.request import urlopen
+from time import perf_counter
 
 from soci_cli.ztoc import Ztoc, decode_ztoc
 from tests.bench.layers import Layer
-from tests.bench.running import run_task
-from tests.bench.tasks import make_image
+from tests.bench.mounted import (
+    SMALL,
+    Bench,
+    Figure,
+    ReadingError,
+    list_small,
+    print_figures,
+    read_all,
+    read_listed,
+    resident,
+    shell,
+    task,
+)
 from tests.support.servers.docker_registry import DockerRegistry
 from tests.support.servers.shaping_proxy import ShapingProxy
 
-_SOCI = [sys.executable, "-m", "soci_cli"]
-_ROOT = Path(__file__).resolve().parents[2]
 RATE = 50e6
 """Bytes a second of the shaped line."""
 DELAY = 0.02
 """Seconds each way on it."""
-_SMALL = 16 << 10  # bytes of a small file at most
-_SMALL_FILES = 20_000
 _LARGE_BYTES = 1_000_000_000  # what is read ten times
 _TIMES = 10
 _OVERHEAD = 64 << 10  # bytes of manifests, indexes and HTTP when one file is read
-_PAUSE = 0.3
-_END_SECONDS = 30.0
-
-
-class ReadingError(RuntimeError):
-    """A measurement that did not work out."""
-
-
-@dataclass
-class Figure:
-    """One thing that is measured, a value in each round."""
-
-    key: str
-    name: str
-    unit: str
-    does: str
-    values: list[float] = field(default_factory=list)
-    note: str = ""
-    """Why there are no values."""
-
-    @property
-    def middle(self) -> float:
-        """The median of the rounds."""
-        return median(self.values)
 
 
 def _figures() -> dict[str, Figure]:
@@ -133,7 +110,7 @@ def measure_reading(
         with ExitStack() as stack:
             registry = stack.enter_context(DockerRegistry(folder / "registry"))
             # Once in the cache, once in what the kernel keeps of the mount.
-            bench = _Bench(folder, figures, registry.host, 2 * libs.uncompressed_size)
+            bench = Bench(folder, figures, registry.host, 2 * libs.uncompressed_size)
             stack.callback(bench.unmount_all)
             bench.publish("libs", [libs])
             bench.publish("few", [few])
@@ -154,36 +131,36 @@ def measure_reading(
     return figures
 
 
-def _large(bench: _Bench, libs: Layer) -> None:
+def _large(bench: Bench, libs: Layer) -> None:
     """A folder of large files: downloaded and inflated, cold, and warm."""
     ztoc = bench.ztocs["libs"]
-    plain = _task("plain_spans", bench.host, "libs", bench.layers["libs"], str(ztoc))
+    plain = task("plain_spans", bench.host, "libs", bench.layers["libs"], str(ztoc))
     bench.add("plain", libs.uncompressed_size / plain / 1e6)
     image, size = f"docker://{bench.host}/libs:soci", bench.content["libs"]
     bench.forget()
     with bench.mounted(image) as place:
-        seconds = _read_all(place)
-        bench.add("warm", size / _read_all(place) / 1e6)
+        seconds = read_all(place)
+        bench.add("warm", size / read_all(place) / 1e6)
     bench.add("cold", size / seconds / 1e6)
     bench.add("cold_ratio", plain / seconds)
     with bench.mounted(image) as place:
-        bench.add("cached", size / _read_all(place) / 1e6)
+        bench.add("cached", size / read_all(place) / 1e6)
     bench.forget()
     start = perf_counter()
     bench.shell('"$@" cp -q "$image" / - | cat >/dev/null', image=image)
     bench.add("copy", size / (perf_counter() - start) / 1e6)
 
 
-def _shaped(bench: _Bench, libs: Layer) -> None:
+def _shaped(bench: Bench, libs: Layer) -> None:
     with ShapingProxy(bench.host, RATE, DELAY) as proxy:
         bench.forget()
         with bench.mounted(f"docker://{proxy.host}/libs:soci") as place:
-            seconds = _read_all(place)
+            seconds = read_all(place)
     bench.add("shaped", bench.content["libs"] / seconds / 1e6)
     bench.add("line", libs.compressed_size / RATE / seconds)
 
 
-def _many(bench: _Bench) -> None:
+def _many(bench: Bench) -> None:
     """An image of many files."""
     image = f"{bench.host}/app:soci"
     names = bench.folder / "names"
@@ -191,22 +168,22 @@ def _many(bench: _Bench) -> None:
     start = perf_counter()
     with bench.mounted(image) as place:
         bench.add("mount", perf_counter() - start)
-        count = _list_small(place, names)
+        count = list_small(place, names)
     with bench.mounted(image) as place:
-        bench.add("small_cold", count / _read_listed(place, names))
+        bench.add("small_cold", count / read_listed(place, names))
     with bench.mounted(image) as place:
-        bench.add("small", count / _read_listed(place, names))
+        bench.add("small", count / read_listed(place, names))
     with bench.mounted(image) as place:
-        _shell('find "$place" >/dev/null', place=place)
-        bench.add("small_listed", count / _read_listed(place, names))
+        shell('find "$place" >/dev/null', place=place)
+        bench.add("small_listed", count / read_listed(place, names))
     with bench.mounted(image) as place:
         for key in ("find_first", "find"):
             start = perf_counter()
-            listed = _shell('find "$place" -ls | wc -l', place=place)
+            listed = shell('find "$place" -ls | wc -l', place=place)
             bench.add(key, int(listed) / (perf_counter() - start))
 
 
-def _cat(bench: _Bench, few: Layer) -> None:
+def _cat(bench: Bench, few: Layer) -> None:
     """One small file of a large layer: what travels is at most its zTOC and one span."""
     data = bench.ztocs["few"].read_bytes()
     ztoc = decode_ztoc(data)
@@ -226,7 +203,7 @@ def _cat(bench: _Bench, few: Layer) -> None:
 def _pick(ztoc: Ztoc) -> tuple[bytes, int]:
     """A small file in the middle of a layer that lies in one span, and the span."""
     files = [entry for entry in ztoc.files if entry.has_data and entry.uncompressed_size]
-    small = [entry for entry in files if entry.uncompressed_size <= _SMALL] or files
+    small = [entry for entry in files if entry.uncompressed_size <= SMALL] or files
     middle = ztoc.uncompressed_archive_size // 2
     small.sort(key=lambda entry: abs(entry.uncompressed_offset - middle))
     for entry in small:
@@ -237,30 +214,30 @@ def _pick(ztoc: Ztoc) -> tuple[bytes, int]:
     raise ReadingError("no file lies in one span")
 
 
-def _memory(bench: _Bench) -> None:
+def _memory(bench: Bench) -> None:
     names = bench.folder / "names"
     bench.forget()
     with bench.mounted(f"docker://{bench.host}/many:soci") as place:
-        _shell('find "$place" -ls >/dev/null', place=place)
+        shell('find "$place" -ls >/dev/null', place=place)
         pid = bench.server()
-        bench.add("rss", _resident(pid) / 1e6)
+        bench.add("rss", resident(pid) / 1e6)
         _list_large(place, names)
-        _task("read_again", str(names), "1")
-        once = _resident(pid)
-        _task("read_again", str(names), str(_TIMES - 1))
-        after = _resident(pid)
+        task("read_again", str(names), "1")
+        once = resident(pid)
+        task("read_again", str(names), str(_TIMES - 1))
+        after = resident(pid)
     bench.add("rss_once", once / 1e6)
     bench.add("rss_after", after / 1e6)
     bench.add("rss_growth", after / once)
 
 
-def _eager(bench: _Bench, libs: Layer) -> None:
+def _eager(bench: Bench, libs: Layer) -> None:
     """What there is without lazy loading: unpacking, and ratarmount of a file on disk."""
     target = bench.folder / "unpacked"
     target.mkdir()
     os.sync()
     start = perf_counter()
-    _shell('tar -xzf "$layer" -C "$target"', layer=libs.path, target=target)
+    shell('tar -xzf "$layer" -C "$target"', layer=libs.path, target=target)
     size = bench.content["libs"]
     bench.add("tar", size / (perf_counter() - start) / 1e6)
     shutil.rmtree(target)
@@ -275,7 +252,7 @@ def _eager(bench: _Bench, libs: Layer) -> None:
         index = bench.folder / "index"
         start = perf_counter()
         try:
-            _shell(command, program=ratarmount, index=index, layer=libs.path, target=target)
+            shell(command, program=ratarmount, index=index, layer=libs.path, target=target)
         except ReadingError:
             bench.figures[key].note = "failed: it cannot mount here"
             continue
@@ -284,36 +261,15 @@ def _eager(bench: _Bench, libs: Layer) -> None:
             if key == "ratar_index":
                 bench.add(key, size / mounted / 1e6)
             else:
-                bench.add(key, size / _read_all(target) / 1e6)
+                bench.add(key, size / read_all(target) / 1e6)
         finally:
-            _shell('fusermount3 -u "$target" || umount "$target"', target=target)
-
-
-def _read_all(place: Path) -> float:
-    """Reads every file below a folder and forgets it; the seconds."""
-    start = perf_counter()
-    _shell('find "$place" -type f -print0 | xargs -0 cat >/dev/null', place=place)
-    return perf_counter() - start
-
-
-def _list_small(place: Path, names: Path) -> int:
-    """Writes down 20,000 small files, relative to the folder, as `find` lists them; their number."""
-    command = 'cd "$place" && find . -type f -size -"$size"c -print0'
-    found = _shell(command, place=place, size=_SMALL).split("\0")[:_SMALL_FILES]
-    names.write_bytes(b"\0".join(os.fsencode(name) for name in found if name))
-    return len(found)
-
-
-def _read_listed(place: Path, names: Path) -> float:
-    start = perf_counter()
-    _shell('cd "$place" && xargs -0 -a "$names" cat >/dev/null', place=place, names=names)
-    return perf_counter() - start
+            shell('fusermount3 -u "$target" || umount "$target"', target=target)
 
 
 def _list_large(place: Path, names: Path) -> None:
     """Writes down the largest files, a gigabyte of them."""
     command = 'find "$place" -type f -printf "%s %p\\0" | sort -z -n -r'
-    found = _shell(command, place=place).split("\0")
+    found = shell(command, place=place).split("\0")
     total, chosen = 0, []
     for line in filter(None, found):
         size, _, name = line.partition(" ")
@@ -322,134 +278,6 @@ def _list_large(place: Path, names: Path) -> None:
         if total >= _LARGE_BYTES:
             break
     names.write_bytes(b"\0".join(map(os.fsencode, chosen)))
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory that a process has now."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise ReadingError(f"process {pid} has ended")
-
-
-def _shell(
-    command: str, *arguments: str, env: dict[str, str] | None = None, **names: object
-) -> str:
-    """Runs a pipeline of the shell, which must succeed; its stdout."""
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command, "bash", *arguments],
-        capture_output=True,
-        env={**(env or os.environ), **{name: str(value) for name, value in names.items()}},
-        check=False,
-    )
-    if done.returncode:
-        raise ReadingError(f"{command}: {done.stderr.decode(errors='replace').strip()[-300:]}")
-    return os.fsdecode(done.stdout)
-
-
-def _task(task: str, *arguments: str) -> float:
-    """Runs a task of tasks.py; the seconds that it measured."""
-    return float(run_task(task, *arguments)["seconds"])
-
-
-class _Bench:
-    def __init__(self, folder: Path, figures: dict[str, Figure], host: str, needed: int) -> None:
-        """`needed` bytes of memory are used in a cold run."""
-        self.folder = folder
-        self.figures = figures
-        self.host = host
-        self._needed = needed
-        self.ztocs: dict[str, Path] = {}
-        self.layers: dict[str, str] = {}
-        self.content: dict[str, int] = {}
-        self._cache, self._state = folder / "cache", folder / "state"
-        self._mounts = 0
-        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
-        self._env = {
-            **kept,
-            "PYTHONPATH": str(_ROOT),
-            "SOCI_ROOT": str(folder / "store"),
-            "SOCI_CACHE": str(self._cache),
-            "SOCI_STATE": str(self._state),
-        }
-
-    def add(self, key: str, value: float) -> None:
-        self.figures[key].values.append(value)
-
-    def publish(self, name: str, layers: Sequence[Layer]) -> None:
-        """Puts an image into the registry, indexed. What its first layer is called is kept."""
-        image = self.folder / name
-        make_image(image, [str(layer.path) for layer in layers])
-        place = f"docker://{self.host}/{name}:soci"
-        convert = ("image", "convert", "--quiet", "--soci", "--soci-min-layer-size=0")
-        self.run(*convert, f"oci:{image}:latest", place)
-        shown = json.loads(self.run("image", "inspect", "--format", "json", place))
-        layer = shown["manifests"][0]["layers"][0]
-        self.layers[name] = layer["digest"]
-        self.ztocs[name] = self.folder / f"{name}.ztoc"
-        url = f"http://{self.host}/v2/{name}/blobs/{layer['ztoc']['digest']}"
-        with urlopen(url) as answer:
-            self.ztocs[name].write_bytes(answer.read())
-        files = decode_ztoc(self.ztocs[name].read_bytes()).files
-        self.content[name] = sum(entry.uncompressed_size for entry in files if entry.has_data)
-        shutil.rmtree(image)
-
-    def run(self, *arguments: str) -> str:
-        """Runs `soci`, which must succeed; its stdout."""
-        done = subprocess.run([*_SOCI, *arguments], capture_output=True, env=self._env, check=False)
-        if done.returncode:
-            text = done.stderr.decode(errors="replace").strip()
-            raise ReadingError(f"soci {' '.join(arguments[:3])}: {text[-300:]}")
-        return done.stdout.decode(errors="replace")
-
-    def shell(self, command: str, **names: object) -> str:
-        """Runs a pipeline whose "$@" is `soci`."""
-        return _shell(command, *_SOCI, env=self._env, **names)
-
-    def forget(self) -> None:
-        """Empties the cache."""
-        shutil.rmtree(self._cache, ignore_errors=True)
-        # What a virtual machine has given back to its host is slow to get again, whoever asks for it.
-        touched = self.folder / "touched"
-        with touched.open("wb") as stream:
-            for _ in range(self._needed >> 20):
-                stream.write(bytes(1 << 20))
-        touched.unlink()
-        os.sync()
-        sleep(_PAUSE)
-
-    @contextmanager
-    def mounted(self, image: str) -> Iterator[Path]:
-        """A mount without background fetching; it has ended when the `with` has."""
-        self._mounts += 1
-        place = self.folder / f"mount-{self._mounts}"
-        place.mkdir()
-        self.run("mount", "--quiet", "--no-background-fetch", image, str(place))
-        try:
-            yield place
-        finally:
-            self.run("umount", str(place))
-            deadline = monotonic() + _END_SECONDS
-            while self._servers() and monotonic() < deadline:
-                sleep(0.01)
-            place.rmdir()
-
-    def server(self) -> int:
-        """The process that serves the one mount."""
-        (pid,) = self._servers()
-        return pid
-
-    def unmount_all(self) -> None:
-        """Ends what an error left."""
-        with suppress(ReadingError):
-            self.run("umount", "--all", "--force")
-
-    def _servers(self) -> list[int]:
-        found = []
-        for path in self._state.glob("mounts/*/mount.json"):
-            with suppress(OSError, ValueError):
-                found.append(int(json.loads(path.read_text())["pid"]))
-        return found
 
 
 def print_reading(figures: dict[str, Figure], layers: Sequence[Layer], libs: Layer) -> None:
@@ -462,18 +290,7 @@ def print_reading(figures: dict[str, Figure], layers: Sequence[Layer], libs: Lay
         f"{libs.compressed_size / 1e6:,.0f} MB; an image of {len(layers)} layers, "
         f"{size / 1e6:,.0f} MB, {entries:,} entries"
     )
-    print(f"{'':<24}{'median':>9} {'min-max':>17} {'unit':<5} what")
-    for one in figures.values():
-        if not one.values:
-            print(f"  {one.name:<22}{one.note or 'not measured'}")
-            continue
-        spread = f"{_number(min(one.values))}-{_number(max(one.values))}"
-        print(f"  {one.name:<22}{_number(one.middle):>9} {spread:>17} {one.unit:<5} {one.does}")
-    print("MB/s: of content")
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    print_figures(figures.values())
 
 
 def missing_for_reading() -> list[str]:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from tests.bench.building import Measurement
 from tests.bench.layers import Layer
-from tests.bench.reading import (
-    Figure,
-)
+from tests.bench.mounted import Figure
 from tests.bench.registries import (
     Timing,
 )
@@ -90,6 +88,36 @@ def find_reading_targets(figures: dict[str, Figure]) -> list[Target]:
     return [
         kind(name, limit, figures[key].middle)
         for name, kind, limit, key in wanted
+        if figures[key].values
+    ]
+
+
+def find_engine_targets(figures: dict[str, Figure]) -> list[Target]:
+    """The targets of EROFS over lazy layers, and what was measured of them."""
+    wanted = (
+        ("find -ls first, EROFS to overlayfs", 0.7, "find/erofs", "find/overlayfs"),
+        ("find -ls first, EROFS to FUSE trees", 3.0, "find/erofs", "find/fuse"),
+        ("small files, EROFS to overlayfs", 0.6, "small/erofs", "small/overlayfs"),
+        ("small files, cold, EROFS to FUSE trees", 2.0, "small_cold/erofs", "small_cold/fuse"),
+        ("libraries, EROFS to overlayfs", 0.85, "libs/erofs", "libs/overlayfs"),
+        ("libraries, cold, EROFS to FUSE trees", 1.3, "libs_cold/erofs", "libs_cold/fuse"),
+        ("libraries, cold, to download and inflate", 0.65, "libs_cold/erofs", "plain"),
+        ("libraries, warm again, EROFS to FUSE", 1.0, "libs_warm/erofs", "libs_warm/fuse"),
+    )
+    targets: list[Target] = [
+        Floor(name, limit, figures[one].ratio(figures[other]))
+        for name, limit, one, other in wanted
+        if one in figures and other in figures and figures[one].values
+    ]
+    limits = (
+        ("soci mount, EROFS, seconds", 0.25, "mount/erofs"),
+        ("... beside another mount, seconds", 0.15, "mount_beside/erofs"),
+        ("... nothing in the cache, seconds", 0.25, "mount_new/auto"),
+        ("start of Python, EROFS, to what it needs", 1.1, "start_share/erofs"),
+    )
+    return targets + [
+        Target(name, limit, figures[key].middle)
+        for name, limit, key in limits
         if figures[key].values
     ]
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.bench.bench import main, make_missing
+from tests.bench.engines import missing_for_engines
 from tests.bench.layers import Item, Shape, choose
 from tests.bench.reading import missing_for_reading
 from tests.bench.targets import Floor, Target
+from tests.support.servers.containerd import NEWER, programs
 
 
 def test_a_tiny_run_measures_everything(
@@ -29,8 +31,10 @@ def test_a_tiny_run_measures_everything(
     text = capsys.readouterr().out
     assert "Making few, few2, many, small" in text
     reading = not missing_for_reading()
-    assert text.count("at most") == (14 if reading else 9)
-    assert text.count("at least") == (6 if reading else 0)
+    engines = not missing_for_engines()
+    overlayfs = engines and programs(NEWER) is not None
+    assert text.count("at most") == (14 if reading else 9) + (3 if engines else 0)
+    assert text.count("at least") == (6 if reading else 0) + 5 * engines + 3 * overlayfs
 
     report = json.loads(figures.read_text())
     few, few2, many, _, _ = report["layers"]
@@ -41,8 +45,12 @@ def test_a_tiny_run_measures_everything(
     rounds = {one["name"]: one["rounds"] for one in report["builds"] + report["reads"]}
     for name in ("few/plain", "few/soci", "few/both", "many/tarfile", "many/read/soci"):
         assert [result["seconds"] > 0 for result in rounds[name]] == [True]
-    for one in report.get("reading", []):
+    for one in report.get("reading", []) + report.get("engines", []):
         assert one["note"] or all(value > 0 for value in one["values"]), one
+    if engines:
+        measured = {one["key"] for one in report["engines"] if one["values"]}
+        assert measured >= {"find/fuse", "find/erofs", "small/erofs", "libs_cold/erofs"}
+        assert ("small/overlayfs" in measured) == overlayfs
 
 
 def test_layers_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

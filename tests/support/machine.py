@@ -26,7 +26,7 @@ _IGNORABLE = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM")
 
 def clean_environment() -> None:
     """Takes out of this process's environment what a user may have set: settings, proxies, secrets."""
-    os.environ.setdefault("SOCI_TESTS_TOOLS", str(_installed_tools()))
+    os.environ.setdefault("SOCI_TESTS_TOOLS", str(installed_tools()))
     for name in set(os.environ) - _KEPT:
         if not name.startswith(_KEPT_PREFIXES):
             del os.environ[name]
@@ -34,7 +34,7 @@ def clean_environment() -> None:
     os.environ["PATH"] = os.pathsep.join([*path, *(one for one in _MORE_PATH if one not in path)])
 
 
-def _installed_tools() -> Path:
+def installed_tools() -> Path:
     """Where tests/install-tools.sh puts what it builds."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(cache, "soci-cli-tests")

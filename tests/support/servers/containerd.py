@@ -84,7 +84,8 @@ class ContainerdServer(Closing):
     `log`. Garbage is collected by `collect` and by deletions with `sync` only.
     """
 
-    def __init__(self, folder: Path, programs: Programs) -> None:
+    def __init__(self, folder: Path, programs: Programs, settings: str = "") -> None:
+        """`settings` are lines of its config.toml besides those that all have."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.version = programs.version
@@ -105,6 +106,7 @@ class ContainerdServer(Closing):
                 disabled=json.dumps(_DISABLED),
                 **{key: json.dumps(str(value)) for key, value in quoted.items()},
             )
+            + settings
         )
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -158,7 +160,7 @@ class ContainerdServer(Closing):
         """Runs ctr, which must succeed; its stdout."""
         command = [self._programs.ctr, "--address", self.address, "--namespace", namespace]
         done = subprocess.run(
-            [*command, *map(str, arguments)], capture_output=True, text=True, timeout=60
+            [*command, *map(str, arguments)], capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, f"ctr {' '.join(map(str, arguments))}: {done.stderr}"
         return done.stdout
