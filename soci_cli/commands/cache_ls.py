@@ -24,7 +24,7 @@ _TITLES = ["DIGEST", "KIND", "ENTRIES", "SIZE", "LAST USED"]
 def command(app: App, format_: str) -> None:
     """List what the cache holds of each layer, the last used first; with --quiet the digests only.
 
-    Kinds are spans, the unpacked parts of layers with a zTOC; archives, whole layers without one; and
+    Kinds are spans, the unpacked parts of layers with a zTOC; devices, whole layers; and
     blobs, such as zTOCs.
 
     \b

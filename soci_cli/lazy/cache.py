@@ -38,9 +38,9 @@ def blob_key(digest: str) -> str:
     return f"blobs/{encoded_of(digest)}"
 
 
-def archive_key(layer: str) -> str:
-    """The key of a layer's whole uncompressed archive."""
-    return f"archives/{encoded_of(layer)}"
+def device_key(layer: str, ztoc: str) -> str:
+    """The key of a layer's complete device: another zTOC may see other files. `ztoc` may be ""."""
+    return f"devices/{encoded_of(layer)}/{encoded_of(ztoc) if ztoc else 'whole'}"
 
 
 def metadata_key(name: str) -> str:
@@ -122,10 +122,10 @@ class Claim(Closing):
         """The descriptor of the file, for another process to write to."""
         return self._fd
 
-    def commit_written(self) -> None:
-        """Show what another process wrote without a header. Raises OSError."""
+    def commit_written(self) -> Entry:
+        """As `commit`, of what was written by way of the descriptor. Raises OSError."""
         self._size = os.fstat(self._fd).st_size
-        self.commit()
+        return self.commit()
 
     def _show(self) -> int:
         """Gives the entry its name; the descriptor, which is the caller's now."""
@@ -198,6 +198,14 @@ class Cache(Closing):
 
     def open(self, key: str) -> Entry | None:
         """An entry without a header, which counts as read now; None when it is absent."""
+        entry = self.open_unread(key)
+        if entry is not None:
+            with suppress(OSError):
+                os.utime(entry.fileno())
+        return entry
+
+    def open_unread(self, key: str) -> Entry | None:
+        """As `open`, and its times stay as they are."""
         try:
             fd = self._directory.open(key)
         except OSError:
@@ -207,8 +215,6 @@ class Cache(Closing):
         if status.st_uid != os.geteuid():
             self.remove(key)
             return None
-        with suppress(OSError):
-            os.utime(fd)
         return entry
 
     def _begin(self, key: str) -> tuple[Entry | None, int]:

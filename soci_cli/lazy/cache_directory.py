@@ -5,7 +5,9 @@ That may be an image that needs the cache to be read. Keys are paths below the d
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -92,6 +94,26 @@ class CacheDirectory(Closing):
         with suppress(OSError):
             while key := key.rpartition("/")[0]:
                 os.rmdir(key, dir_fd=self.fd)
+
+    def remove_unused(self, key: str) -> bool:
+        """As `remove`, unless somebody has the file open, a mount of the kernel's too; whether it is gone.
+
+        Where the file system has no leases (fcntl(2), F_SETLEASE), it is removed all the same.
+        """
+        fd = self.open(key)
+        try:
+            try:
+                # Who opens the file meanwhile waits, and this process is told so by a signal.
+                fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # which does nothing
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            except BlockingIOError:
+                return False
+            except (OSError, AttributeError):
+                pass
+            self.remove(key)
+        finally:
+            os.close(fd)
+        return True
 
     def make_parents(self, key: str) -> None:
         """Make the directories of a key, and the cache's own where it was removed."""

@@ -13,7 +13,7 @@ import struct
 import threading
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TypeAlias
+from typing import Protocol
 
 from zlib_ng import zlib_ng
 
@@ -143,7 +143,33 @@ class HeldEntry:
         """Nothing: it is not in the cache."""
 
 
-AnyEntry: TypeAlias = Entry | HeldEntry
+class AnyEntry(Protocol):
+    """The content of a span, wherever it is."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is on the disk."""
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the cache still has it."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Entry.read`."""
+
+    def read_now(self, offset: int, buffer: memoryview) -> int:
+        """See `Entry.read_now`."""
+
+    def note_use(self) -> None:
+        """See `Entry.note_use`."""
 
 
 def _quarter_of_files() -> int:

@@ -18,16 +18,17 @@ ZTOC_SUFFIX = ".ztoc"
 """What the key of a whole layer's zTOC has after that of the layer."""
 
 _USAGE = "usage"
+_DEVICES = "devices/"
 _LEFTOVER_AGE = 24 * 60 * 60
 _ATTEMPTS = 10
 _PAUSE = 0.01
-_LENGTHS = {"spans": 4, "archives": 2, "blobs": 2, "metadata": 2}  # parts of a key
+_LENGTHS = {"spans": 4, "devices": 3, "blobs": 2, "metadata": 2}  # parts of a key
 _ALGORITHMS = {64: "sha256", 128: "sha512"}  # by hex digits
 
 
 @dataclass(frozen=True)
 class LayerEntries:
-    """What the cache has of one layer or blob: `kind` is "spans", "archives", "blobs" or "metadata".
+    """What the cache has of one layer or blob: `kind` is "spans", "devices", "blobs" or "metadata".
 
     `last_used` are seconds since 1970, `entries` the number of files.
     """
@@ -42,6 +43,7 @@ class LayerEntries:
 class Eviction:
     """Keeps the files of a cache below `limit` bytes: those that were not read for longest go first.
 
+    A device that something has open, such as the kernel for a mount, whoever made that, stays.
     Several threads and processes may use it at once. The sum of all sizes is kept in a file: looking at
     all of them for each that is written would take too long. It is a little wrong after a crash, and right
     again after the next eviction.
@@ -72,7 +74,8 @@ class Eviction:
             about = _about(key.split("/"))
             if about is not None:
                 count, size, used = found.get(about, (0, 0, 0.0))
-                found[about] = count + 1, size + status.st_size, max(used, status.st_mtime)
+                latest = max(used, _used_ns(key, status) / 1e9)
+                found[about] = count + 1, size + status.st_size, latest
         listed = [
             LayerEntries(kind, digest, count, size, used)
             for (kind, digest), (count, size, used) in found.items()
@@ -154,7 +157,11 @@ class Eviction:
                 break
             for key, size in sorted(unit.files):  # the layer goes before its zTOC
                 with suppress(OSError):
-                    self._directory.remove(key)
+                    if key.startswith(_DEVICES) and not key.endswith(ZTOC_SUFFIX):
+                        if not self._directory.remove_unused(key):
+                            break
+                    else:
+                        self._directory.remove(key)
                     total -= size
         return before, total
 
@@ -182,7 +189,12 @@ class _Unit:
         """One more file."""
         self.files.append((key, status.st_size))
         self.size += status.st_size
-        self.used_ns = max(self.used_ns, status.st_mtime_ns)
+        self.used_ns = max(self.used_ns, _used_ns(key, status))
+
+
+def _used_ns(key: str, status: os.stat_result) -> int:
+    """When a file was used last. The time of change of devices is their seal."""
+    return status.st_atime_ns if key.startswith(_DEVICES) else status.st_mtime_ns
 
 
 def _about(parts: Sequence[str]) -> tuple[str, str] | None:

@@ -1,13 +1,12 @@
-"""Layers without a zTOC: read whole once, and unpacked into the cache as one file.
+"""Layers without a zTOC: read whole once, and unpacked into the cache as a complete device.
 
 While the archive is written, a zTOC of it as a plain tar is built, so that from then on such a layer is
-read like all others: files by their zTOC, each span checked before its first use.
+read like all others: files by their zTOC, all bytes checked before their first use.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -26,8 +25,9 @@ from soci_cli.errors import (
 )
 from soci_cli.index.layers import CountingReader, compression_of, short
 from soci_cli.lazy.blobs import contents
-from soci_cli.lazy.cache import Claim, archive_key
-from soci_cli.lazy.entries import Entry
+from soci_cli.lazy.cache import Claim, device_key
+from soci_cli.lazy.devices.complete import Device, open_device
+from soci_cli.lazy.devices.growing import StreamedDevice, TooLargeError
 from soci_cli.lazy.eviction import ZTOC_SUFFIX
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, errors_of, no_name
@@ -40,13 +40,12 @@ from soci_cli.ztoc import Compression, Ztoc, build_ztoc, decode_ztoc
 
 _MAX_WINDOW = 128 << 20
 _READ_SIZE = 1 << 20
-_PIECE = 256 << 10
 _PAUSE = 0.05
 _ZLIB_ERROR = cast(type[Exception], zlib_ng.error)
 
 
 class WholeLayer(LayerBytes):
-    """A layer's archive as a file of the cache."""
+    """A layer's archive as a complete device of the cache."""
 
     def __init__(
         self,
@@ -71,22 +70,20 @@ class WholeLayer(LayerBytes):
         self._diff_id = diff_id
         self._observer = observer
         self._mutex = threading.Lock()
-        self._checked: set[int] = set()
         self._stop = stop
         with self._located():
-            self._file, self.ztoc = self._open()
+            self._device, self.ztoc = self._open()
         self._stop = Stop()
 
     def close(self) -> None:
         """Ends unpacking once more, where the file was damaged, and tells the cache of the use."""
         self._stop.set()
-        self._file.note_use()
+        self._device.note_use()
 
     def read_now(self, offset: int, buffer: memoryview, name: Name = no_name) -> bool:
         """See `LayerBytes.read_now`."""
-        if any(span not in self._checked for span in self._needed(offset, buffer.nbytes)):
-            return False
-        return self._file.read_now(offset, buffer) == buffer.nbytes
+        self._check(offset, buffer.nbytes)
+        return self._device.read_now(offset, buffer) == buffer.nbytes
 
     def submit(self, offset: int, length: int, name: Name = no_name) -> Future[bytes]:
         """See `LayerBytes.submit`."""
@@ -113,14 +110,13 @@ class WholeLayer(LayerBytes):
             try:
                 return self._read(offset, length)
             except _DamagedError as error:
-                self._make_again(error.file)
+                self._make_again(error.device)
             try:
                 return self._read(offset, length)
-            except _DamagedError as error:
+            except _DamagedError:
                 raise IntegrityError(
                     f"its file in the cache was damaged again; is the disk of {self._cache.root} in "
-                    "order?",
-                    span=error.span,
+                    "order?"
                 ) from None
 
     def _located(self) -> AbstractContextManager[None]:
@@ -128,7 +124,7 @@ class WholeLayer(LayerBytes):
 
     def presence(self) -> Presence:
         """See `LayerBytes.presence`: all of it, and it has no spans."""
-        size = self.ztoc.compressed_archive_size
+        size = self._device.size
         return Presence(0, 0, size, size)
 
     def ahead(
@@ -137,47 +133,28 @@ class WholeLayer(LayerBytes):
         """See `LayerBytes.ahead`: everything is here already."""
         return lambda offset: None
 
-    def _needed(self, offset: int, length: int) -> range:
-        """The spans that hold some of these bytes."""
-        if length <= 0:
-            return range(0)
-        end = offset + length
-        if offset < 0 or end > self.ztoc.compressed_archive_size:
-            raise InvalidDataError(f"there are no bytes {offset} to {end}")
-        spans = self.ztoc.spans
-        return range(spans.span_of(offset), spans.span_of(end - 1) + 1)
+    def _check(self, offset: int, length: int) -> None:
+        if length > 0 and not 0 <= offset <= self._device.size - length:
+            raise InvalidDataError(f"there are no bytes {offset} to {offset + length}")
 
     def _read(self, offset: int, length: int) -> bytes:
-        file, spans = self._file, self._needed(offset, length)
-        for span in spans:
-            if span not in self._checked:
-                if not self._is_right(file, span):
-                    raise _DamagedError(file, span)
-                self._checked.add(span)
-        data = file.read(offset, max(0, length))
+        device = self._device
+        self._check(offset, length)
+        data = device.read(offset, length)
         if len(data) < length:
-            raise _DamagedError(file, spans[0])
+            raise _DamagedError(device)
         return data
 
-    def _make_again(self, damaged: Entry) -> None:
+    def _make_again(self, damaged: Device) -> None:
         with self._mutex:
-            if self._file is damaged:  # not when another thread was quicker
-                self._cache.remove(archive_key(self._layer.digest))
-                self._checked.clear()
+            if self._device is damaged:  # not when another thread was quicker
+                self._cache.remove(device_key(self._layer.digest, ""))
                 # Other threads may be reading the old file, which stays open for them.
-                self._file, _ = self._open()
+                self._device, _ = self._open()
 
-    def _is_right(self, file: Entry, span: int) -> bool:
-        start, end = self.ztoc.spans.compressed_range(span)
-        digest = hashlib.sha256()
-        while start < end and (piece := file.read(start, min(_PIECE, end - start))):
-            digest.update(piece)
-            start += len(piece)
-        return b"sha256:" + digest.hexdigest().encode() == self.ztoc.span_digests[span]
-
-    def _open(self) -> tuple[Entry, Ztoc]:
-        """The file, made now if need be, and its zTOC."""
-        key = archive_key(self._layer.digest)
+    def _open(self) -> tuple[Device, Ztoc]:
+        """The device, made now if need be, and its zTOC."""
+        key = device_key(self._layer.digest, "")
         while True:
             found = self._find(key)
             if found is not None:
@@ -196,29 +173,29 @@ class WholeLayer(LayerBytes):
                 found = self._find(key)
                 if found is not None:
                     return found
-                data = self._unpack(claim)
+                data, growing = self._unpack(claim)
                 self._cache.put(key + ZTOC_SUFFIX, data)
                 try:
-                    file = claim.commit()
+                    device = growing.commit()
                 except OSError as error:
                     raise _disk_error(error) from error
-                return self._find(key) or (file, decode_ztoc(data))
+                return self._find(key) or (device, decode_ztoc(data))
 
-    def _find(self, key: str) -> tuple[Entry, Ztoc] | None:
+    def _find(self, key: str) -> tuple[Device, Ztoc] | None:
         table = self._cache.find(key + ZTOC_SUFFIX)
-        file = self._cache.open(key) if table is not None else None
-        if table is None or file is None:
+        device = open_device(self._cache, key) if table is not None else None
+        if table is None or device is None:
             return None
         with suppress(InvalidDataError):
             ztoc = decode_ztoc(*contents(table))
-            if file.size == ztoc.compressed_archive_size:
-                return file, ztoc
+            if device.size == ztoc.uncompressed_archive_size:
+                return device, ztoc
         self._cache.remove(key)
         self._cache.remove(key + ZTOC_SUFFIX)
         return None
 
-    def _unpack(self, claim: Claim) -> bytes:
-        """Writes the archive; the zTOC of it as a plain tar. A damaged layer is fetched once more."""
+    def _unpack(self, claim: Claim) -> tuple[bytes, StreamedDevice]:
+        """Writes the device; the zTOC of its plain tar. A damaged layer is fetched once more."""
         compression = compression_of(self._layer, self._source)
         if compression not in ("gzip", "zstd", "uncompressed"):
             raise InvalidDataError(
@@ -227,16 +204,18 @@ class WholeLayer(LayerBytes):
         with Work(self._observer, short(self._layer.digest), self._layer.size) as work:
             try:
                 try:
-                    data = self._unpack_once(compression, claim, work)
+                    made = self._unpack_once(compression, claim, work)
                 except IntegrityError:
                     claim.restart()
-                    data = self._unpack_once(compression, claim, work)
+                    made = self._unpack_once(compression, claim, work)
             except OSError as error:
                 raise _disk_error(error) from error
             work.outcome = "unpacked"
-        return data
+        return made
 
-    def _unpack_once(self, compression: str, claim: Claim, task: Task) -> bytes:
+    def _unpack_once(
+        self, compression: str, claim: Claim, task: Task
+    ) -> tuple[bytes, StreamedDevice]:
         with self._source.fetch(self._layer) as stream:
             digest = self._layer.digest
             checked = VerifyingReader(stream, digest, self._layer.size, f"layer {digest}")
@@ -244,16 +223,17 @@ class WholeLayer(LayerBytes):
             # Of a zstd stream that was made too short the decompressor says nothing. For the others the
             # layer's own digest is enough, and diff IDs that are wrong do occur.
             diff_id = self._diff_id if compression == "zstd" else None
+            device = StreamedDevice(claim, self._cache.limit)
             try:
                 built = build_ztoc(
-                    _Plain(counted, compression, self._cache.limit),
+                    _plain(counted, compression),
                     compression=Compression.UNCOMPRESSED,
                     expected_digest=diff_id,
-                    sink=claim.write,
+                    archive=device,
                 )
                 checked.finish()
-                return built.data
-            except _TooLargeError:
+                return built.data, device
+            except TooLargeError:
                 raise
             except (
                 IntegrityError,
@@ -275,42 +255,23 @@ class WholeLayer(LayerBytes):
 
 
 class _DamagedError(Exception):
-    """The file does not have the bytes of a span any more."""
+    """A device does not have its bytes any more."""
 
-    def __init__(self, file: Entry, span: int) -> None:
+    def __init__(self, device: Device) -> None:
         super().__init__()
-        self.file = file
-        self.span = span
+        self.device = device
 
 
-class _TooLargeError(InvalidDataError):
-    """A layer unpacks to more than the cache may hold."""
-
-
-class _Plain:
-    """The uncompressed bytes of a layer as a stream, at most `limit` of them."""
-
-    def __init__(self, stream: CountingReader, compression: str, limit: int) -> None:
-        self._left = limit
-        self._limit = limit
-        self._stream: Any = stream
-        if compression == "gzip":
-            open_gzip: Any = gzip_ng.GzipNGFile  # it has no types
-            self._stream = open_gzip(fileobj=stream, mode="rb")
-        elif compression == "zstd":
-            self._stream = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
-                cast(IO[bytes], stream), read_size=_READ_SIZE, read_across_frames=True
-            )
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        count = int(self._stream.readinto(buffer))
-        self._left -= count
-        if self._left < 0:
-            raise _TooLargeError(
-                f"it has no zTOC and unpacks to more than the {self._limit} bytes that the "
-                "cache may hold; convert the image, or set SOCI_CACHE_SIZE"
-            )
-        return count
+def _plain(stream: CountingReader, compression: str) -> Any:
+    """The uncompressed bytes of a layer as a stream."""
+    if compression == "gzip":
+        open_gzip: Any = gzip_ng.GzipNGFile  # it has no types
+        return open_gzip(fileobj=stream, mode="rb")
+    if compression == "zstd":
+        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
+            cast(IO[bytes], stream), read_size=_READ_SIZE, read_across_frames=True
+        )
+    return stream
 
 
 def _disk_error(error: OSError) -> StorageError:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 from soci_cli import defaults
 from soci_cli.errors import IntegrityError, InvalidDataError, UsageError
@@ -36,7 +36,7 @@ from soci_cli.ztoc.inflate import (
     Inflater,
 )
 from soci_cli.ztoc.model import WINDOW_SIZE, Compression
-from soci_cli.ztoc.tar import TarScanner
+from soci_cli.ztoc.tar import REGULAR, TarScanner
 from soci_cli.ztoc.toc_writer import TocWriter
 from soci_cli.ztoc.zinfo import encode_gzip, encode_tar
 
@@ -56,6 +56,19 @@ class ByteStream(Protocol):
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         """Fills at most the buffer; returns the count of bytes, 0 at the end."""
+
+
+class ArchiveSink(Protocol):
+    """Takes the uncompressed archive that is read, in order, in another thread."""
+
+    def content(self, offset: int, size: int) -> None:
+        """A file's content will be at an offset of the archive; `size` is greater than 0."""
+
+    def write(self, data: memoryview, /) -> None:
+        """The next bytes; what content begins in them was told before."""
+
+    def write_tail(self, data: memoryview, /) -> None:
+        """The next bytes that follow the archive in its stream."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +92,14 @@ def build_ztoc(
     expected_digest: str | None = None,
     expected_size: int | None = None,
     sink: Callable[[memoryview], object] | None = None,
+    archive: ArchiveSink | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> BuiltZtoc:
     """Builds the zTOC of the layer that `stream` gives, in one pass and without temporary files.
 
     `sink` is called with each piece of the layer's bytes, in order, in another thread, so that the same
-    pass can copy the layer; `advance` with the count of bytes read. With `expected_digest` and
+    pass can copy the layer, and `archive` gets the uncompressed bytes; `advance` is called with the count
+    of bytes read. With `expected_digest` and
     `expected_size` the layer is checked against them before anything is returned.
 
     Raises IntegrityError when the layer is not the expected one, InvalidDataError when it is no gzip
@@ -95,7 +110,7 @@ def build_ztoc(
     if not build_tool_identifier.isprintable():
         raise UsageError("the build tool identifier has characters that cannot be printed")
     layer_hash = new_hash(expected_digest) if expected_digest else None
-    with _Worker(layer_hash, sink) as worker:
+    with _Worker(layer_hash, sink, archive) as worker:
         source = _Source(stream, worker, expected_size, advance)
         try:
             if compression == Compression.GZIP:
@@ -276,10 +291,15 @@ class _Worker:
     """A thread that hashes, passes on and scans what the reading thread hands over, in order."""
 
     def __init__(
-        self, layer_hash: hashlib._Hash | None, sink: Callable[[memoryview], object] | None
+        self,
+        layer_hash: hashlib._Hash | None,
+        sink: Callable[[memoryview], object] | None,
+        archive: ArchiveSink | None,
     ) -> None:
         self.toc = TocWriter()
-        self.scanner = TarScanner(self.toc)
+        self._archive = archive
+        add = self.toc.add if archive is None else self._add
+        self.scanner = TarScanner(add)
         self.span_digests: list[bytes] = []
         self.layer_hash = layer_hash
         self._span_hash: hashlib._Hash | None = None
@@ -380,10 +400,23 @@ class _Worker:
         if self._scan_error or self._error:
             return
         try:
-            self.scanner.feed(buffer.data, start, end)
+            taken = self.scanner.feed(buffer.data, start, end)
+            if self._archive is not None:
+                if taken > start:
+                    self._archive.write(buffer.view[start:taken])
+                if taken < end:
+                    self._archive.write_tail(buffer.view[taken:end])
         except InvalidDataError as error:
             # Hashing goes on: the digest tells whether the layer arrived as it was made.
             self._scan_error = error
+
+    def _add(self, name: bytes, type_: bytes, *rest: Any) -> None:
+        """As `TocWriter.add`, and tells where a content is."""
+        self.toc.add(name, type_, *rest)
+        offset, size = rest[4][:2]
+        if size > 0 and type_ == REGULAR:
+            assert self._archive is not None
+            self._archive.content(offset, size)
 
     def _hash(self, chunk: memoryview, cuts: list[tuple[int, int]]) -> None:
         if self.layer_hash:

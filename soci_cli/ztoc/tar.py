@@ -23,7 +23,6 @@ from soci_cli.ztoc.tar_fields import (
     Records,
     text_of,
 )
-from soci_cli.ztoc.toc_writer import TocWriter
 
 BLOCK = 512
 MAX_SPECIAL_SIZE = 1 << 20
@@ -31,8 +30,9 @@ MAX_SPECIAL_SIZE = 1 << 20
 
 _ZERO_BLOCK = bytes(BLOCK)
 
+REGULAR = b"reg"
 _TYPES = {
-    ord("0"): b"reg",
+    ord("0"): REGULAR,
     ord("1"): b"hardlink",
     ord("2"): b"symlink",
     ord("3"): b"char",
@@ -60,15 +60,15 @@ _Texts = tuple[bytes, bytes, bytes, bytes]
 
 
 class TarScanner:
-    """Scans one archive. Feed it the stream, then call `finish`; the files go to `toc`.
+    """Scans one archive. Feed it the stream, then call `finish`; `add` is called as `TocWriter.add`.
 
     `archive_size` is then the position where Go's reader stops: after the second zero block, or at the
     end of the input. Raises InvalidDataError for what is not a tar archive and UnsupportedLayerError for
     sparse files.
     """
 
-    def __init__(self, toc: TocWriter) -> None:
-        self._add = toc.add
+    def __init__(self, add: Callable[..., None]) -> None:
+        self._add = add
         self._position = 0  # of the next byte in the stream
         self._skip = 0  # bytes of data still to pass over
         self._pad = 0  # bytes of padding after them
@@ -86,10 +86,10 @@ class TarScanner:
         self._pax_sizes: dict[bytes, int] = {}
         self.archive_size = 0
 
-    def feed(self, buffer: bytearray, start: int, end: int) -> None:
-        """Takes the next bytes of the stream: buffer[start:end]."""
+    def feed(self, buffer: bytearray, start: int, end: int) -> int:
+        """Takes the next bytes of the stream: buffer[start:end]. Where in these the archive ends."""
         if self._ended:
-            return
+            return start
         position = start
         base = self._position - start
         while True:
@@ -131,8 +131,9 @@ class TarScanner:
                 where = f"near byte {self._position}"
                 raise InvalidDataError(f"not a valid tar archive {where}: {error}") from None
             if self._ended:
-                return
+                return position
         self._position = base + end
+        return end
 
     def _pass_over(self, count: int) -> None:
         data = min(count, self._skip)

@@ -130,7 +130,7 @@ def test_cache_ls_and_prune(home: Home, layout: Path, tmp_path: Path) -> None:
     assert facts["folder"] == f"{home.folder}/.cache/soci"
     kinds = [entry["kind"] for entry in facts["entries"]]
     assert kinds.count("spans") == 2
-    assert kinds.count("archives") == 2
+    assert kinds.count("devices") == 2
     assert facts["size"] == sum(entry["size"] for entry in facts["entries"]) > len(BIG)
     assert facts["size"] < facts["limit"]
     lines = home("cache", "ls").good().text.splitlines()

@@ -257,14 +257,14 @@ def test_a_writer_of_the_cache_that_is_killed(
     cache = person.home / ".cache" / "soci"
 
     def is_written() -> bool:
-        return bool(proxy.seen("GET", f"/blobs/{digest}")) and any(cache.rglob("archives/.*.part"))
+        return bool(proxy.seen("GET", f"/blobs/{digest}")) and any(cache.rglob("devices/*/.*.part"))
 
     wait_for(is_written, "a layer comes")
     for pid in family(starting.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     starting.communicate(timeout=PATIENCE)
-    assert any(cache.rglob("archives/.*.part"))
+    assert any(cache.rglob("devices/*/.*.part"))
     proxy.clear()
     person.soci("umount", "--all")
     with person.mounted(odd.at(proxy.host), place, *QUIET):

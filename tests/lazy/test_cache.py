@@ -17,7 +17,7 @@ import pytest
 
 from soci_cli.errors import ConfigError, IntegrityError, StorageError
 from soci_cli.lazy import Cache, cache_root
-from soci_cli.lazy.cache import DEFAULT_LIMIT, archive_key, blob_key, span_key
+from soci_cli.lazy.cache import DEFAULT_LIMIT, blob_key, device_key, span_key
 from soci_cli.lazy.entries import OpenEntries
 from tests.support.machine import PROJECT
 
@@ -300,8 +300,8 @@ def filled(root: Path) -> Cache:
     """A cache with spans of two layers, an archive and a blob, last used in this order."""
     cache = Cache(root, 1 << 20)
     keys = [span_key(LAYERS[0], LAYERS[1], number) for number in range(3)]
-    keys += [span_key(LAYERS[2], LAYERS[1], 0), archive_key(LAYERS[1])]
-    keys += [f"{archive_key(LAYERS[1])}.ztoc", blob_key(LAYERS[1])]
+    keys += [span_key(LAYERS[2], LAYERS[1], 0), device_key(LAYERS[1], "")]
+    keys += [f"{device_key(LAYERS[1], '')}.ztoc", blob_key(LAYERS[1])]
     for number, key in enumerate(keys):
         cache.put(key, bytes(1000))
         os.utime(root / key, (1000 + number, 1000 + number))
@@ -316,7 +316,7 @@ def test_what_is_there(tmp_path: Path) -> None:
     found = [(one.kind, one.digest, one.entries, one.last_used) for one in cache.entries()]
     assert found == [
         ("blobs", LAYERS[1], 1, 1006.0),
-        ("archives", LAYERS[1], 2, 1005.0),
+        ("devices", LAYERS[1], 2, 1005.0),
         ("spans", LAYERS[2], 1, 1003.0),
         ("spans", LAYERS[0], 3, 1002.0),
     ]
@@ -332,7 +332,7 @@ def test_prune(tmp_path: Path) -> None:
     assert cache.prune(older_than=time.time() - 1001.5) == 2 * 1020
     assert [one.entries for one in cache.entries() if one.kind == "spans"] == [1, 1]
     assert cache.prune(limit=3100) == 2 * 1020
-    assert [one.kind for one in cache.entries()] == ["blobs", "archives"]
+    assert [one.kind for one in cache.entries()] == ["blobs", "devices"]
     held = cache.claim(blob_key(LAYERS[0]))
     assert held is not None
     left = cache.claim(blob_key(LAYERS[2]))
@@ -364,7 +364,7 @@ def test_pruned_while_it_is_read(tmp_path: Path) -> None:
 def test_a_layer_goes_with_its_ztoc(tmp_path: Path) -> None:
     """The layer without its zTOC would be unpacked again."""
     cache = Cache(tmp_path, 100_000)
-    key = archive_key(LAYERS[0])
+    key = device_key(LAYERS[0], "")
     cache.put(f"{key}.ztoc", bytes(10_000))
     cache.put("a/1", bytes(20_000))
     cache.put(key, bytes(60_000))

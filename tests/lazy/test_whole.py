@@ -11,7 +11,7 @@ import pytest
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.lazy import Cache, Fetcher, Fetching
-from soci_cli.lazy.cache import archive_key
+from soci_cli.lazy.cache import device_key
 from soci_cli.lazy.whole import WholeLayer
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
@@ -29,7 +29,7 @@ def opened(root: Path, fetcher: Fetcher | None = None) -> tuple[WholeLayer, Plac
     fetching = Fetching(Cache(root, 1 << 30), fetcher=fetcher)
     descriptor = Descriptor(LAYER.media_type, sha256(PACKED), len(PACKED))
     layer = WholeLayer(fetching, place, descriptor, sha256(PLAIN), SilentObserver(), Stop())
-    return layer, place, root / archive_key(descriptor.digest)
+    return layer, place, root / device_key(descriptor.digest, "")
 
 
 def test_reading(tmp_path: Path) -> None:
@@ -53,7 +53,9 @@ def test_damage_is_mended_by_who_may_wait(tmp_path: Path) -> None:
     layer.close()
     data = bytearray(path.read_bytes())
     data[100] ^= 1
+    changed = path.stat().st_mtime_ns
     path.write_bytes(data)
+    os.utime(path, ns=(changed, changed))  # as a disk that fails, and not somebody who writes
     layer, place, _ = opened(tmp_path)
     with layer:
         assert read_now(layer, 5_000_000, 1000) is None  # not checked yet, which takes long

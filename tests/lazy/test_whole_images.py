@@ -68,7 +68,7 @@ def test_a_damaged_file_in_the_cache_is_made_again(tmp_path: Path) -> None:
     place = whole(tmp_path, gz(tar_of({"x": BIG, "y": b"y"})))
     with opened(place, tmp_path / "cache") as image:
         image.open_all()
-        (path,) = (p for p in (tmp_path / "cache" / "archives").iterdir() if not p.suffix)
+        (path,) = (tmp_path / "cache" / "devices").rglob("whole")
         with path.open("r+b") as file:
             file.seek(1000)
             file.write(b"damage")

@@ -254,7 +254,7 @@ class Recorder(TocWriter):
 def scan(archive: bytes, cuts: Iterable[int] = ()) -> tuple[list[FileMetadata], int]:
     """The files of an archive and its size, fed in pieces that end at `cuts`."""
     toc = Recorder()
-    scanner = TarScanner(toc)
+    scanner = TarScanner(toc.add)
     # The piece never starts where the buffer does.
     buffer = bytearray(b"?" * 7 + archive)
     ends = sorted({min(cut, len(archive)) for cut in cuts} | {len(archive)})
