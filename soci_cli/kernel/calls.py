@@ -23,7 +23,8 @@ _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = 0x100, 0x800, 0x4000
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_SIZE, _STATX_MNT_ID_AT = 256, 144  # struct statx, linux/stat.h
-_M_ARENA_MAX = -8  # malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_LARGE = 128 << 10  # bytes: what glibc begins with
 
 
 def mount(kind: str, source: str, target: Path, flags: int, data: str) -> None:
@@ -90,9 +91,14 @@ def unique_mount_id(path: Path) -> int:
 
 
 def limit_heaps() -> None:
-    """glibc gives each thread a heap, which keeps what is free there from the others: one for all."""
+    """Makes a process with many threads give memory back.
+
+    glibc gives each thread a heap, which keeps what is free there from the others: one for all. And it
+    takes ever larger pieces from the heap once such were freed: large ones are mapped, now and later.
+    """
     with suppress(AttributeError):
         _libc().mallopt(_M_ARENA_MAX, 1)
+        _libc().mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _check(result: int) -> None:
