@@ -35,6 +35,8 @@ _SIZE_LENGTH = 40
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _ZSTD_LAYERS = ("skip", "recompress")
 _OPTIMIZATIONS = ("xattr",)
+ENGINES = ("auto", "erofs", "fuse")
+"""What can be asked to serve mounts; auto is the best that there is."""
 
 # The reference snapshotter's keys by table; "" is the top level, and a table that is not listed
 # here, such as resolver.host, holds names of the user's choice. Its reader ignores case.
@@ -66,7 +68,7 @@ _REFERENCE_KEYS = {
     "cri_keychain": "enable_keychain image_service_path",
     "resolver": "host auth_client_ttl_sec enable_auth_client_sharing",
     "snapshotter": "min_layer_size allow_invalid_mounts_on_restart",
-    "soci": "reader_deadline_sec",  # ours
+    "soci": "reader_deadline_sec engine",  # ours
 }
 
 
@@ -103,9 +105,11 @@ class SociTable:
     """What this program alone has settings for, in a table of its own in either file.
 
     Who reads a file of an image gets an error `reader_deadline_sec` seconds after the last byte that came.
+    `engine` is what serves mounts: "auto", "erofs" or "fuse".
     """
 
     reader_deadline_sec: int = 30
+    engine: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,12 +322,18 @@ def _with_prefetch(settings: Settings, document: Mapping[str, object], file: str
 
 def _with_soci(settings: Settings, document: Mapping[str, object], file: str) -> Settings:
     """The settings with what the table soci says."""
+    found = settings.soci
     table = _table(document, "soci", f"{file}: key 'soci'")
     for key, value in table.items():
-        if key.lower() == "reader_deadline_sec":
-            deadline = _number(value, f"{file}: key 'soci.reader_deadline_sec'")
-            settings = dataclasses.replace(settings, soci=SociTable(deadline))
-    return settings
+        name = key.lower()
+        where = f"{file}: key 'soci.{name}'"
+        if name == "reader_deadline_sec":
+            found = dataclasses.replace(found, reader_deadline_sec=_number(value, where))
+        elif name == "engine":
+            if not isinstance(value, str) or value not in ENGINES:
+                raise _wrong(where, _one_of(ENGINES), value)
+            found = dataclasses.replace(found, engine=value)
+    return dataclasses.replace(settings, soci=found)
 
 
 _SHARED_TABLES = {

@@ -34,15 +34,16 @@ def command(app: App, keep: int, older_than: str | None, all_owners: bool) -> No
     """Remove what the cache holds, and print how many bytes that freed.
 
     What is in use stays readable to who uses it. All of it can be fetched again. What programs mounted for
-    themselves, such as a snapshotter, keeps what is here of its layers.
+    themselves, such as a snapshotter, keeps what is here of its layers, and what is mounted its metadata.
 
     \b
     soci cache prune --keep 2GiB
     """
     seconds = None if older_than is None else parse_duration(older_than)
     spared: set[str] = set()
-    if not all_owners:
-        for _, record in Mounts(state_root(os.environ)).of(None):
-            spared.update(record.layer_digests if record.owner != PERSON else ())
+    for _, record in Mounts(state_root(os.environ)).of(None):
+        spared.add(record.metadata)
+        if record.owner != PERSON and not all_owners:
+            spared.update(record.layer_digests)
     freed = open_cache().prune(keep, seconds, spared)
     app.output.result(str(freed) if app.quiet else f"{human_size(freed)} freed")

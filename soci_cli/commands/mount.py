@@ -18,6 +18,7 @@ from soci_cli.lazy.mounts.client import HostFinder
 from soci_cli.lazy.mounts.records import state_root
 from soci_cli.lazy.mounts.request import MountRequest
 from soci_cli.lazy.mounts.sharing import host_key
+from soci_cli.settings import ENGINES
 
 _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_other": True}
 
@@ -46,10 +47,9 @@ _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_o
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "erofs", "fuse"]),
-    default="fuse",
-    help="What serves the files: fuse (default) for each of them, erofs for the kernel's EROFS over lazy "
-    "layers (on trial: root only, where the kernel can), or auto for erofs once its metadata are made.",
+    type=click.Choice(ENGINES),
+    help="What serves the files: erofs for the kernel's EROFS over lazy layers, which is quicker, for root "
+    "only; fuse for FUSE; or auto (default) for the best that there is: see soci mounts --engines.",
 )
 @click.option(
     "--foreground",
@@ -74,7 +74,7 @@ def command(
     writable: bool,
     record: Path | None,
     options: tuple[str, ...],
-    engine: str,
+    engine: str | None,
     foreground: bool,
     no_background_fetch: bool,
     image: str,
@@ -84,7 +84,7 @@ def command(
     """Mount the files of IMAGE at DIR.
 
     Files come from the registry when they are read; layers without a zTOC are fetched first. The mount
-    stays until soci umount DIR. Root mounts with overlayfs, anybody else with fusermount3.
+    stays until soci umount DIR. Root mounts with EROFS or overlayfs, anybody else with fusermount3.
 
     \b
     soci mount docker://example.com/app:1.0 /mnt/app
@@ -108,7 +108,7 @@ def command(
             max_queue_size=settings.max_queue_size if settings.max_queue_size > 0 else sys.maxsize,
             prefetch=app.settings.prefetch.enable,
             record=None if record is None else record.absolute(),
-            engine=engine,
+            engine=engine or app.settings.soci.engine,
             debug=app.debug,
         )
 

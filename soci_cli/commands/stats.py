@@ -56,7 +56,9 @@ def command(app: App, what: str | None, format_: str, all_owners: bool) -> int:
             status = error.exit_code
             continue
         if format_ == "json":
-            app.output.json({"image": record.image, "folder": record.target, **answer}, indent=None)
+            facts = {"image": record.image, "folder": record.target}
+            facts |= {"engine": record.engine, "reason": record.reason}
+            app.output.json({**facts, **answer}, indent=None)
             continue
         if number:
             app.output.result("")
@@ -127,6 +129,7 @@ def _lines(record: MountRecord, answer: Mapping[str, Any], folder: Folder) -> li
     uses = answer["hits"] + answer["misses"]
     lines = [
         f"{printable(record.image)} at {printable(record.target)}",
+        f"served by {': '.join(filter(None, (record.engine.upper(), printable(record.reason))))}",
         f"{human_size(here)} of {human_size(size)} are here, {part}",
         *columns(rows),
         f"hit rate {answer['hit_rate']:.1%} of {count(uses, 'use')} of spans",

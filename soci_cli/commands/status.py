@@ -65,15 +65,21 @@ def status_of(app: App, command: Callable[[], Any]) -> int:
         return 1
 
 
+_OF_CRASHES = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)  # by FUSE, and by EROFS
+
+
 def _crashed(error: BaseException | None) -> str:
     """What to say of mounts whose server crashed, where an error comes from such a folder."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        if isinstance(error, OSError) and error.errno in _OF_CRASHES:
             from soci_cli.lazy.mounts.records import Mounts, state_root
 
             with suppress(SociError):
                 mounts = Mounts(state_root(os.environ)).of(None)
                 crashed = [one.target for folder, one in mounts if not folder.is_alive()]
+                if error.errno == errno.EIO:  # which may have other causes
+                    file = os.path.abspath(os.fsdecode(error.filename or ""))  # noqa: PTH100
+                    crashed = [target for target in crashed if file.startswith(f"{target}/")]
                 if crashed:
                     return f"; the mount at {', '.join(crashed)} crashed: soci umount takes it away"
         error = error.__cause__

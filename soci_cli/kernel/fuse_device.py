@@ -17,18 +17,18 @@ from soci_cli.errors import MountError
 from soci_cli.kernel import calls, detached
 from soci_cli.kernel.unmount import fusermount_program, one_line
 
-_DEVICE = "/dev/fuse"
+DEVICE = "/dev/fuse"
 _READ_AHEAD = "1024"  # KiB
 
 
 def open_device() -> int:
     """A descriptor for a connection that is yet to be made."""
     try:
-        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             raise _no_device() from error
-        raise MountError(f"{_DEVICE} cannot be opened: {error.strerror}") from error
+        raise MountError(f"{DEVICE} cannot be opened: {error.strerror}") from error
 
 
 def mount_fuse(subtype: str, source: str, target: Path, flags: int, options: str) -> int:
@@ -47,11 +47,11 @@ def mount_fuse(subtype: str, source: str, target: Path, flags: int, options: str
 def fusermount(subtype: str, source: str, target: Path, options: Sequence[str]) -> int:
     """Mounts as an ordinary user, without suid and devices."""
     program = fusermount_program()
-    if not Path(_DEVICE).exists():
+    if not Path(DEVICE).exists():
         raise _no_device()
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
         raise MountError(
-            f"{_DEVICE} is closed to this user; as root, chmod 0666 {_DEVICE} opens it, as is usual"
+            f"{DEVICE} is closed to this user; as root, chmod 0666 {DEVICE} opens it, as is usual"
         )
     name = source.replace("\\", "\\\\").replace(",", "\\,")
     given = ",".join([*options, "nosuid", "nodev", f"subtype={subtype}", f"fsname={name}"])
@@ -124,8 +124,8 @@ def new_name(path: Path) -> Path:
 
 def _no_device() -> MountError:
     return MountError(
-        f"there is no {_DEVICE}: load the kernel's module with: modprobe fuse; in a container, start it "
-        f"with --device {_DEVICE}"
+        f"there is no {DEVICE}: load the kernel's module with: modprobe fuse; in a container, start it "
+        f"with --device {DEVICE}"
     )
 
 
@@ -133,7 +133,7 @@ def _refused(target: Path, error: OSError) -> MountError:
     if error.errno == errno.EPERM:
         return MountError(
             f"{target} cannot be mounted: root may not mount here, as usual in a container; start it with "
-            f"--cap-add SYS_ADMIN --device {_DEVICE}, or use unshare -Urm"
+            f"--cap-add SYS_ADMIN --device {DEVICE}, or use unshare -Urm"
         )
     if error.errno == errno.ENODEV:
         return _no_device()

@@ -137,6 +137,26 @@ def users_of(target: str) -> list[tuple[int, str]]:
     return users
 
 
+def copies_of(device: str) -> list[tuple[int, str]]:
+    """Who has a mount of a device in another mount namespace: of each, pid and name of one process.
+
+    A namespace that is copied has copies of all mounts, which live on when the originals are gone.
+    """
+    copies: dict[str, tuple[int, str]] = {}
+    here, wanted = mount_namespace(), os.fsencode(device)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            namespace = os.readlink(entry / "ns/mnt")  # noqa: PTH115 - it is no path
+            if namespace == here or namespace in copies:
+                continue
+            lines = (entry / "mountinfo").read_bytes().splitlines()
+            if any(line.split(b" ", 3)[2] == wanted for line in lines):
+                copies[namespace] = int(entry.name), _name(entry)
+    return sorted(copies.values())
+
+
 def _used(process: Path) -> Iterator[str]:
     """The files that a process holds. Links of /proc are read without a question to their targets."""
     with suppress(OSError):

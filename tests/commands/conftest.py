@@ -33,8 +33,11 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, need_fuse: None) -> Iterator[Home]:
+def home(tmp_path: Path, need_fuse: None, request: pytest.FixtureRequest) -> Iterator[Home]:
+    """Somebody who mounts; see `both_engines`."""
     made = Home(tmp_path)
+    if hasattr(request, "param"):
+        made.use_engine(request.param)
     yield made
     made.clean()
 

@@ -12,11 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from soci_cli.kernel.points import mount_at
 from tests.support.commands import SOCI, Done, environment, process
+from tests.support.machine import need_erofs
 from tests.support.servers.fault_proxy import FaultProxy
 
 PATIENCE = 60.0
+both_engines = pytest.mark.parametrize("home", ["erofs", "fuse"], indirect=True)
+"""A test with a `home` whose mounts are served by EROFS, and once more by FUSE."""
 
 
 class Home:
@@ -28,6 +33,14 @@ class Home:
         self.target.mkdir()
         self.targets = [self.target]
         self.env: dict[str, str] = {}
+
+    def use_engine(self, engine: str) -> None:
+        """All mounts are served by this engine from now on, as far as it can serve them."""
+        if engine == "erofs":
+            need_erofs()
+            engine = "auto"
+        self.env["SOCI_CONFIG"] = str(self.folder / "engine.toml")
+        (self.folder / "engine.toml").write_text(f'soci.engine = "{engine}"\n')
 
     def __call__(self, *arguments: str | Path) -> Done:
         return process(*arguments, home=self.folder, env=self.env)

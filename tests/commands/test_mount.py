@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.mounting import PATIENCE, Home, Remote, until
+from tests.commands.mounting import PATIENCE, Home, Remote, both_engines, until
 from tests.commands.test_reading import BIG
 from tests.support.images import noise
 from tests.support.servers.actions import Hang, Reply
@@ -21,6 +21,7 @@ from tests.support.servers.fault_proxy import Fault
 # A mount and its end
 
 
+@both_engines
 def test_mount_and_umount(home: Home, layout: Path) -> None:
     done = home("mount", f"oci:{layout}", home.target).good()
     assert (done.text, done.err) == (f"{home.target}\n", "")
@@ -69,12 +70,14 @@ def test_relative_names_outlive_the_folder(home: Home, layout: Path) -> None:
     assert not home.is_mounted()
 
 
+@both_engines
 def test_umount_by_others_ends_the_server(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     subprocess.run(["umount", home.target], check=True)
     until(lambda: home.left == [])
 
 
+@both_engines
 def test_umount_all(home: Home, layout: Path) -> None:
     home("mount", "--rw", f"oci:{layout}", home.target).good()
     inner = home.target / "inner"
@@ -92,6 +95,7 @@ def test_umount_needs_folders_or_all(home: Home) -> None:
     home("umount", "--all", home.target).bad(2, "--all")
 
 
+@both_engines
 def test_writing(home: Home, layout: Path) -> None:
     home("mount", "-o", "rw", f"oci:{layout}", home.target).good()
     (home.target / "usr/new").write_text("new")
@@ -105,6 +109,7 @@ def test_writing(home: Home, layout: Path) -> None:
     home("umount", home.target).good()
 
 
+@both_engines
 def test_options(home: Home, layout: Path) -> None:
     home("mount", "-o", "suid,dev", f"oci:{layout}", home.target).good()
     with (home.target / "dev/null").open("rb") as device:
@@ -119,6 +124,7 @@ def test_options(home: Home, layout: Path) -> None:
 # Failures before there is a mount
 
 
+@both_engines
 def test_what_cannot_be_mounted(home: Home, layout: Path) -> None:
     image = f"oci:{layout}"
     home("mount", "oci:/nowhere", home.target).bad(1, "/nowhere")
@@ -200,6 +206,7 @@ def test_killed_before_it_is_ready(home: Home, remote: Remote) -> None:
 # In the foreground
 
 
+@both_engines
 @pytest.mark.parametrize("how", ["umount", "SIGINT", "SIGTERM"])
 def test_foreground(home: Home, layout: Path, how: str) -> None:
     running = home.start("mount", "--foreground", f"oci:{layout}", home.target)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from soci_cli.kernel.points import mount_at
-from tests.commands.mounting import PATIENCE, Home, Remote, until
+from tests.commands.mounting import PATIENCE, Home, Remote, both_engines, until
 from tests.commands.test_reading import BIG
 from tests.integration.mounts import NOBODY, Person, python_for
 from tests.support.commands import environment
@@ -25,6 +25,7 @@ from tests.support.servers.actions import Hang
 from tests.support.servers.fault_proxy import Fault
 
 
+@both_engines
 def test_a_server_that_crashed(home: Home, layout: Path) -> None:
     home("mount", "--rw", f"oci:{layout}", home.target).good()
     (home.target / "usr/new").write_text("new")
@@ -43,6 +44,7 @@ def test_a_server_that_crashed(home: Home, layout: Path) -> None:
     assert (home.target / "usr/big").read_bytes() == BIG
 
 
+@pytest.mark.parametrize("home", ["fuse"], indirect=True)
 @pytest.mark.parametrize("flags", [[], ["--rw"]])
 def test_commands_where_a_mount_crashed(home: Home, layout: Path, flags: list[str]) -> None:
     """Each says in one line what happened and what to do."""
@@ -65,6 +67,7 @@ def test_commands_where_a_mount_crashed(home: Home, layout: Path, flags: list[st
     home("mount", image, "mnt").good()
 
 
+@both_engines
 def test_what_a_crash_left_without_a_mount(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     (mount,) = home.mounts()
@@ -76,6 +79,7 @@ def test_what_a_crash_left_without_a_mount(home: Home, layout: Path) -> None:
     assert home.left == []
 
 
+@both_engines
 def test_damaged_state_is_removed(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     (mount,) = home.mounts()
@@ -93,6 +97,7 @@ def test_damaged_state_is_removed(home: Home, layout: Path) -> None:
     assert home.left == []
 
 
+@both_engines
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_registry_that_hangs(home: Home, remote: Remote, stopped: bool) -> None:
     """A read waits for ever; unmounting says who reads, and --force ends it."""
@@ -119,6 +124,7 @@ def test_a_registry_that_hangs(home: Home, remote: Remote, stopped: bool) -> Non
         assert b"usr/big" in reader.stderr.read()
 
 
+@both_engines
 def test_a_mount_in_use(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     with subprocess.Popen(["sleep", "600"], cwd=home.target / "usr") as user:
@@ -131,6 +137,7 @@ def test_a_mount_in_use(home: Home, layout: Path) -> None:
             user.kill()
 
 
+@both_engines
 def test_a_mount_in_a_mount(home: Home, layout: Path) -> None:
     inner = home.target / "usr"
     home("mount", f"oci:{layout}", home.target).good()
@@ -142,6 +149,7 @@ def test_a_mount_in_a_mount(home: Home, layout: Path) -> None:
     until(lambda: home.left == [])
 
 
+@both_engines
 def test_told_to_end(home: Home, layout: Path) -> None:
     """SIGTERM, as when the machine shuts down, even while it is in use."""
     home("mount", f"oci:{layout}", home.target).good()
@@ -151,6 +159,7 @@ def test_told_to_end(home: Home, layout: Path) -> None:
         assert not home.is_mounted()
 
 
+@both_engines
 def test_what_is_mounted_over_it_stays(home: Home, layout: Path) -> None:
     """Neither umount nor SIGTERM takes away what somebody else mounted, and both are tried again."""
     home("mount", f"oci:{layout}", home.target).good()
@@ -168,6 +177,7 @@ def test_what_is_mounted_over_it_stays(home: Home, layout: Path) -> None:
     assert not home.is_mounted()
 
 
+@both_engines
 def test_what_is_mounted_over_a_crashed_one_stays(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     os.kill(home.mounts()[0]["pid"], signal.SIGKILL)

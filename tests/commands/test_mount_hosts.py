@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from soci_cli.kernel.points import mount_at
-from tests.commands.mounting import PATIENCE, Home, Remote, until
+from tests.commands.mounting import PATIENCE, Home, Remote, both_engines, until
 from tests.commands.test_reading import BIG
 from tests.support.commands import on_terminal, process
 from tests.support.images import make_image
@@ -99,6 +99,7 @@ def test_what_a_process_is_shared_by(home: Home, layout: Path, folders: list[Pat
     home("umount", "--all").good()
 
 
+@both_engines
 def test_a_process_that_is_killed(home: Home, layout: Path, folders: list[Path]) -> None:
     """All its mounts are listed as crashed, and can be taken away; then a new one starts."""
     for folder in folders[:3]:
@@ -115,6 +116,7 @@ def test_a_process_that_is_killed(home: Home, layout: Path, folders: list[Path])
     until(lambda: not left(home))
 
 
+@both_engines
 def test_told_to_end(home: Home, layout: Path, folders: list[Path]) -> None:
     for folder in folders[:3]:
         home("mount", f"oci:{layout}", folder).good()
@@ -124,6 +126,7 @@ def test_told_to_end(home: Home, layout: Path, folders: list[Path]) -> None:
     assert not any(mount_at(str(folder)) for folder in folders)
 
 
+@both_engines
 def test_a_registry_that_hangs_touches_no_other_image(
     home: Home, layout: Path, remote: Remote, folders: list[Path]
 ) -> None:
@@ -201,6 +204,7 @@ def listed(home: Home, *flags: str) -> Sequence[str]:
     return home("mounts", "-q", *flags).good().text.splitlines()
 
 
+@both_engines
 def test_owners(home: Home, layout: Path, folders: list[Path]) -> None:
     """What a program mounted for itself is left alone unless somebody says so."""
     home("mount", f"oci:{layout}", folders[0]).good()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.mounting import Home, Remote, until
+from tests.commands.mounting import Home, Remote, both_engines, until
 from tests.commands.test_reading import BIG
 from tests.support.images import make_image, noise
 from tests.support.servers.actions import Reply
 from tests.support.servers.fault_proxy import Fault
 
 
+@both_engines
 def test_stats(home: Home, remote: Remote) -> None:
     lower, upper = remote.lower, remote.upper
     assert home("stats").good().text == ""
@@ -52,6 +53,7 @@ def test_stats(home: Home, remote: Remote) -> None:
     assert found["cache"]["uncompressed"] >= len(BIG)
 
 
+@both_engines
 def test_record_and_prefetch(home: Home, remote: Remote) -> None:
     """What one mount records another fetches before it is read."""
     lower, upper = remote.lower, remote.upper
@@ -98,6 +100,7 @@ def test_a_mount_keeps_its_image_in_the_store_and_no_other(
     home("umount", home.target).good()
 
 
+@both_engines
 def test_settings_of_the_background(home: Home, remote: Remote) -> None:
     settings = home.folder / "config.toml"
     home.env["SOCI_CONFIG"] = str(settings)
@@ -151,6 +154,7 @@ def test_cache_ls_and_prune(home: Home, layout: Path, tmp_path: Path) -> None:
     assert home("cat", f"oci:{layout}", "/usr/big").good().out == BIG
 
 
+@both_engines
 def test_pruning_under_a_mount(home: Home, remote: Remote) -> None:
     home("mount", "--no-background-fetch", remote.image, home.target).good()
     assert (home.target / "usr/big").read_bytes() == BIG

@@ -6,12 +6,15 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from soci_cli.kernel import calls
+from soci_cli.lazy.erofs.mounting import probe
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -77,3 +80,18 @@ def need_root() -> None:
     """Skips the test for ordinary users."""
     if os.geteuid() != 0:
         pytest.skip("this test needs root")
+
+
+def need_erofs() -> None:
+    """Skips the test where no EROFS can be mounted."""
+    need_root()
+    reason = _lacks_erofs()
+    if reason:
+        pytest.skip(reason)
+
+
+@lru_cache(maxsize=1)
+def _lacks_erofs() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        found = probe(Path(folder))
+    return "" if found.way else found.reason

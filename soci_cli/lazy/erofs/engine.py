@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from soci_cli.errors import MountError
-from soci_cli.kernel import detached
+from soci_cli.kernel import calls, detached
 from soci_cli.kernel.fuse_device import abort_connection, connection_of, raise_read_ahead
+from soci_cli.kernel.overlay import Overlay
 from soci_cli.lazy.erofs import serving
 from soci_cli.lazy.erofs.image import ErofsImage
 from soci_cli.lazy.erofs.mounting import Way, mount
 from soci_cli.lazy.fuse.mounting import MountedImage, MountOptions, source_of
 from soci_cli.lazy.fuse.session import OnRead, Session
 from soci_cli.lazy.merged import LazyImage
+
+_LOWER = "l"
 
 
 def mount_image(
@@ -53,11 +56,31 @@ def mount_image(
             name = scratch / source_of(image.name)
             mounted = mount(way, file, devices, attributes, name)
             stack.callback(os.close, mounted)
-            detached.attach(mounted, target)
+            if options.writable:
+                _attach_overlay(mounted, image, target, scratch, attributes)
+            else:
+                detached.attach(mounted, target)
         except OSError as error:
             abort_connection(connection)
             raise MountError(f"{target} cannot be mounted: {error.strerror}") from error
         except BaseException:
             abort_connection(connection)
             raise
-    return MountedImage("erofs", target, session, connection=connection)
+    kind = "overlay" if options.writable else "erofs"
+    return MountedImage(kind, target, session, connection=connection)
+
+
+def _attach_overlay(
+    mounted: int, image: LazyImage, target: Path, scratch: Path, attributes: int
+) -> None:
+    """Mounts an overlay that can be written over a mount that has no place."""
+    lower = scratch / _LOWER
+    lower.mkdir(mode=0o700, exist_ok=True)
+    detached.attach(mounted, lower)
+    try:
+        overlay = Overlay(scratch, [_LOWER], writable=True)
+        overlay.prepare_upper()
+        overlay.mount(source_of(image.name), target, attributes)
+    finally:
+        with suppress(OSError):
+            calls.umount2(lower, calls.MNT_DETACH | calls.UMOUNT_NOFOLLOW)

@@ -42,6 +42,10 @@ class Images:
             self._cache.remove(key)
             return None
 
+    def digest(self, layers: Sequence[LazyLayer]) -> str:
+        """By which digest the cache lists it."""
+        return f"sha256:{_name(layers)}"
+
     def make(self, layers: Sequence[LazyLayer]) -> None:
         """Makes it, which takes some 5 µs for each file. Opens the layers.
 
@@ -127,5 +131,9 @@ def _tags(layers: Sequence[LazyLayer]) -> list[bytes]:
 
 
 def _key(layers: Sequence[LazyLayer]) -> str:
+    return metadata_key(_name(layers))
+
+
+def _name(layers: Sequence[LazyLayer]) -> str:
     names = [f"{layer.descriptor.digest} {layer.ztoc_digest}" for layer in layers]
-    return metadata_key(key_of("merged", names))
+    return key_of("merged", names)

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +22,9 @@ from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, Metadata, next_start
 
 _PROBED = "probe"
+_ZEROS = (
+    "reading beyond the end of a device gives zeros; Linux 7.0 and newer stable kernels mend that"
+)
 
 
 class Way(Enum):
@@ -65,20 +68,27 @@ def mount(
         return calls.in_directory(name.parent, lambda: detached.mount("erofs", options, attributes))
 
 
-def probe(folder: Path) -> Probed:
+def probe(folder: Path, without: Collection[str] = ()) -> Probed:
     """Tries, in a folder like the one that images will be in, what this process can have.
+
+    `without` names what is taken as if the kernel lacked it: "erofs", "fsopen", "files" and "loops" (mounts
+    backed by them), or "errors", so that each way around can be tried on any kernel.
 
     A kernel is safe when reading beyond the end of a device fails. Others give zeros, and keep zeros for
     everybody where somebody is killed who waits for a lazy device (Linux commit eade54040384).
     """
     if os.geteuid() != 0:
         return Probed(None, "only root can mount EROFS")
-    if "\terofs\n" not in Path("/proc/filesystems").read_text("ascii"):
+    if "erofs" in without or "\terofs\n" not in Path("/proc/filesystems").read_text("ascii"):
         return Probed(None, "this kernel has no EROFS; modprobe erofs may load it")
+    if "fsopen" in without:
+        return Probed(None, "this kernel has no fsopen(2), which Linux 5.2 brought")
     reasons = []
     for way in Way:
         try:
-            reason = _try(way, folder)
+            reason = "none here" if way.name.lower() in without else _try(way, folder)
+            if not reason and "errors" in without:
+                reason = _ZEROS
         except (MountError, OSError) as error:
             reason = str(error)
         if not reason:
@@ -116,4 +126,4 @@ def _try(way: Way, folder: Path) -> str:
                 os.close(fd)
         finally:
             os.close(mounted)
-    return "reading beyond the end of a device gives zeros; Linux 7.0 and newer stable kernels mend that"
+    return _ZEROS

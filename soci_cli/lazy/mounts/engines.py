@@ -1,10 +1,15 @@
-"""Which engine serves a mount: the kernel's EROFS over lazy devices, or FUSE for every file."""
+"""Which engine serves a mount: the kernel's EROFS over lazy devices, or FUSE for every file.
+
+EROFS is taken where it can be, as it is quicker: by root, on a kernel whose trial went well, for an image
+whose layers it can show. What is in the way is said, not hidden: the reason is kept with the mount.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +21,12 @@ from soci_cli.errors import (
     StorageError,
     UnsupportedLayerError,
 )
+from soci_cli.kernel.fuse_device import DEVICE
+from soci_cli.kernel.namespaces import privileges
 from soci_cli.lazy.cache import Cache
+from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.erofs import engine as erofs
+from soci_cli.lazy.erofs.image import ErofsImage
 from soci_cli.lazy.erofs.making import Images
 from soci_cli.lazy.erofs.mounting import Probed, Way, probe
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
@@ -27,31 +36,36 @@ from soci_cli.new_file import replacing
 from soci_cli.processes import encoding
 from soci_cli.processes.identity import boot_id
 
-ENGINES = ("auto", "erofs", "fuse")
+WITHOUT = "SOCI_WITHOUT"
+"""The variable of the environment that names what of the kernel is not used; see `erofs.mounting.probe`."""
+
 _FILE = "engine.json"
 _AT_ONCE = 40_000  # entries whose metadata are made in about 0.2 s
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a trial said, and on which kernel, since when, and where."""
+    """What a trial said, and on which kernel, since when, and where, by whom and without what."""
 
     boot: str
     release: str
     folder: str
+    user: str
     way: str
     reason: str
 
 
-def probed(state: Path, cache: Cache) -> Probed:
-    """Whether this process can have EROFS over files in the cache; tried once a boot."""
+def probed(state: Path, cache: Path, environ: Mapping[str, str]) -> Probed:
+    """Whether this process can have EROFS over files in the cache's folder; tried once a boot."""
     file = state / _FILE
-    known = boot_id(), platform.release(), str(cache.root)
+    without = frozenset(environ.get(WITHOUT, "").split())
+    user = " ".join([privileges(), *sorted(without)])
+    known = boot_id(), platform.release(), str(cache), user
     with suppress(OSError, InvalidDataError):
         trial = encoding.decode(_Trial, file.read_bytes(), str(file))
-        if (trial.boot, trial.release, trial.folder) == known:
+        if (trial.boot, trial.release, trial.folder, trial.user) == known:
             return Probed(Way(trial.way) if trial.way else None, trial.reason)
-    found = probe(cache.root)
+    found = probe(cache, without)
     with suppress(OSError):
         state.mkdir(parents=True, exist_ok=True)
         trial = _Trial(*known, found.way.value if found.way else "", found.reason)
@@ -60,80 +74,132 @@ def probed(state: Path, cache: Cache) -> Probed:
     return found
 
 
+@dataclass(frozen=True)
+class Available:
+    """Whether an engine can serve mounts that are made now, and why it can or cannot."""
+
+    engine: str
+    available: bool
+    reason: str
+
+
+def available(state: Path, cache: Path, environ: Mapping[str, str]) -> list[Available]:
+    """All engines, the best first."""
+    found = probed(state, cache, environ)
+    reason = "" if Path(DEVICE).exists() else f"there is no {DEVICE}"
+    by = "FUSE and overlayfs" if os.geteuid() == 0 else "FUSE, by fusermount3"
+    return [
+        Available("erofs", found.way is not None and not reason, reason or found.reason),
+        Available("fuse", not reason, reason or by),
+    ]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a mount by EROFS needs; `file` is open, and named by the digest `metadata` in the cache."""
+
+    way: Way
+    file: Entry
+    about: ErofsImage
+    metadata: str
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A mount: by which engine, "erofs" or "fuse", and why not by the other; `Prepared.metadata`."""
+
+    image: MountedImage
+    engine: str
+    reason: str = ""
+    metadata: str = ""
+
+
 class Engines:
     """Mounts an image by the engine that is wanted, or that is best here."""
 
     def __init__(
-        self, image: LazyImage, cache: Cache, state: Path, log: Callable[[str], None]
+        self,
+        image: LazyImage,
+        cache: Cache,
+        state: Path,
+        environ: Mapping[str, str],
+        log: Callable[[str], None],
     ) -> None:
-        """`log` is told why a mount is not served as it could be."""
+        """`log` is told what goes wrong while nobody waits."""
         self._image = image
         self._images = Images(cache)
         self._cache = cache
         self._state = state
+        self._environ = environ
         self._log = log
+
+    def prepare(self, engine: str) -> Prepared | str:
+        """What EROFS needs, which is made now if that is quick; or why FUSE is to serve the mount.
+
+        `engine` is "auto", "erofs" or "fuse". With "erofs" nothing but that will do, and it takes as long
+        as it takes: raises MountError, and what making the metadata raises.
+        """
+        if engine == "fuse":
+            return "FUSE was asked for"
+        try:
+            return self._prepare(is_patient=engine == "erofs")
+        except (MountError, StorageError, UnsupportedLayerError, InvalidDataError) as error:
+            if engine == "erofs":
+                raise
+            return str(error)
 
     def mount(
         self,
-        engine: str,
+        prepared: Prepared | str,
         target: Path,
         scratch: Path,
         options: MountOptions,
         on_read: OnRead | None,
-    ) -> MountedImage:
-        """Mounts at `target`; `engine` is one of `ENGINES`. Raises as `mount_image` does."""
-        # What is recorded is what somebody reads, without what the kernel reads ahead.
-        wanted = engine == "erofs" or (engine == "auto" and on_read is None)
-        if wanted and not options.writable and self._image.layers:
+        *,
+        fallback: bool,
+    ) -> Mounted:
+        """Mounts at `target`; with `fallback` by FUSE where EROFS fails. See `mount_image`."""
+        if isinstance(prepared, Prepared):
             try:
-                mounted = self._by_erofs(engine, target, scratch, options, on_read)
-            except (MountError, StorageError, UnsupportedLayerError, InvalidDataError) as error:
-                if engine == "erofs":
+                mounted = erofs.mount_image(
+                    self._image,
+                    prepared.file.fileno(),
+                    prepared.about,
+                    prepared.way,
+                    target,
+                    scratch,
+                    options,
+                    self._log,
+                    on_read,
+                )
+                return Mounted(mounted, "erofs", metadata=prepared.metadata)
+            except MountError as error:
+                if not fallback:
                     raise
-                self._log(f"served by FUSE, not by EROFS: {error}")
-            else:
-                if mounted is not None:
-                    return mounted
-        elif engine == "erofs":
-            raise MountError(
-                f"{target} cannot be mounted: EROFS is for images with layers, and read-only"
-            )
-        return mount_image(self._image, target, scratch, options, self._log, on_read)
+                prepared = str(error)
+        mounted = mount_image(self._image, target, scratch, options, self._log, on_read)
+        return Mounted(mounted, "fuse", prepared)
 
-    def _by_erofs(
-        self,
-        engine: str,
-        target: Path,
-        scratch: Path,
-        options: MountOptions,
-        on_read: OnRead | None,
-    ) -> MountedImage | None:
-        """None where its metadata would take too long to make now; they are made meanwhile."""
-        found = probed(self._state, self._cache)
+    def _prepare(self, *, is_patient: bool) -> Prepared | str:
+        layers = self._image.layers
+        if not layers:
+            raise MountError("EROFS is for images with layers")
+        found = probed(self._state, self._cache.root, self._environ)
         if found.way is None:
             raise MountError(found.reason)
-        layers = self._image.layers
         made = self._images.find(layers)
         if made is None:
-            if engine == "auto" and sum(len(layer.files) for layer in layers) > _AT_ONCE:
+            count = sum(len(layer.files) for layer in layers)
+            if not is_patient and count > _AT_ONCE:
                 threading.Thread(target=self._make, name="soci-erofs", daemon=True).start()
-                return None
+                return (
+                    f"its metadata for EROFS, of {count} entries, are being made for the next mount"
+                )
             self._images.make(layers)
             made = self._images.find(layers)
         if made is None:
             raise StorageError(f"the cache {self._cache.root} does not keep the metadata for EROFS")
-        file, about = made
-        return erofs.mount_image(
-            self._image,
-            file.fileno(),
-            about,
-            found.way,
-            target,
-            scratch,
-            options,
-            self._log,
-            on_read,
-        )
+        return Prepared(found.way, *made, self._images.digest(layers))
 
     def _make(self) -> None:
         try:

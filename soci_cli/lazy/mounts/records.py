@@ -27,7 +27,9 @@ class MountRecord:
 
     `kind` is how it is mounted, `device` and the ids which mount it is; all are empty before it is there.
     `process_started` is in clock ticks after the boot `boot_id`, `started` in seconds since 1970. `host` is
-    the folder of the process, `layer_digests` what it reads. Older records lack what has a default.
+    the folder of the process, `layer_digests` what it reads, `engine` what serves it, `reason` why that is
+    not EROFS, and `metadata` the digest of EROFS's metadata in the cache. Older records lack what has a
+    default.
     """
 
     image: str
@@ -49,6 +51,9 @@ class MountRecord:
     owner: str = PERSON
     host: str = ""
     layer_digests: tuple[str, ...] = ()
+    engine: str = ""
+    reason: str = ""
+    metadata: str = ""
 
     def __post_init__(self) -> None:
         """Raises InvalidDataError for what no server wrote."""

@@ -69,8 +69,8 @@ class MountRequest:
 
     `writable` to `allow_other` are those of `MountOptions`, `background` to `max_queue_size` those of
     `BackgroundOptions`, whose layers with a `prefetch` artifact are fetched at once. The files that are
-    read are written down in `record`; `engine` is one of `engines.ENGINES`. With `debug` the library's log
-    is shown, too.
+    read are written down in `record`; `engine` is one of `settings.ENGINES`. With `debug` the library's
+    log is shown, too.
     """
 
     image: ImageRequest
@@ -87,7 +87,7 @@ class MountRequest:
     max_queue_size: int = 300
     prefetch: bool = True
     record: Path | None = None
-    engine: str = "fuse"
+    engine: str = "auto"
     debug: bool = False
 
     def check_clear(self) -> None:

@@ -62,9 +62,11 @@ class Server:
             owner=request.owner,
             host=host,
         )
+        mounts = Mounts(request.state)
+        mounts.check_free(request.target)
         check_target(request.target)
         request.check_clear()
-        self.folder: OwnFolder = Mounts(request.state).claim(self._record)
+        self.folder: OwnFolder = mounts.claim(self._record)
         self.ready: Future[str] = Future()
         self._write = write
         self.log = Log(write or (lambda line: None))
@@ -115,13 +117,22 @@ class Server:
             stack.callback(self._quietly, reads.close)
         stack.callback(self._close)
         options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
+        environ = request.image.environ
+        engines = Engines(image, found.fetching.cache, request.state, environ, self.log)
+        # What is recorded is what somebody reads, without what the kernel reads ahead.
+        engine = "fuse" if reads is not None and request.engine == "auto" else request.engine
+        prepared = engines.prepare(engine)
         with self._mutex:
             self._check()
-            engines = Engines(image, found.fetching.cache, request.state, self.log)
-            mounted = engines.mount(
-                request.engine, request.target, self.folder.scratch, options, reads
+            made = engines.mount(
+                prepared,
+                request.target,
+                self.folder.scratch,
+                options,
+                reads,
+                fallback=request.engine != "erofs",
             )
-            self._mounted = mounted
+            mounted = self._mounted = made.image
         identity = mounted.identity
         self._record = dataclasses.replace(
             self._record,
@@ -135,6 +146,9 @@ class Server:
             mount_id=identity.number,
             unique_id=identity.unique,
             namespace=identity.namespace,
+            engine=made.engine,
+            reason=made.reason,
+            metadata=made.metadata,
         )
         self.folder.write(self._record)
 

@@ -17,6 +17,7 @@ from soci_cli.errors import (
 )
 from soci_cli.kernel.points import (
     MountIdentity,
+    copies_of,
     identify,
     mount_at,
     mount_namespace,
@@ -53,7 +54,7 @@ def end_mount(mounts: Mounts, mount: Mount, *, force: bool = False) -> bool:
     if identity is not None:
         _unmount(record.target, identity, force)
     if folder.is_alive():
-        _end_server(mounts, mount, told=identity is not None, force=force)
+        _end_server(mounts, mount, identity, force=force)
     _clear(mount)
     return identity is not None or was_served
 
@@ -121,21 +122,31 @@ def _unmount(target: str, identity: MountIdentity, force: bool) -> None:
         ) from error
 
 
-def _end_server(mounts: Mounts, mount: Mount, *, told: bool, force: bool) -> None:
+def _end_server(
+    mounts: Mounts, mount: Mount, unmounted: MountIdentity | None, *, force: bool
+) -> None:
     """Sees to it that a mount is served no more: by itself, when it is gone or its server is asked.
+
+    `unmounted` is what was unmounted here.
 
     A server that does not answer is killed, if it serves nothing else.
     """
     folder, record = mount
-    if told:
-        if folder.wait(0 if force else _PATIENCE):
+    if unmounted is not None:
+        if folder.wait(0 if force else _SHORT):
             return
-        if not force and _ask(mount, StatisticsQuestion(folder.name)):
-            # It is well, and its mount is gone from here: it lives on somewhere else.
+        copies = [] if force else copies_of(unmounted.device)
+        if copies and folder.wait(_PATIENCE):
+            return
+        if copies and _ask(mount, StatisticsQuestion(folder.name)):
+            pid, name = copies[0]
             raise StorageError(
-                f"{record.target} is unmounted here, but another mount namespace still has it, so its "
-                f"server goes on (process {record.pid}); --force ends it"
+                f"{record.target} is unmounted here, but {name} ({pid}) has it in another mount namespace, "
+                f"so its server goes on (process {record.pid}) until that ends; --force ends it now"
             )
+        # Nobody has it in any folder.
+        if not force and _ask(mount, AbortQuestion(folder.name)) and folder.wait(_PATIENCE):
+            return
     elif not force and _ask(mount, UnmountQuestion(folder.name)) and folder.wait(_PATIENCE):
         return
     others = [
