@@ -34,6 +34,8 @@ SLOW = tuple(
         "fuzz",
         "integration",
         "processes/test_tree.py",
+        "snapshotter/test_containerd.py",
+        "snapshotter/test_daemon.py",
         "soak",
         "targets/containerd",
         "targets/registry/test_referrers.py",

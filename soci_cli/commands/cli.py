@@ -37,6 +37,7 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "logout": ("logout", "Log out of a registry."),
         "rebuild-db": ("rebuild_db", "Find SOCI artifacts again and list them."),
         "rmi": ("image_rm", "Remove images from the local store, or from containerd."),
+        "snapshotter": ("snapshotter", "Serve containerd's snapshots, with lazy layers."),
         "stats": ("stats", "Show what was fetched for mounted images, and why."),
         "umount": ("umount", "Unmount images."),
     },

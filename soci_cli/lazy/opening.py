@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from soci_cli.errors import InvalidDataError, UsageError, errors_at
-from soci_cli.index.discover import FoundIndex, IndexSources, find_index
+from soci_cli.index.discover import IndexSources, find_index
 from soci_cli.index.image import diff_ids_of, manifest_of, read_chosen
 from soci_cli.index.model import prefetch_by_layer, ztocs_by_layer
 from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.blobs import open_blob
 from soci_cli.lazy.fetching import Fetching
+from soci_cli.lazy.known import KnownLayer
 from soci_cli.lazy.layer import LayerFiles
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.lazy.merged import LazyImage, Origin
 from soci_cli.lazy.spans import LayerSpans
 from soci_cli.lazy.whole import WholeLayer
-from soci_cli.oci import Descriptor, Manifest, Platform, media_types
+from soci_cli.oci import Descriptor, Platform, media_types
 from soci_cli.parallel import Stop
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source
@@ -57,9 +59,42 @@ def open_image(
         sources = replace(sources, v1=True)  # an index in the store was pulled on purpose
     manifest = manifest_of(entry)
     found = find_index(source, entry, sources, observer)
-    opener = _Opener(source, fetching, manifest, found, observer)
-    layers = [LazyLayer(layer, opener, opener.ztoc_of(layer)) for layer in manifest.layers]
-    return LazyImage(source.name, layers, Origin(entry.descriptor, platform, found))
+    ztocs = ztocs_by_layer(found.manifest) if found else {}
+    prefetch = prefetch_by_layer(found.manifest) if found else {}
+    layers = [
+        KnownLayer(one, ztocs.get(one.digest), prefetch.get(one.digest)) for one in manifest.layers
+    ]
+
+    def diff_ids() -> Sequence[str | None]:
+        return diff_ids_of(source, manifest)
+
+    opened = _lazy_layers(source, fetching, layers, diff_ids, observer)
+    return LazyImage(source.name, opened, Origin(entry.descriptor, platform, found))
+
+
+def open_layers(
+    source: Source,
+    fetching: Fetching,
+    layers: Sequence[KnownLayer],
+    observer: Observer | None = None,
+) -> LazyImage:
+    """As `open_image`, of layers that are known, lowest first; no manifest is read."""
+    diff_ids = [one.diff_id or None for one in layers]
+    found = _lazy_layers(source, fetching, layers, lambda: diff_ids, observer or SilentObserver())
+    return LazyImage(source.name, found)
+
+
+def _lazy_layers(
+    source: Source,
+    fetching: Fetching,
+    layers: Sequence[KnownLayer],
+    diff_ids: Callable[[], Sequence[str | None]],
+    observer: Observer,
+) -> list[LazyLayer]:
+    opener = _Opener(source, fetching, layers, diff_ids, observer)
+    return [
+        LazyLayer(one.descriptor, opener, one.ztoc.digest if one.ztoc else "") for one in layers
+    ]
 
 
 class _Opener:
@@ -69,21 +104,18 @@ class _Opener:
         self,
         source: Source,
         fetching: Fetching,
-        manifest: Manifest,
-        index: FoundIndex | None,
+        layers: Sequence[KnownLayer],
+        diff_ids: Callable[[], Sequence[str | None]],
         observer: Observer,
     ) -> None:
-        self.manifest = manifest
+        """`diff_ids` gives those of `layers`, where one is needed."""
         self._source = source
         self._fetching = fetching
         self._observer = observer
-        self._ztoc_of = ztocs_by_layer(index.manifest) if index else {}
-        self._prefetch = prefetch_by_layer(index.manifest) if index else {}
-
-    def ztoc_of(self, layer: Descriptor) -> str:
-        """The digest of a layer's zTOC; "" when it has none."""
-        found = self._ztoc_of.get(layer.digest)
-        return found.digest if found else ""
+        self._layers = layers
+        self._find_diff_ids = diff_ids
+        self._ztoc_of = {one.descriptor.digest: one.ztoc for one in layers}
+        self._prefetch = {one.descriptor.digest: one.prefetch for one in layers}
 
     def open(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
         """See `Opener.open`."""
@@ -120,6 +152,6 @@ class _Opener:
 
     @cached_property
     def _diff_ids(self) -> dict[str, str | None]:
-        """The diff ID of each layer, as far as the config has them."""
-        digests = [layer.digest for layer in self.manifest.layers]
-        return dict(zip(digests, diff_ids_of(self._source, self.manifest), strict=True))
+        """The diff ID of each layer, as far as it is known."""
+        digests = [one.descriptor.digest for one in self._layers]
+        return dict(zip(digests, self._find_diff_ids(), strict=True))

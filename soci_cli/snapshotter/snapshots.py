@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +33,7 @@ from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.processes.tree import remove_tree
 from soci_cli.snapshotter.filters import parse_filters
 from soci_cli.snapshotter.metadata import Kind, Metadata, Snapshot, Usage
+from soci_cli.snapshotter.turns import Turns
 from soci_cli.text import brief
 
 TARGET = "containerd.io/snapshot.ref"
@@ -130,7 +131,7 @@ class Snapshotter(Closing):
         except OSError as error:
             raise StorageError(f"{error.filename}: {error.strerror}") from error
         self.metadata = Metadata(root / DATABASE)
-        self._turns = _Turns()
+        self._turns = Turns()
         self._removing = threading.Lock()
         self._removed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._mend()
@@ -322,29 +323,6 @@ class Snapshotter(Closing):
             remove_tree(folder)
         if folder.is_dir():
             self._log(f"{folder} cannot be removed whole")
-
-
-class _Turns:
-    """A lock for each name that is in use."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Nobody else is in a block of this name meanwhile."""
-        with self._mutex:
-            lock, count = self._locks.get(name) or (threading.Lock(), 0)
-            self._locks[name] = lock, count + 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._mutex:
-                lock, count = self._locks.pop(name)
-                if count > 1:
-                    self._locks[name] = lock, count - 1
 
 
 def disk_usage(folder: Path) -> Usage:

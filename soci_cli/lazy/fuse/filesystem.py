@@ -216,9 +216,11 @@ class _Files:
         number, entry = self._numbers.place(node)
         return self._files[number], entry
 
-    def _attr(self, node: int, layer: int, entry: int, links: int) -> bytes:
-        # An image without layers has no files, but a root.
-        found = self._files[layer].attributes(entry) if entry >= 0 else IMPLIED_ATTRIBUTES
+    def _attr(self, node: int, files: LayerFiles | None, entry: int) -> bytes:
+        """Of an entry of `files`; None is an image without layers, which has no files, but a root."""
+        found, links = IMPLIED_ATTRIBUTES, 1
+        if files is not None and entry >= 0:
+            found, links = files.attributes(entry), files.link_count(entry)
         type_, mode, uid, gid, size, mtime_ns, major, minor = found
         kind = FORMATS.get(type_)
         if kind is None:
@@ -228,8 +230,8 @@ class _Files:
         device = (major, minor) if kind in _DEVICES else _NO_DEVICE
         return wire.attr(node, kind | mode, size, links, self._owners(uid, gid), mtime_ns, device)
 
-    def _xattrs(self, layer: int, entry: int) -> tuple[tuple[bytes, bytes], ...]:
-        return self._files[layer].xattrs(entry) if entry >= 0 else ()
+    def _xattrs(self, files: LayerFiles | None, entry: int) -> tuple[tuple[bytes, bytes], ...]:
+        return files.xattrs(entry) if files is not None and entry >= 0 else ()
 
 
 class _Folder(NamedTuple):
@@ -305,12 +307,15 @@ class LayersTree(_Files):
         files, at = self._files[layer], path
         while not files.is_opaque(at):
             if not at:
-                below = self._files[:layer]
-                return len(name) <= wire.MAX_NAME and any(name in one.names(path) for one in below)
+                return len(name) <= wire.MAX_NAME and self._has_below(layer, path, name)
             at, _, base = at.rpartition(b"/")
             if base in files.whiteouts(at):
                 break
         return False
+
+    def _has_below(self, layer: int, path: bytes, name: bytes) -> bool:
+        """Whether a layer below another has a name at a path."""
+        return any(name in files.names(path) for files in self._files[:layer])
 
     def parent(self, node: int) -> int:
         """See `Tree.parent`."""
@@ -329,9 +334,7 @@ class LayersTree(_Files):
             return _WHITEOUT_ATTR
         if node == ROOT:
             return _ROOT_ATTR
-        layer, entry = self._named(node)
-        links = self._files[layer].link_count(entry) if entry >= 0 else 1
-        return self._attr(node, layer, entry, links)
+        return self._attr(node, *self._named(node))
 
     def xattrs(self, node: int) -> Sequence[tuple[bytes, bytes]]:
         """See `Tree.xattrs`."""
@@ -360,7 +363,7 @@ class LayersTree(_Files):
             if node == _WHITEOUT or not self._is_directory(node):
                 raise OSError(errno.ENOTDIR, "no folder")
             layer, entry = self._numbers.place(node)
-            folder = _Folder(layer, entry, _path(self._files[layer], entry))
+            folder = _Folder(layer, entry, path_of(self._files[layer], entry))
             self._last = node, folder
         return folder
 
@@ -374,7 +377,7 @@ class LayersTree(_Files):
         opaque = (number for number, files in enumerate(self._files) if files.is_opaque(b""))
         return max(opaque, default=0)
 
-    def _named(self, node: int) -> tuple[int, int]:
+    def _named(self, node: int) -> tuple[LayerFiles | None, int]:
         """Layer and entry that have the attributes of a file. Every layer's root has the image's.
 
         Of a folder that its layer only has files in, those are in the topmost layer below that names it, if
@@ -384,21 +387,21 @@ class LayersTree(_Files):
             return self._root
         layer, entry = self._numbers.place(node)
         if entry >= 0:
-            return layer, entry
+            return self._files[layer], entry
         if entry == IMPLIED:
             return self._root
         view = LazyImage(self.image.name, self.image.layers[: layer + 1])
-        file = view.find(_path(self._files[layer], entry), follow=False)
-        return file.layer, file.entry
+        file = view.find(path_of(self._files[layer], entry), follow=False)
+        return self._files[file.layer], file.entry
 
     @cached_property
-    def _root(self) -> tuple[int, int]:
+    def _root(self) -> tuple[LayerFiles | None, int]:
         """The entry of the image's root. A mount asks for it at once, and should not wait for all names."""
-        for number in reversed(range(len(self._files))):
-            entry = self._files[number].root_at_a_glance()
+        for files in reversed(self._files):
+            entry = files.root_at_a_glance()
             if entry != IMPLIED:
-                return number, entry
-        return 0, IMPLIED
+                return files, entry
+        return None, IMPLIED
 
 
 class MergedTree(_Files):
@@ -432,9 +435,7 @@ class MergedTree(_Files):
 
     def attr(self, node: int) -> bytes:
         """See `Tree.attr`."""
-        layer, entry = self._named(node)
-        links = self._files[layer].link_count(entry) if entry >= 0 else 1
-        return self._attr(node, layer, entry, links)
+        return self._attr(node, *self._named(node))
 
     def xattrs(self, node: int) -> Sequence[tuple[bytes, bytes]]:
         """See `Tree.xattrs`."""
@@ -444,14 +445,14 @@ class MergedTree(_Files):
         """See `Tree.xattr`."""
         return dict(self.xattrs(node)).get(name)
 
-    def _named(self, node: int) -> tuple[int, int]:
+    def _named(self, node: int) -> tuple[LayerFiles | None, int]:
         """Layer and entry that have the attributes of a file."""
         if node != ROOT:
             layer, entry = self._numbers.place(node)
             if entry >= 0:
-                return layer, entry
+                return self._files[layer], entry
         folder = self._folder(node)
-        return folder.layer, folder.entry
+        return (self._files[folder.layer] if self._files else None), folder.entry
 
     def _node(self, file: File) -> int:
         if file is self.image.root:
@@ -466,7 +467,7 @@ class MergedTree(_Files):
         files, entry = self._entry(node)
         if not files.is_directory(entry):
             raise OSError(errno.ENOTDIR, "no folder")
-        path = _path(files, entry)
+        path = path_of(files, entry)
         missing = []
         while path not in self._folders:
             path, _, name = path.rpartition(b"/")
@@ -483,7 +484,7 @@ class MergedTree(_Files):
         return folder
 
 
-def _path(files: LayerFiles, entry: int) -> bytes:
+def path_of(files: LayerFiles, entry: int) -> bytes:
     """The path of a folder. OSError (ESTALE) for one that is not there."""
     try:
         return files.path_of(entry)

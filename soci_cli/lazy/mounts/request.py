@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soci_cli.errors import MountError
+from soci_cli.lazy.known import KnownLayer
 from soci_cli.lazy.mounts.records import PERSON
 from soci_cli.targets.registry.options import RegistryOptions
 
@@ -44,7 +45,8 @@ class ImageRequest:
 
     `names` is where names without a transport are, "store" or "containerd". `cache_limit` is in bytes, by
     default 10 GiB or a tenth of the disk; `requests` are under way at once for a layer, and a reader waits
-    for `reader_deadline` seconds of silence. `environ` is that of who asks.
+    for `reader_deadline` seconds of silence. `environ` is that of who asks. Where `layers` are known, the
+    lowest first, `place` is only where their blobs are, and no manifest is read.
     """
 
     place: str
@@ -61,6 +63,7 @@ class ImageRequest:
     reader_deadline: float = 30.0
     registry: RegistryOptions = field(default_factory=RegistryOptions)
     containerd: ContainerdAddress = field(default_factory=ContainerdAddress)
+    layers: tuple[KnownLayer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class MountRequest:
 
     `writable` to `allow_other` are those of `MountOptions`, `background` to `max_queue_size` those of
     `BackgroundOptions`, whose layers with a `prefetch` artifact are fetched at once. The files that are
-    read are written down in `record`; `engine` is one of `settings.ENGINES`. With `debug` the library's
-    log is shown, too.
+    read are written down in `record`; `engine` is one of `settings.ENGINES`. With `debug` the library's log
+    is shown, too. With `topmost` only the last of the image's layers is mounted, for overlayfs to join;
+    `is_stack` says whether the others are all that is below it.
     """
 
     image: ImageRequest
@@ -89,6 +93,8 @@ class MountRequest:
     record: Path | None = None
     engine: str = "auto"
     debug: bool = False
+    topmost: bool = False
+    is_stack: bool = True
 
     def check_clear(self) -> None:
         """Raises MountError where the mount would cover what serving it needs, and so wait for itself."""
@@ -180,6 +186,7 @@ def opened(
     """
     from soci_cli.index.discover import IndexSources
     from soci_cli.lazy import Cache, Fetching, OpenOptions, open_image
+    from soci_cli.lazy.opening import open_layers
     from soci_cli.oci import platforms
     from soci_cli.targets.places import connect, open_source, parse_place
     from soci_cli.targets.registry.registries import Registries
@@ -199,7 +206,11 @@ def opened(
         cache = Cache(request.cache, request.cache_limit)
         fetching = Fetching(cache, request.requests, readahead, request.reader_deadline, fetcher)
         stack.enter_context(fetching)
-        image = stack.enter_context(open_image(source, fetching, options, observer))
+        image = stack.enter_context(
+            open_layers(source, fetching, request.layers, observer)
+            if request.layers
+            else open_image(source, fetching, options, observer)
+        )
         # Closed before the image is: what still runs uses its layers.
         stack.callback(fetching.close)
         yield OpenedImage(image, fetching, source)

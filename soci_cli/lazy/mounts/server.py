@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack
 from functools import partial
@@ -15,8 +15,11 @@ from soci_cli.kernel.points import points_below
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.fuse import MountedImage, MountOptions
+from soci_cli.lazy.fuse.layer_mounting import mount_layer
 from soci_cli.lazy.fuse.mounting import check_target
-from soci_cli.lazy.mounts.engines import Engines
+from soci_cli.lazy.lazy_layer import LazyLayer
+from soci_cli.lazy.merged import LazyImage
+from soci_cli.lazy.mounts.engines import Engines, Mounted
 from soci_cli.lazy.mounts.readlist import ReadList
 from soci_cli.lazy.mounts.records import MountRecord, Mounts
 from soci_cli.lazy.mounts.request import READAHEAD, MountRequest, OpenedImage, opened
@@ -105,7 +108,10 @@ class Server:
         with self._mutex:
             self._check()
             self._opened = found
-        found.image.open_all()
+        if self._request.topmost:
+            found.image.layers[-1].open()
+        else:
+            found.image.open_all()
         found.keep()
         return found
 
@@ -117,22 +123,11 @@ class Server:
             stack.callback(self._quietly, reads.close)
         stack.callback(self._close)
         options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
-        environ = request.image.environ
-        engines = Engines(image, found.fetching.cache, request.state, environ, self.log)
-        # What is recorded is what somebody reads, without what the kernel reads ahead.
-        engine = "fuse" if reads is not None and request.engine == "auto" else request.engine
-        prepared = engines.prepare(engine)
-        with self._mutex:
-            self._check()
-            made = engines.mount(
-                prepared,
-                request.target,
-                self.folder.scratch,
-                options,
-                reads,
-                fallback=request.engine != "erofs",
-            )
-            mounted = self._mounted = made.image
+        if request.topmost:
+            made = self._mount_layer(image, reads)
+        else:
+            made = self._mount_image(found, options, reads)
+        mounted = made.image
         identity = mounted.identity
         self._record = dataclasses.replace(
             self._record,
@@ -152,6 +147,38 @@ class Server:
         )
         self.folder.write(self._record)
 
+    def _mount_layer(self, image: LazyImage, reads: ReadList | None) -> Mounted:
+        request = self._request
+        *below, layer = image.layers
+        known = below if request.is_stack else None
+        with self._mutex:
+            self._check()
+            mounted = mount_layer(layer, known, request.target, image.name, self.log, reads)
+            self._mounted = mounted
+        return Mounted(mounted, "fuse", "a layer by itself is served by FUSE")
+
+    def _mount_image(
+        self, found: OpenedImage, options: MountOptions, reads: ReadList | None
+    ) -> Mounted:
+        request = self._request
+        environ, cache = request.image.environ, found.fetching.cache
+        engines = Engines(found.image, cache, request.state, environ, self.log)
+        # What is recorded is what somebody reads, without what the kernel reads ahead.
+        engine = "fuse" if reads is not None and request.engine == "auto" else request.engine
+        prepared = engines.prepare(engine)
+        with self._mutex:
+            self._check()
+            made = engines.mount(
+                prepared,
+                request.target,
+                self.folder.scratch,
+                options,
+                reads,
+                fallback=request.engine != "erofs",
+            )
+            self._mounted = made.image
+        return made
+
     def _serve(self, found: OpenedImage) -> None:
         request, image = self._request, found.image
         options = BackgroundOptions(
@@ -160,15 +187,16 @@ class Server:
             request.fetch_period,
             request.max_queue_size,
         )
-        with BackgroundFetcher(image.layers, found.fetching, options) as ahead:
+        layers = image.layers[-1:] if request.topmost else image.layers
+        with BackgroundFetcher(layers, found.fetching, options) as ahead:
             if request.prefetch:
-                work = partial(self._prefetch, found, ahead)
+                work = partial(self._prefetch, layers, ahead)
                 threading.Thread(target=work, name="soci-prefetch", daemon=True).start()
             assert self._mounted is not None
             self._mounted.serve()
 
-    def _prefetch(self, found: OpenedImage, ahead: BackgroundFetcher) -> None:
-        for number, layer in enumerate(found.image.layers):
+    def _prefetch(self, layers: Sequence[LazyLayer], ahead: BackgroundFetcher) -> None:
+        for number, layer in enumerate(layers):
             self._quietly(lambda: ahead.prefetch(number, layer.prefetch_ranges()))  # noqa: B023
 
     def _close(self) -> None:

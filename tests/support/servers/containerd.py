@@ -122,19 +122,28 @@ class ContainerdServer(Closing):
         return self._process.pid
 
     @property
+    def command(self) -> list[str]:
+        """How ctr is called, for the namespace "default"."""
+        return [self._programs.ctr, "--address", self.address, "--namespace", "default"]
+
+    @property
     def content(self) -> Path:
         """Where the content store is on disk: `blobs/sha256` and `ingest`."""
         return self.folder / "root" / "io.containerd.content.v1.content"
 
     def start(self) -> None:
         """Starts it and waits until it listens."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("CONTAINERD_")}
+        # The shim that starts containers is of the same version.
+        own = str(Path(self._programs.containerd).parent)
+        kept["PATH"] = os.pathsep.join((own, kept.get("PATH", os.defpath)))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs.containerd, "--config", str(self._config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={k: v for k, v in os.environ.items() if not k.startswith("CONTAINERD_")},
+                env=kept,
             )
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -158,10 +167,8 @@ class ContainerdServer(Closing):
 
     def ctr(self, *arguments: str | Path, namespace: str = "default") -> str:
         """Runs ctr, which must succeed; its stdout."""
-        command = [self._programs.ctr, "--address", self.address, "--namespace", namespace]
-        done = subprocess.run(
-            [*command, *map(str, arguments)], capture_output=True, text=True, timeout=600
-        )
+        command = [*self.command[:-1], namespace, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"ctr {' '.join(map(str, arguments))}: {done.stderr}"
         return done.stdout
 

@@ -26,16 +26,16 @@ def need_docker_registry() -> str:
 @pytest.fixture(scope="session", params=VERSIONS)
 def containerd_programs(request: pytest.FixtureRequest, need_root: None) -> Programs:
     """containerd and ctr, in each version in turn."""
-    return _need_containerd(request.param)
+    return need_containerd(request.param)
 
 
 @pytest.fixture(scope="session")
 def need_debian_containerd(need_root: None) -> None:
     """Skips where there is none, or no root to start it."""
-    _need_containerd(DEBIAN)
+    need_containerd(DEBIAN)
 
 
-def _need_containerd(version: str) -> Programs:
+def need_containerd(version: str) -> Programs:
     found = programs(version)
     if found is None:
         pytest.skip(f"containerd ({version}) is not installed; see tests/install-tools.sh")
