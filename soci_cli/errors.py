@@ -149,8 +149,10 @@ class RegistryError(SociError):
 
     `status` is HTTP's, if any, `retry_after` the seconds that it asked to wait, `codes` are those of the
     distribution specification that it gave, such as `BLOB_UNKNOWN`, and `transient` says whether the same
-    request may succeed later.
+    request may succeed later. `media_types` are those in a manifest that was not taken.
     """
+
+    media_types: frozenset[str] = frozenset()
 
     _names_url = True
 

@@ -42,6 +42,7 @@ from soci_cli.index.model import (
     BUILD_TOOL,
     SPAN_SIZE,
     SociIndex,
+    explaining_refusals,
     ztocs_by_layer,
 )
 from soci_cli.index.recompress import recompress_layer
@@ -86,6 +87,7 @@ class ConvertResult:
     platforms: tuple[PlatformReport, ...]
 
 
+@explaining_refusals()
 def convert(
     source: Source,
     target: Target,

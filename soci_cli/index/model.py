@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from soci_cli.errors import InvalidDataError
+from soci_cli.errors import InvalidDataError, RegistryError
 from soci_cli.oci import Descriptor, Manifest, digest_of, encode
 from soci_cli.oci.media_types import OCI_MANIFEST
 from soci_cli.ztoc import ZTOC_MEDIA_TYPE
@@ -26,6 +27,9 @@ REFERENCE_DIGEST = "vnd.docker.reference.digest"
 """On a descriptor of an attestation: the manifest that it attests (BuildKit)."""
 
 EMPTY_CONFIG = b"{}"
+
+_REFUSALS = frozenset({"MANIFEST_INVALID", "MANIFEST_UNVERIFIED", "UNSUPPORTED"})
+_REFUSED = frozenset({400, 405, 406, 415, 422, 501})
 
 
 @dataclass(frozen=True)
@@ -102,3 +106,23 @@ def span_size_of(blob: Descriptor) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19:
         raise InvalidDataError(f"zTOC {blob.digest} has no valid annotation {SPAN_SIZE}")
     return int(text)
+
+
+@contextmanager
+def explaining_refusals() -> Iterator[None]:
+    """A registry's refusal of a document with SOCI's media types says so, and what can be done.
+
+    Such registries keep a list of types. They took the image's other manifests, so their refusal of this
+    one is about its types, where it says that the manifest is wrong or nothing of why.
+    """
+    try:
+        yield
+    except RegistryError as error:
+        kinds = error.media_types & {INDEX_TYPE_V1, INDEX_TYPE_V2}
+        codes = set(error.codes)
+        if not kinds or not (codes & _REFUSALS if codes else error.status in _REFUSED):
+            raise
+        raise error.explained(
+            "this registry refuses SOCI's media types; use another registry or, on a GitLab of one's own, "
+            "set REGISTRY_FF_DYNAMIC_MEDIA_TYPES=true"
+        ) from error

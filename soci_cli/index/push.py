@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from soci_cli.errors import NotFoundError
+from soci_cli.errors import NotFoundError, SociError
 from soci_cli.index.artifacts import Artifacts
 from soci_cli.index.build import (
     IndexOptions,
@@ -14,10 +16,18 @@ from soci_cli.index.build import (
     index_image,
 )
 from soci_cli.index.image import Image, ImageManifest, choose, manifest_of, read_image
-from soci_cli.index.model import INDEX_DIGEST, INDEX_TYPE_V1, INDEX_TYPE_V2
+from soci_cli.index.model import (
+    INDEX_DIGEST,
+    INDEX_TYPE_V1,
+    INDEX_TYPE_V2,
+    explaining_refusals,
+)
 from soci_cli.oci import Descriptor, Platform, digest_of, encode, parse_manifest, platforms
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, StoreTarget, Target, copy_blobs, copy_graph, read_blob
+
+_LOOKS = (0.0, 0.5, 1.0)
+"""After how many seconds it is looked whether an index is listed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class PushResult:
     left_out: tuple[Platform, ...]
 
 
+@explaining_refusals()
 def push(
     source: StoreTarget,
     target: Target,
@@ -62,7 +73,8 @@ def push(
 ) -> PushResult:
     """Pushes an image and, unless it is converted (v2) already, its SOCI indexes v1.
 
-    Indexes are made first, then everything is pushed, and the tag moves at the end. An image for several
+    An index v2 that the image's manifest names and the store has beside it goes along. Indexes are made
+    first, then everything is pushed, and the tag moves at the end. An image for several
     platforms goes as it is when the store has all of it; with `platforms`, or when parts are missing, an
     index of fewer entries goes in its stead. Raises what reading, indexing and writing raise.
     """
@@ -71,10 +83,12 @@ def push(
     kept, left_out = _parts(image, options, source.name)
     root, data = _root(source, image, kept)
     indexes: list[PushedIndex] = []
-    if options.soci and not _converted(kept):
-        indexes = _make_indexes(source, target, image, kept, options, observer)
+    beside, lacking = _bound_indexes(source, kept)
+    if options.soci and lacking:
+        indexes = _make_indexes(source, target, image, lacking, options, observer)
     whole = root.digest == image.root.digest
-    for part in [root] if whole else [entry.descriptor for entry in kept]:
+    parts = [root] if whole else [entry.descriptor for entry in kept]
+    for part in [*beside, *parts]:
         copy_graph(source, target, part, observer, options.uploads, allow_missing_manifests=True)
     if not whole:
         target.push(root, data)
@@ -87,12 +101,31 @@ def push(
 def push_index(
     source: Source, target: Target, index: Descriptor, observer: Observer, uploads: int
 ) -> None:
-    """Pushes an index v1 even when it is there: a list of referrers may have lost it."""
+    """Pushes an index v1 even when it is there: a list of referrers may have lost it.
+
+    The observer hears of one that is not listed afterwards.
+    """
     data = read_blob(source, index)
     manifest = parse_manifest(data, f"SOCI index {index.digest}")
     blobs = (manifest.config, *manifest.layers)
     copy_blobs(source, target, blobs, observer, uploads)
     target.push(index, data)
+    subject = manifest.subject
+    if subject is not None and not _is_listed(target, subject, index):
+        observer.note(
+            f"{target.name} does not list SOCI index {index.digest} among what refers to {subject.digest}, "
+            "so it cannot be found; convert the image instead, with `soci image convert --soci`"
+        )
+
+
+def _is_listed(target: Target, subject: Descriptor, index: Descriptor) -> bool:
+    """Whether a pushed index v1 is found; the lists of some registries are a moment late."""
+    for pause in _LOOKS:
+        time.sleep(pause)
+        with suppress(SociError):
+            if index.digest in [one.digest for one in target.referrers(subject, INDEX_TYPE_V1)]:
+                return True
+    return False
 
 
 def _parts(
@@ -132,26 +165,42 @@ def _root(source: Source, image: Image, kept: Sequence[ImageManifest]) -> tuple[
     return replace(image.root, digest=digest_of(data), size=len(data)), data
 
 
-def _converted(entries: Sequence[ImageManifest]) -> bool:
-    return any(entry.manifest and INDEX_DIGEST in entry.manifest.annotations for entry in entries)
+def _bound_indexes(
+    source: Source, kept: Sequence[ImageManifest]
+) -> tuple[list[Descriptor], list[ImageManifest]]:
+    """The indexes v2 that manifests name and that are not in the image but beside it, and the manifests
+    that lack one: those whose own is nowhere or, where no manifest has one, all."""
+    carried = {entry.descriptor.digest for entry in kept if entry.is_soci_index and entry.manifest}
+    beside: list[Descriptor] = []
+    lost: list[ImageManifest] = []
+    converted = False
+    for entry in kept:
+        digest = entry.manifest.annotations.get(INDEX_DIGEST) if entry.manifest else None
+        try:
+            if digest and digest not in carried:
+                beside.append(source.find(digest))
+            converted = converted or bool(digest)
+        except NotFoundError:
+            lost.append(entry)
+    return beside, lost if converted else list(kept)
 
 
 def _make_indexes(
     source: StoreTarget,
     target: Target,
     image: Image,
-    kept: Sequence[ImageManifest],
+    lacking: Sequence[ImageManifest],
     options: PushOptions,
     observer: Observer,
 ) -> list[PushedIndex]:
     """The indexes to push, made in the store. An image that has nothing to index gets none."""
-    kept_digests = {entry.descriptor.digest for entry in kept}
+    wanted_digests = {entry.descriptor.digest for entry in lacking}
     chosen = choose(image, options.platforms, options.all_platforms, source.name)
     made: list[PushedIndex] = []
     to_build: list[Platform] = []
     there: dict[Platform, tuple[str, ...]] = {}
     for platform, entry in chosen:
-        if entry.descriptor.digest not in kept_digests:
+        if entry.descriptor.digest not in wanted_digests:
             continue
         there[platform] = _existing(target, entry, options)
         if there[platform] and options.existing_index == "skip":
@@ -211,6 +260,7 @@ class PushedArtifacts:
     has_v2: bool
 
 
+@explaining_refusals()
 def push_artifacts(
     artifacts: Artifacts,
     image: Source,

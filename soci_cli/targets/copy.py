@@ -24,7 +24,7 @@ from soci_cli.oci.media_types import is_index, is_manifest
 from soci_cli.parallel import Stop, StoppableTask, run_all
 from soci_cli.progress import Observer, SilentObserver, Task, Work
 from soci_cli.targets.blobs import ContentCheck
-from soci_cli.targets.protocol import MANIFEST_LIMIT, Source, Target, read_blob
+from soci_cli.targets.protocol import MANIFEST_LIMIT, SENDINGS, Source, Target, read_blob
 
 DEPTH_LIMIT = 8
 NODE_LIMIT = 100_000
@@ -33,7 +33,6 @@ _PAGE = 64 << 10  # bytes
 _CHUNK = 1024 * 1024
 
 Outcome: TypeAlias = Literal["already there", "linked", "mounted", "copied"]
-_SENDINGS = 3
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def copy_blob(
         if target.link(descriptor, source):
             return "linked"
         task = SilentObserver().start("", None)
-    for left in reversed(range(_SENDINGS)):
+    for left in reversed(range(SENDINGS)):
         writer = target.open_writer(descriptor)
         try:
             _stream(source, descriptor, writer.write, task)

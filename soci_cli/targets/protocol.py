@@ -16,7 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from soci_cli.closing import Closing
-from soci_cli.errors import InvalidDataError, NotFoundError, StorageError, errors_at
+from soci_cli.errors import (
+    InvalidDataError,
+    LostUploadError,
+    NotFoundError,
+    StorageError,
+    errors_at,
+)
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.manifest import parse_index
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from soci_cli.targets.store import Store
 
 MANIFEST_LIMIT = 4 << 20
+SENDINGS = 3
+"""How often a blob is sent whose upload gets lost."""
 _CHUNK = 1 << 20
 
 
@@ -146,12 +154,17 @@ class Target(Source):
         """
         if self.exists(descriptor):
             return
-        writer = self.open_writer(descriptor)
-        try:
-            writer.write(data)
-            writer.commit()
-        finally:
-            writer.abort()
+        for left in reversed(range(SENDINGS)):
+            writer = self.open_writer(descriptor)
+            try:
+                writer.write(data)
+                writer.commit()
+                return
+            except LostUploadError:
+                if not left:
+                    raise
+            finally:
+                writer.abort()
 
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """Share a blob of another place without copying it; False when that cannot be done.

@@ -209,8 +209,13 @@ SERVICES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str], str]] = {
         {
             "CI_REGISTRY_USER": USER,
             "CI_REGISTRY_PASSWORD": PASSWORD,
+            "CI_REGISTRY": "{host}",
             "CI_REGISTRY_IMAGE": "{host}/{repository}",
             "CI_COMMIT_TAG": "1.0",
+            "SOCI_REGISTRY": "{host}",
+            "SOCI_REGISTRY_USER": USER,
+            "SOCI_REGISTRY_PASSWORD": PASSWORD,
+            "SOCI_IMAGE": "{host}/{repository}",
         },
         "SOCI_DIGEST={digest}",
     ),
@@ -246,7 +251,8 @@ def test_file_of_a_service(
         for key, text in variables.items()
     }
 
-    done = runner.sh(tmp_path / "job.sh", SOCI_PACKAGE="soci.whl", **SMALL_LAYERS, **named)
+    settings = {"SOCI_PACKAGE": "soci.whl", "HOME": str(tmp_path), **SMALL_LAYERS, **named}
+    done = runner.sh(tmp_path / "job.sh", **settings)
 
     assert done.returncode == 0, done.stderr
     digest, soci = soci_of(f"{image}-soci")

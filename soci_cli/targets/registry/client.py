@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -22,6 +22,7 @@ from soci_cli.errors import (
     UnreachableError,
 )
 from soci_cli.parallel import no_check
+from soci_cli.targets.registry.asking import Asking
 from soci_cli.targets.registry.auth import RegistryAuth
 from soci_cli.targets.registry.bodies import NETWORK_ERRORS, read_pieces
 from soci_cli.targets.registry.credentials import find_credentials
@@ -35,6 +36,7 @@ from soci_cli.targets.registry.hosts import (
 from soci_cli.targets.registry.locations import Guard, led_to, same_server
 from soci_cli.targets.registry.messages import failure, redacted, refusal
 from soci_cli.targets.registry.options import Credentials, RegistryOptions
+from soci_cli.targets.registry.redirects import REFUSED, Redirected, Redirects, referer
 from soci_cli.targets.registry.request import Answer, Request
 from soci_cli.targets.registry.retry import RETRIED_STATUSES, Attempts, retry_after
 from soci_cli.targets.registry.transport import Transport
@@ -63,6 +65,9 @@ class Client(Closing):
         self._endpoints = list(endpoints(domain, options, environ))
         self._auths: dict[tuple[str, str], RegistryAuth] = {}
         self._strikes: dict[str, int] = {}
+        self.redirects = Redirects()
+        self.largest_body = sys.maxsize
+        """Bytes of a request's body that the registry, or what is before it, is known to take at most."""
         self._mutex = threading.Lock()
         own = self._endpoints[-1]
         on_loopback = is_loopback(urlsplit(own.url).hostname or "")
@@ -150,11 +155,21 @@ class Client(Closing):
     def attempt(self, request: Request, endpoint: Endpoint, number: int) -> Answer:
         """The answer of one server to one attempt, with a status that is wanted."""
         sending = _Sending(request, endpoint, number)
+        key = endpoint.url, request.path
+        kept = self.redirects.get(key) if request.keeps_redirect else None
         try:
-            answer = self._authenticated(sending)
+            answer = self._answer_of(kept, sending) if kept else self._authenticated(sending)
+            if kept and answer.status in REFUSED:
+                answer.finish()
+                self.redirects.forget(key, refused=True)
+                kept, answer = None, self._authenticated(sending)
         except NETWORK_ERRORS as error:
-            raise failure(request.method, sending.url, error) from error
+            raise failure(request.method, kept.url if kept else sending.url, error) from error
         if answer.status in request.ok:
+            if kept:
+                self.redirects.used(key)
+            elif request.keeps_redirect and answer.redirected:
+                self.redirects.keep(key, Redirected(answer.url, answer.led_by))
             return answer
         # The place that was redirected to may be good for a short time only: ask anew.
         again = RETRIED_STATUSES | (_EXPIRED if answer.redirected else frozenset())
@@ -171,12 +186,17 @@ class Client(Closing):
             if self._auth(sending).anonymous:
                 return f"log in with: soci login {self.domain}"
             return f"check the credentials, or log in again with: soci login {self.domain}"
+        if answer.status == 413:
+            return (
+                "the registry, or a proxy before it, limits the size of requests, such as nginx by "
+                "client_max_body_size; 1 MiB is enough for blobs, 4 MiB for everything"
+            )
         if answer.status == 429:
             return "it is asked too often; try again later"
         return sending.request.missing if answer.status == 404 else ""
 
     def _pause_hint(self, answer: Answer) -> str:
-        asked = retry_after(answer.headers.get("Retry-After"))
+        asked = retry_after(answer.headers.get("Retry-After"), answer.headers.get("Date"))
         patience = self.options.retries.patience
         return (
             "" if asked is None or asked <= patience else f"it asks to wait for {asked:.0f} seconds"
@@ -221,16 +241,26 @@ class Client(Closing):
         answer.response.raw = urllib3.HTTPResponse(io.BytesIO(said), preload_content=False)
         return answer
 
-    def _followed(self, sending: _Sending, authorization: str | None) -> Answer:
+    def _answer_of(self, kept: Redirected, sending: _Sending) -> Answer:
+        """The answer of the place that the registry led to before."""
+        authorization = self._auth(sending).authorization(sending.request.scope)
+        return self._followed(sending, authorization, kept)
+
+    def _followed(
+        self, sending: _Sending, authorization: str | None, kept: Redirected | None = None
+    ) -> Answer:
         """Sends and follows redirects. Credentials go to the first server only."""
         request, endpoint = sending.request, sending.endpoint
-        url = first = sending.url
+        first = sending.url
+        url, led_by = (kept.url, kept.led_by) if kept else (first, "")
         for _ in range(_MAX_REDIRECTS + 1):
             headers = dict(request.headers)
             if same_server(url, first):
                 headers.update(endpoint.headers)
                 if authorization is not None:
                     headers["Authorization"] = authorization
+            if led_by and (before := referer(led_by, url)):
+                headers["Referer"] = before
             response = self._transport.send(
                 request.method,
                 url,
@@ -241,8 +271,9 @@ class Client(Closing):
             )
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not location:
-                return Answer(response, url, redirected=url != first)
+                return Answer(response, url, redirected=url != first, led_by=led_by)
             Answer(response, url).finish()
+            led_by = url
             url = led_to(url, location, "redirected", plain=self.options.skip_verify)
         raise RegistryError(f"{request.method} {redacted(first)}: redirected too often")
 
@@ -347,80 +378,6 @@ class Client(Closing):
                 if one == endpoint:
                     secure = one.url.replace("http://", "https://", 1)
                     self._endpoints[position] = replace(one, url=secure, assumed_http=False)
-
-
-class Asking:
-    """One request, asked of the servers that may answer it until one does.
-
-    Mirrors are asked in turn, each once, because they are a help and not a must; then the registry itself,
-    again where that makes sense. What is read of an answer belongs to the attempt.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        request: Request,
-        servers: Sequence[Endpoint],
-        most: int | None,
-        check: Callable[[], None] = no_check,
-    ) -> None:
-        """`servers` has the registry itself last; `most` is the number of attempts there.
-
-        `check` is called before each attempt but the first; what it raises ends asking.
-        """
-        self._check = check
-        self._client = client
-        self.request = request
-        self._mirrors = deque(servers[:-1])
-        self._asked: Endpoint | None = None  # the mirror that was asked last, if it was one
-        self._last = servers[-1]
-        self._attempts = Attempts(client.options.retries, most)
-
-    @property
-    def has_mirrors(self) -> bool:
-        """Whether a mirror may answer."""
-        return bool(self._mirrors)
-
-    def run(self, use: Callable[[Answer], _T]) -> _T:
-        """What `use` makes of an answer, which it reads and checks, or gives back to be read.
-
-        An error of `use` counts like one of the request.
-        """
-        while True:
-            try:
-                mirror = self._asked = self._mirror()
-                number = self._attempts.number
-                answer = self._client.attempt(self.request, mirror or self._last, number)
-                try:
-                    return use(replace(answer, mirror=mirror.url if mirror else ""))
-                except BaseException:
-                    answer.close()
-                    raise
-            except SociError as error:
-                self.failed(error)
-
-    def failed(self, error: SociError, *, progressed: bool = False) -> None:
-        """Takes note of an error. Raises it where nobody is left to be asked.
-
-        `progressed`: some of the answer arrived before, so that the same server may be asked again.
-        """
-        self._check()
-        if self._asked is not None:
-            self._client.mirror_failed(self._asked.url, error)
-            if not progressed:
-                self._mirrors.remove(self._asked)
-            return
-        if not isinstance(error, RegistryError):
-            raise error
-        if progressed:
-            self._attempts.progressed()
-        self._attempts.failed(error)
-        self._check()
-
-    def _mirror(self) -> Endpoint | None:
-        while self._mirrors and self._client.has_struck_out(self._mirrors[0]):
-            self._mirrors.popleft()
-        return self._mirrors[0] if self._mirrors else None
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from soci_cli.errors import IntegrityError, RegistryError, SociError
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import encoded_of, new_hash
 from soci_cli.parallel import no_check
+from soci_cli.targets.registry.asking import Asking
 from soci_cli.targets.registry.bodies import NETWORK_ERRORS, raw_stream
-from soci_cli.targets.registry.client import Asking
 from soci_cli.targets.registry.messages import failure, redacted
 from soci_cli.targets.registry.repository import Repository
 from soci_cli.targets.registry.request import Answer, Request
 from soci_cli.text import brief
 
 _NUMBER = re.compile("[0-9]{1,19}")
-_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 _SKIPPED = 1 << 20
 _MUCH = 1 << 16
 

@@ -55,7 +55,7 @@ def refusal(
     text = f"{method} {redacted(url)}: {status} {responses.get(status, '')}".rstrip()
     text += (f": {said}" if said else "") + (f"; {hint}" if hint else "")
     kind = missing if status == 404 else RegistryError
-    asked = retry_after(response.headers.get("Retry-After"))
+    asked = retry_after(response.headers.get("Retry-After"), response.headers.get("Date"))
     return kind(text, status, asked, codes, transient=transient)
 
 
@@ -197,6 +197,8 @@ def _registry_message(response: requests.Response) -> tuple[str, tuple[str, ...]
 def _one_error(error: dict[str, object]) -> str:
     code, message = (str(error.get(key) or "") for key in ("code", "message"))
     detail = error.get("detail")
+    if isinstance(detail, dict):
+        detail = detail.get("message") or detail.get("reason")
     text = ": ".join(filter(None, (code, message)))
     if isinstance(detail, str) and detail:
         text += f" ({detail})"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from soci_cli.errors import (
     IntegrityError,
     InvalidDataError,
     NotFoundError,
     RegistryError,
+    SociError,
     UsageError,
     errors_at,
 )
+from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.digest import algorithm_of, digest_of, new_hash
 from soci_cli.oci.manifest import parse_index, parse_manifest
@@ -40,7 +44,7 @@ from soci_cli.targets.registry.registries import Registries as Registries
 from soci_cli.targets.registry.repository import Repository
 from soci_cli.targets.registry.request import Answer
 from soci_cli.targets.registry.retry import Attempts
-from soci_cli.targets.registry.upload import BlobUpload, upload_location
+from soci_cli.targets.registry.upload import BlobUpload, OpenedUpload, opened_upload
 from soci_cli.text import brief
 
 _ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
@@ -135,7 +139,16 @@ class RegistrySource(Source):
     def referrers(self, subject: Descriptor, artifact_type: str) -> tuple[Descriptor, ...]:
         """See `Source.referrers`."""
         with errors_at(place=self.name):
-            return list_referrers(self.repository, subject.digest, artifact_type)
+            return list_referrers(
+                self.repository, subject.digest, artifact_type, self._artifact_type
+            )
+
+    def _artifact_type(self, descriptor: Descriptor) -> str:
+        """The artifact type of a manifest; empty for one that cannot be read."""
+        with suppress(SociError):
+            manifest = parse_manifest(self._manifest(descriptor), "", descriptor.media_type)
+            return manifest.artifact_type or manifest.config.media_type
+        return ""
 
     def _is_manifest(self, descriptor: Descriptor) -> bool:
         kind = descriptor.media_type
@@ -206,7 +219,7 @@ class RegistryTarget(RegistrySource, Target):
     def __init__(self, client: Client, reference: Reference, name: str) -> None:
         super().__init__(client, reference, name)
         self._there: set[str] = set()
-        self._opened: dict[str, str] = {}
+        self._opened: dict[str, OpenedUpload] = {}
         self._uploads: set[BlobUpload] = set()
 
     def exists(self, descriptor: Descriptor) -> bool:
@@ -221,8 +234,8 @@ class RegistryTarget(RegistrySource, Target):
         self._check_open()
         if is_index(descriptor.media_type) or is_manifest(descriptor.media_type):
             return _ManifestWriter(self, descriptor)
-        location = self._opened.pop(descriptor.digest, None)
-        upload = BlobUpload(self.repository, descriptor, self._name, location)
+        opened = self._opened.pop(descriptor.digest, None)
+        upload = BlobUpload(self.repository, descriptor, self._name, opened)
         with self._mutex:
             self._uploads = {one for one in self._uploads if not one.ended} | {upload}
         return upload
@@ -267,10 +280,9 @@ class RegistryTarget(RegistrySource, Target):
         if answer.status == 201:
             self._there.add(descriptor.digest)
             return True
-        location = upload_location(answer)
-        if location:
-            # An ordinary upload was opened instead: the blob can be sent there.
-            self._opened[descriptor.digest] = location
+        # An ordinary upload was opened instead: the blob can be sent there.
+        if opened := opened_upload(answer):
+            self._opened[descriptor.digest] = opened
         return False
 
     def _neighbour(self, place: Source) -> str | None:
@@ -291,11 +303,25 @@ class RegistryTarget(RegistrySource, Target):
                 f"{self._name} cannot name {descriptor.digest}; choose a name with a tag",
                 place=self._name,
             )
-        if self._reference.tag:
+        if self._reference.tag and not self._means(self._reference.tag, descriptor.digest):
             data = self._manifest(descriptor)
             self._put_manifest(descriptor, data, self._reference.tag)
         with self._mutex:
             self._resolved = descriptor
+
+    def _means(self, tag: str, digest: str) -> bool:
+        """Whether a tag has a digest already: one that must not change takes no second writing either."""
+        request = self.repository.reading(
+            "resolve", "manifests", tag, method="HEAD", accept=_ACCEPT
+        )
+        try:
+            answer = self._client.call(request)
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            return False
+        answer.finish()
+        return answer.headers.get("Docker-Content-Digest") == digest
 
     def close(self) -> None:
         """End the uploads that are still open."""
@@ -322,6 +348,7 @@ class RegistryTarget(RegistrySource, Target):
             except RegistryError as error:
                 # While another client pushes the same blob, registries may not see it for a moment.
                 error.transient |= not _BLOB_UNKNOWN.isdisjoint(error.codes)
+                error.media_types = _types_in(data)
                 raise
 
         with errors_at(place=self.name):
@@ -386,6 +413,15 @@ def _digest_like(digest: str, data: bytes) -> str:
     content = new_hash(digest)
     content.update(data)
     return f"{algorithm_of(digest)}:{content.hexdigest()}"
+
+
+def _types_in(data: bytes) -> frozenset[str]:
+    """The types that a manifest or index names, of itself and of its parts."""
+    document: Any = loads(data, "a manifest")
+    parts = [document, document.get("config"), *document.get("layers", ())]
+    parts += document.get("manifests", ())
+    named = (part.get(key) for part in parts if part for key in ("mediaType", "artifactType"))
+    return frozenset(filter(None, named))
 
 
 def _subject(descriptor: Descriptor, data: bytes) -> Descriptor | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
@@ -26,6 +26,7 @@ from soci_cli.targets.registry.request import Answer
 
 LIMIT = 4 << 20
 _PAGES = 100
+_UNKNOWN = 50  # entries whose type is looked up, for each list
 _ROUNDS = 12
 _SECOND_LOOK = 0.3  # seconds after which a rival that had read before our write will have written
 # 429 is what GHCR may answer, by a redirect, for what it does not have.
@@ -33,16 +34,37 @@ _UNSUPPORTED = frozenset({400, 401, 403, 405, 406, 415, 429, 500, 501})
 
 
 def list_referrers(
-    repository: Repository, subject: str, artifact_type: str
+    repository: Repository,
+    subject: str,
+    artifact_type: str,
+    type_of: Callable[[Descriptor], str],
 ) -> tuple[Descriptor, ...]:
     """The referrers of the manifest with the digest `subject` that have an artifact type.
 
-    From the Referrers API or, where there is none, from the fallback tag; empty when neither knows any.
+    From the Referrers API or, where that knows none, from the fallback tag. `type_of` reads the type of an
+    entry that comes without one: Quay lists a manifest's artifactType, and not the type of its config, by
+    which it does not filter either.
     """
-    found = _from_api(repository, subject, artifact_type)
-    if found is None:
-        found = list(_from_fallback(repository, subject).entries)
-    return tuple(one for one in found if one.artifact_type == artifact_type)
+
+    def fitting(entries: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
+        unknown = 0
+        found = []
+        for one in entries:
+            if not one.artifact_type and unknown < _UNKNOWN and is_manifest(one.media_type):
+                unknown += 1
+                one = replace(one, artifact_type=type_of(one))
+            if one.artifact_type == artifact_type:
+                found.append(one)
+        return tuple(found)
+
+    listed = _from_api(repository, subject, artifact_type)
+    found = fitting(listed.entries)
+    if listed.is_filtered and not found:
+        listed = _from_api(repository, subject, "")
+        found = fitting(listed.entries)
+    if listed.entries:
+        return found
+    return fitting(_from_fallback(repository, subject).entries)
 
 
 def add_to_fallback(repository: Repository, subject: str, referrer: Descriptor) -> None:
@@ -82,9 +104,17 @@ def fallback_tag(subject: str) -> str:
     return f"{algorithm_of(subject)}-{encoded_of(subject)[:64]}"
 
 
-def _from_api(repository: Repository, subject: str, artifact_type: str) -> list[Descriptor] | None:
-    """What the Referrers API says; None where a registry has none."""
-    query = [("artifactType", artifact_type)]
+@dataclass(frozen=True)
+class _Listed:
+    """What the Referrers API lists, and whether it left out what has another type."""
+
+    entries: Sequence[Descriptor] = ()
+    is_filtered: bool = False
+
+
+def _from_api(repository: Repository, subject: str, artifact_type: str) -> _Listed:
+    """What the Referrers API says, asked for a type or, with an empty one, for all; nothing without it."""
+    query = [("artifactType", artifact_type)] if artifact_type else []
     found: list[Descriptor] = []
     for _ in range(_PAGES):
         try:
@@ -97,21 +127,21 @@ def _from_api(repository: Repository, subject: str, artifact_type: str) -> list[
         except NotFoundError:
             if found:
                 raise
-            return None
+            return _Listed()
         except RegistryError as error:
             if error.status in _UNSUPPORTED and not found:
-                return None
+                return _Listed()
             raise
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         if kind != OCI_INDEX and not found:
-            return None
+            return _Listed()
         what = f"the referrers of {subject} from {redacted(answer.url)}"
         found += parse_index(data, what, OCI_INDEX).manifests
         if len(found) > MAX_ENTRIES:
             raise InvalidDataError(f"{what}: more than {MAX_ENTRIES}")
         following = answer.response.links.get("next", {}).get("url")
         if not following:
-            return found
+            return _Listed(found, "OCI-Filters-Applied" in answer.headers)
         # Only the query of the next page is taken, so it can lead nowhere else.
         try:
             query = parse_qsl(urlsplit(urljoin(answer.url, following)).query)

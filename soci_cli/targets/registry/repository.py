@@ -61,6 +61,7 @@ class Repository:
             ok=ok,
             headers={name: value for name, value in headers.items() if value},
             query=query,
+            keeps_redirect=kind == "blobs" and method == "GET",
         )
 
     def writing(

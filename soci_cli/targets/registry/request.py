@@ -32,7 +32,8 @@ class Request:
     `path` is below `/v2`, such as `/library/app/manifests/latest`, or a whole URL, such as an upload's
     Location. `scope` is of the token specification, such as `repository:library/app:pull,push`.
     `capability` is what a server must be able to do to be asked: "pull", "resolve" or "push". Every status
-    that is not in `ok` is an error; `missing` is the advice for a 404.
+    that is not in `ok` is an error; `missing` is the advice for a 404. `keeps_redirect`: the place that the
+    request is redirected to is used for the next such request as well.
     """
 
     method: str
@@ -44,18 +45,21 @@ class Request:
     body: bytes | Body | None = field(default=None, repr=False)
     query: Sequence[tuple[str, str]] = ()
     missing: str = ""
+    keeps_redirect: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
     """An answer, the URL that gave it in the end, and whether that is another one than was asked.
 
-    `mirror` is the endpoint's URL when a mirror was asked and not the registry itself.
+    `led_by` is the URL that led there. `mirror` is the endpoint's URL when a mirror was asked and not the
+    registry itself.
     """
 
     response: requests.Response
     url: str
     redirected: bool = False
+    led_by: str = ""
     mirror: str = ""
 
     @property

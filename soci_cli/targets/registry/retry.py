@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timezone
 from typing import TypeVar
 
 from soci_cli.errors import RegistryError, UnreachableError
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
+_SECONDS = re.compile(r"[0-9]{1,300}(\.[0-9]*)?")  # a fraction is no form of the RFC's, but sent
 _T = TypeVar("_T")
 
 
@@ -22,7 +25,8 @@ class RetryPolicy:
     There are `attempts` in all, fewer where nothing listens: a server that is about to start gets a moment,
     and usually there is none. The pauses grow from `first` to `longest` by doubling, each with up to half
     of it taken off at random, so that many clients do not come back at once. A server that asks for a
-    longer pause than `patience` is not waited for.
+    pause is asked again after its end, by up to a quarter of it later at random; one that asks for a longer
+    one than `patience` is not waited for.
     """
 
     attempts: int = 6
@@ -35,7 +39,9 @@ class RetryPolicy:
         """How long to wait after that many failures; `asked` is what Retry-After said."""
         doubled = min(self.longest, self.first * 2.0 ** (failures - 1))
         jittered = doubled * random.uniform(0.5, 1.0)
-        return jittered if asked is None else max(jittered, asked)
+        if asked is None:
+            return jittered
+        return max(jittered, asked + random.uniform(0.0, max(doubled, asked / 4)))
 
 
 class Attempts:
@@ -82,17 +88,30 @@ class Attempts:
         self._failures = 0
 
 
-def retry_after(value: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for (RFC 9110, section 10.2.3); None for nonsense."""
+def retry_after(value: str | None, date: str | None = None) -> float | None:
+    """The seconds that a Retry-After header asks for (RFC 9110, section 10.2.3); None for nonsense.
+
+    `date` is the answer's Date, by the same clock; without one it is this machine's that counts.
+    """
     if value is None:
         return None
     text = value.strip()
-    if text.isascii() and text.isdigit() and len(text) <= 9:
+    if _SECONDS.fullmatch(text):
         return float(text)
+    moment = _moment(text)
+    if moment is None:
+        return None
+    now = _moment(date) if date else None
+    return max(0.0, moment - (time.time() if now is None else now))
+
+
+def _moment(text: str) -> float | None:
+    """A date of any of HTTP's three forms (RFC 9110, section 5.6.7), in seconds since 1970."""
     from email.utils import parsedate_to_datetime  # which takes a while to import
 
     try:
-        moment = parsedate_to_datetime(text).timestamp()
+        found = parsedate_to_datetime(text.strip())
+        # Of HTTP's dates all are in UTC; one of them does not say so.
+        return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, TypeError, OverflowError, OSError):
         return None  # OverflowError and OSError: a year that no clock has
-    return max(0.0, moment - time.time())

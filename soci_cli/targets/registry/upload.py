@@ -25,9 +25,11 @@ from soci_cli.targets.registry.request import Answer
 from soci_cli.targets.registry.retry import Attempts
 
 CHUNK = 8 << 20
-_SMALLEST_CHUNK = 1 << 20
-_TOO_LARGE = frozenset({413, 416})
+SMALLEST_PIECE = 1 << 20  # what nginx takes by default
+_LARGEST_PIECE = 256 << 20
+_FORGOT = "the registry forgot it"
 _PIECE = 64 << 10  # each must be on its way within the timeout, over slow links too
+_SIZE = re.compile(r"[0-9]{1,19}")
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _JOIN_SECONDS = 10.0
@@ -41,18 +43,22 @@ class BlobUpload:
         repository: Repository,
         descriptor: Descriptor,
         place: str,
-        location: str | None = None,
+        opened: OpenedUpload | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        """`location` is an upload that the registry has opened already, if any."""
+        """`opened` is an upload that the registry has opened already, if any."""
         self._repository = repository
         self._client = repository.client
         self._descriptor = descriptor
         self._check = ContentCheck(descriptor, place)
-        self._location = location
+        self._location: str | None = None
         self._chunk = min(chunk, max(1, descriptor.size))
         self._buffer = bytearray(self._chunk)
-        self._piece = self._chunk  # bytes of one PATCH at most
+        self._piece = min(self._chunk, repository.client.largest_body)  # bytes of one PATCH at most
+        self._least = 0  # bytes of any PATCH but the last
+        self._accepted = 0  # bytes of the largest PATCH that was taken
+        self._broken = False  # whether a PATCH of this upload broke off
+        self._stalls = 0  # connections that ended before anything arrived
         self._start = 0  # where in the blob the buffer begins
         self._filled = 0  # bytes in the buffer
         self._mutex = threading.Condition()
@@ -60,6 +66,8 @@ class BlobUpload:
         self._aborted = False
         self._ended = False
         self._thread: threading.Thread | None = None
+        if opened is not None:
+            self._take(opened)
 
     def write(self, data: BytesLike, /) -> int:
         """See `Writer.write`. What the registry refuses is raised by a later write or by `commit`.
@@ -75,7 +83,7 @@ class BlobUpload:
         left = view
         while left.nbytes:
             with self._mutex:
-                while self._filled == self._chunk and not (self._error or self._aborted):
+                while not (room := self._room()) and not (self._error or self._aborted):
                     self._mutex.wait()
                 if self._aborted:
                     raise _Aborted
@@ -83,7 +91,7 @@ class BlobUpload:
                     if isinstance(self._error, LostUploadError):
                         return view.nbytes
                     raise self._error
-                count = min(left.nbytes, self._chunk - self._filled)
+                count = min(left.nbytes, room)
                 # Copied outside of nobody's way: the sender reads only what is counted as filled.
                 self._buffer[self._filled : self._filled + count] = left[:count]
                 self._filled += count
@@ -94,14 +102,23 @@ class BlobUpload:
     def commit(self) -> None:
         """See `Writer.commit`. LostUploadError when the blob must be sent again."""
         self._check.verify()
-        if self._thread is None:
-            self._send_at_once()
-        else:
+        if self._thread is not None:
             self._thread.join()
             if self._error:
                 raise self._error
             self._finish_large()
+        elif self._filled > self._client.largest_body:
+            self._send_in_pieces()
+        else:
+            self._send_at_once()
         self._end()
+
+    def _room(self) -> int:
+        """How many bytes may be written now. A piece is all that the buffer need hold."""
+        most = len(self._buffer)
+        if self._thread is not None:
+            most = min(most, self._piece)
+        return max(0, most - self._filled)
 
     @property
     def ended(self) -> bool:
@@ -132,33 +149,38 @@ class BlobUpload:
 
     def _send_at_once(self) -> None:
         body = _Chunk(self, 0, self._filled)
+        attempts = Attempts(self._client.options.retries)
 
-        def attempt() -> None:
+        def attempt() -> bool:
+            """Whether the blob is there; else it must go in pieces."""
             if self._location is None:
                 self._begin()
             try:
                 self._finish(body)
-            except LostUploadError:
+                return True
+            except RegistryError as error:
                 # A new upload: what a broken one holds of the body, nobody knows.
                 self._location = None
-                raise
+                hung_up = error.status is None and attempts.number > 1
+                if self._filled <= SMALLEST_PIECE or not (hung_up or error.status == 413):
+                    raise
+                self._shrink(SMALLEST_PIECE if hung_up else self._filled // 2)
+                if not hung_up:
+                    self._client.largest_body = min(self._client.largest_body, self._piece)
+                return False
 
-        Attempts(self._client.options.retries).run(attempt)
+        if not attempts.run(attempt):
+            self._send_in_pieces()
 
-    # A large blob, in the thread.
+    def _send_in_pieces(self) -> None:
+        self._send_pieces()
+        self._finish_large()
+
+    # A blob in pieces: a large one in the thread, as it comes.
 
     def _send(self) -> None:
         try:
-            if self._location is None:
-                Attempts(self._client.options.retries).run(self._begin)
-            total = self._descriptor.size
-            while self._start < total:
-                length = min(self._chunk, total - self._start)
-                self._send_chunk(length)
-                with self._mutex:
-                    self._start += length
-                    self._filled = 0
-                    self._mutex.notify_all()
+            self._send_pieces()
         except _Aborted:
             pass
         except SociError as error:
@@ -173,54 +195,98 @@ class BlobUpload:
             self._error = error
             self._mutex.notify_all()
 
-    def _send_chunk(self, length: int) -> None:
-        """Sends the buffer's first `length` bytes, as they come; again what did not arrive."""
+    def _send_pieces(self) -> None:
+        """Sends all of the blob, piece by piece, each as it comes; again what did not arrive."""
+        if self._location is None:
+            Attempts(self._client.options.retries).run(self._begin)
         attempts = Attempts(self._client.options.retries)
-        sent = too_large = 0
-        unsure = False
-        while unsure or sent < length:
-            piece = min(self._piece, length - sent)
+        total = self._descriptor.size
+        while self._start < total:
+            length = min(self._piece, total - self._start)
             try:
-                if not unsure:
-                    self._send_piece(sent, piece)
-                    sent += piece
-                    continue
-                before, sent = sent, self._arrived()
+                self._send_piece(length)
             except LostUploadError:
                 raise
             except RegistryError as error:
                 if self._aborted:
                     raise _Aborted from None
-                if not unsure and error.status in _TOO_LARGE and piece > _SMALLEST_CHUNK:
-                    too_large = error.status
-                else:
-                    self._failed(error, attempts)
-                unsure = True
-                continue
-            unsure = False
-            if too_large == 413 or (too_large and sent == before):
-                # Some registries take small chunks only; GHCR refuses others with 416.
-                self._piece = max(_SMALLEST_CHUNK, self._piece // 2)
-            elif sent - before >= _SMALLEST_CHUNK:
-                attempts.progressed()  # slowly it goes on
-            too_large = 0
+                self._drop(self._recover(error, length, attempts))
+            else:
+                self._accepted = max(self._accepted, length)
+                attempts.progressed()
+                self._drop(length)
+
+    def _drop(self, count: int) -> None:
+        """The registry has the buffer's first bytes, so that there is room for others."""
+        with self._mutex:
+            left = self._filled - count
+            if count and left:
+                self._buffer[:left] = self._buffer[count : self._filled]
+            self._filled = left
+            self._start += count
+            self._mutex.notify_all()
+
+    def _recover(self, error: RegistryError, length: int, attempts: Attempts) -> int:
+        """How much of the buffer the registry has, after a PATCH of `length` bytes that failed."""
+        status = error.status
+        if status not in (413, 416):
+            self._failed(error, attempts)
+            self._broken = True
+        taken = self._find_out(attempts)
+        if taken >= SMALLEST_PIECE:
+            attempts.progressed()  # slowly it goes on
+        elif status is None and not taken:
+            # What limits bodies may hang up before its answer can be read.
+            self._stalls += 1
+            if self._stalls > 1:
+                self._shrink(SMALLEST_PIECE)
+        elif status == 413:
+            if not self._shrink(length // 2):
+                raise error
+            self._client.largest_body = min(self._client.largest_body, self._piece)
+        elif status == 416 and not taken:
+            # Some registries say that of what is too large (GHCR). Others stand elsewhere than they
+            # told after a break (ECR), and then no piece will fit.
+            too_large = length > self._accepted and not self._broken
+            if not (too_large and self._shrink(length // 2)):
+                self._failed(error, attempts)
+                return self._begin_again("the registry stands elsewhere than it says")
+        return taken
+
+    def _shrink(self, length: int) -> bool:
+        """Makes pieces smaller from now on; False when they are as small as they may be."""
+        wanted = max(length, SMALLEST_PIECE, self._least)
+        with self._mutex:
+            smaller = wanted < self._piece
+            self._piece = min(wanted, self._piece)
+        return smaller
+
+    def _find_out(self, attempts: Attempts) -> int:
+        while True:
+            try:
+                return self._arrived()
+            except LostUploadError:
+                raise
+            except RegistryError as error:
+                if self._aborted:
+                    raise _Aborted from None
+                self._failed(error, attempts)
 
     def _failed(self, error: RegistryError, attempts: Attempts) -> None:
         try:
             attempts.failed(error, again=_may_pass(error))
         except NotFoundError as missing:
-            raise self._lost("the registry forgot it") from missing
+            raise self._lost(_FORGOT) from missing
 
-    def _send_piece(self, position: int, length: int) -> None:
-        """One PATCH with bytes of the buffer."""
+    def _send_piece(self, length: int) -> None:
+        """One PATCH with the first bytes of the buffer."""
         assert self._location is not None
-        first = self._start + position
         headers = {
             **_OCTETS,
-            "Content-Range": f"{first}-{first + length - 1}",
+            "Content-Range": f"{self._start}-{self._start + length - 1}",
             "Content-Length": str(length),
         }
-        body = _Chunk(self, position, length)
+        body = _Chunk(self, 0, length)
         request = self._repository.writing(
             "PATCH", self._location, ok=(202, 201, 204), headers=headers, body=body
         )
@@ -255,10 +321,10 @@ class BlobUpload:
             return self._begin_again()
         return taken
 
-    def _begin_again(self) -> int:
+    def _begin_again(self, why: str = _FORGOT) -> int:
         """A new upload, possible as long as everything so far is in the buffer."""
         if self._start:
-            raise self._lost("the registry forgot it")
+            raise self._lost(why)
         self._begin()
         return 0
 
@@ -267,11 +333,27 @@ class BlobUpload:
     def _begin(self) -> None:
         path = self._repository.path("blobs", "uploads/")
         answer = self._client.call(self._repository.writing("POST", path, ok=(202,)), attempts=1)
-        self._location = None
-        self._take_location(answer)
         answer.finish()
-        if self._location is None:
+        opened = opened_upload(answer)
+        if opened is None:
             raise RegistryError(f"POST {redacted(answer.url)}: the answer has no Location")
+        self._broken = False
+        self._take(opened)
+
+    def _take(self, opened: OpenedUpload) -> None:
+        """Goes on in this upload, with chunks that are as large as it wants them."""
+        total = self._descriptor.size
+        least = min(opened.least, total)
+        if least > _LARGEST_PIECE:
+            raise RegistryError(
+                f"the upload to {redacted(opened.location)} takes only chunks of {least} bytes and more"
+            )
+        with self._mutex:
+            self._location, self._least = opened.location, least
+            self._piece = max(self._piece, least)
+            if self._piece > len(self._buffer):
+                self._buffer = self._buffer.ljust(self._piece, b"\0")
+            self._mutex.notify_all()
 
     def _finish_large(self) -> None:
         """Ends an upload whose bytes are all there, so that trying again costs nothing."""
@@ -280,7 +362,7 @@ class BlobUpload:
             try:
                 self._finish(b"")
             except LostUploadError as error:
-                error.transient = error.status not in (404, 416)
+                error.transient = error.status in (None, 408, 429) or error.status >= 500
                 raise
 
         Attempts(self._client.options.retries).run(attempt)
@@ -299,17 +381,19 @@ class BlobUpload:
         try:
             self._client.call(request, attempts=1).finish()
         except RegistryError as error:
-            if not _may_pass(error):
+            if error.status is None and not error.transient:
                 raise
-            # It may have been done all the same, with only the answer lost.
+            # It may have been done all the same, with only the answer lost, or at the last PATCH.
             with suppress(RegistryError):
                 if self._repository.has_blob(self._descriptor, attempts=1):
                     return
+            if not _may_pass(error) and not self._broken:
+                raise
             lost = LostUploadError(error.message, error.status, error.retry_after, transient=True)
             raise lost from error
 
     def _take_location(self, answer: Answer) -> None:
-        self._location = upload_location(answer) or self._location
+        self._location = _upload_location(answer) or self._location
 
     def _lost(self, why: str) -> LostUploadError:
         where = redacted(self._location or "")
@@ -329,7 +413,23 @@ class BlobUpload:
             position = until
 
 
-def upload_location(answer: Answer) -> str | None:
+@dataclass(frozen=True)
+class OpenedUpload:
+    """An upload that a registry has opened, and the bytes that its chunks must have but the last."""
+
+    location: str
+    least: int
+
+
+def opened_upload(answer: Answer) -> OpenedUpload | None:
+    """The upload that an answer to POST opens; None without a Location. RegistryError for nonsense."""
+    location = _upload_location(answer)
+    told = answer.headers.get("OCI-Chunk-Min-Length", "").strip()
+    least = int(told) if _SIZE.fullmatch(told) else 0
+    return OpenedUpload(location, least) if location else None
+
+
+def _upload_location(answer: Answer) -> str | None:
     """Where an upload goes on: the answer's Location as a whole URL. RegistryError for nonsense."""
     location = answer.headers.get("Location")
     if not location:
