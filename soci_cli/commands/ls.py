@@ -15,9 +15,10 @@ from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, format_flag, pass_app
 from soci_cli.commands.image_reading import image_flags, reading
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
-from soci_cli.lazy import File, LazyImage, Node
-from soci_cli.lazy.attributes import FORMATS
+from soci_cli.lazy import File, LazyImage
 from soci_cli.text import printable
+from soci_cli.ztoc import Node
+from soci_cli.ztoc.attributes import FORMATS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.errors import InvalidDataError, NotFoundError, UsageError
 from soci_cli.index.model import LAYER_DIGEST, PREFETCH_MEDIA_TYPE
 from soci_cli.oci import Descriptor, canonical, digest_of
-from soci_cli.ztoc import Ztoc
-from soci_cli.ztoc.reader import clean_path
+from soci_cli.ztoc import LayerFiles, Ztoc
+from soci_cli.ztoc.folders import IMPLIED, LINKS, SYMLINK
+from soci_cli.ztoc.paths import clean_path, show, walk
 
 _VERSION = "1.0"
 _LIST_LIMIT = 64 << 20
@@ -35,7 +38,7 @@ class PrefetchPlan:
 def plan_prefetch(
     files: Sequence[str], layers: Sequence[Descriptor], ztocs: Mapping[str, Ztoc]
 ) -> PrefetchPlan:
-    """Finds each file in the topmost layer that has a zTOC and the file.
+    """Finds each file in the topmost layer that has a zTOC and the file; links are followed.
 
     `ztocs` are the zTOCs of an image by layer digest, `layers` its layers from the lowest to the topmost.
     """
@@ -52,11 +55,15 @@ def plan_prefetch(
             if (name in here or clean_path(name) in here) and clean_path(name) not in first:
                 first[clean_path(name)] = index
         for file, path in list(left.items()):
-            if path in first:
-                entry = ztoc.files[first[path]]
-                start = ztoc.spans.span_of(entry.uncompressed_offset)
-                end = ztoc.spans.span_of(entry.uncompressed_offset + entry.uncompressed_size)
-                found.setdefault(layer.digest, []).append((start, max(start, end)))
+            if path in first and ztoc.files.type_of(first[path]) not in LINKS:
+                found.setdefault(layer.digest, []).append(_spans_of(ztoc, first[path]))
+                del left[file]
+    if left:
+        stack = _Stack([(one.digest, ztocs[one.digest]) for one in layers if one.digest in ztocs])
+        for file, path in list(left.items()):
+            with suppress(NotFoundError):
+                digest, entry = stack.find(path)
+                found.setdefault(digest, []).append(_spans_of(ztocs[digest], entry))
                 del left[file]
     artifacts = []
     for digest in dict.fromkeys(layer.digest for layer in layers):
@@ -67,6 +74,53 @@ def plan_prefetch(
             )
             artifacts.append((descriptor, data))
     return PrefetchPlan(tuple(artifacts), tuple(left))
+
+
+def _spans_of(ztoc: Ztoc, entry: int) -> tuple[int, int]:
+    fields = ztoc.files.fields(entry)
+    start = ztoc.spans.span_of(fields.uncompressed_offset)
+    end = ztoc.spans.span_of(fields.uncompressed_offset + fields.uncompressed_size)
+    return start, max(start, end)
+
+
+_Place: TypeAlias = tuple[bytes, int, int]
+"""A file: its path, the number of its layer, and its entry there."""
+
+
+class _Stack:
+    """The layers that have a zTOC over each other, to follow links by."""
+
+    def __init__(self, layers: Sequence[tuple[str, Ztoc]]) -> None:
+        """`layers` are digests and zTOCs, from the lowest to the topmost."""
+        self._digests = [digest for digest, _ in layers]
+        self._layers = [LayerFiles(ztoc) for _, ztoc in layers]
+
+    def find(self, path: bytes) -> tuple[str, int]:
+        """The layer's digest and the entry of the file that a path leads to. NotFoundError."""
+        _, number, entry = walk(self, (b"", 0, IMPLIED), path, "the image")
+        if entry < 0:
+            raise NotFoundError(f"no layer names {show(path)}")
+        return self._digests[number], entry
+
+    def look(self, folder: _Place, name: bytes) -> _Place | None:
+        """See `Walker.look`."""
+        path = folder[0]
+        for number, files in reversed(list(enumerate(self._layers))):
+            found = files.look(path, name)
+            if found is not None:
+                return (path + b"/" + name if path else name), number, found[0]
+            if name in files.whiteouts(path) or files.is_opaque(path):
+                break
+        return None
+
+    def is_folder(self, file: _Place) -> bool:
+        """See `Walker.is_folder`."""
+        return self._layers[file[1]].is_directory(file[2])
+
+    def link_of(self, file: _Place) -> bytes | None:
+        """See `Walker.link_of`."""
+        files, entry = self._layers[file[1]], file[2]
+        return files.linkname(entry) if entry >= 0 and files.type_of(entry) == SYMLINK else None
 
 
 def merge_spans(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

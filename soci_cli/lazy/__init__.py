@@ -12,11 +12,9 @@ from soci_cli.exports import importing
 from soci_cli.user_folders import cache_root
 
 if TYPE_CHECKING:
-    from soci_cli.lazy.attributes import Node
     from soci_cli.lazy.cache import Cache
     from soci_cli.lazy.fetcher import Fetcher
     from soci_cli.lazy.fetching import Fetching
-    from soci_cli.lazy.layer import LayerFiles
     from soci_cli.lazy.layer_bytes import LayerBytes
     from soci_cli.lazy.lazy_layer import LazyLayer
     from soci_cli.lazy.merged import File, LazyImage
@@ -26,11 +24,9 @@ else:
     __getattr__ = importing(
         __name__,
         {
-            "attributes": "Node",
             "cache": "Cache",
             "fetcher": "Fetcher",
             "fetching": "Fetching",
-            "layer": "LayerFiles",
             "lazy_layer": "LazyLayer",
             "layer_bytes": "LayerBytes",
             "merged": "File LazyImage",
@@ -46,11 +42,9 @@ __all__ = [
     "Fetching",
     "File",
     "LayerBytes",
-    "LayerFiles",
     "LayerSpans",
     "LazyImage",
     "LazyLayer",
-    "Node",
     "OpenOptions",
     "cache_root",
     "open_image",

@@ -19,10 +19,10 @@ from typing import IO, cast
 
 from soci_cli.closing import Closing
 from soci_cli.errors import NotFoundError, StorageError
-from soci_cli.lazy.attributes import Node
 from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.progress import Observer, Task, Work
 from soci_cli.text import brief
+from soci_cli.ztoc.attributes import Node
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

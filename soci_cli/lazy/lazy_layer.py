@@ -6,10 +6,10 @@ import threading
 from typing import Protocol
 
 from soci_cli.closing import Closing
-from soci_cli.lazy.layer import LayerFiles
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
+from soci_cli.ztoc.layer import LayerFiles
 
 
 class Opener(Protocol):

@@ -15,10 +15,8 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from soci_cli.closing import Closing
-from soci_cli.errors import InvalidDataError, NotFoundError
+from soci_cli.errors import InvalidDataError, NotFoundError, errors_at
 from soci_cli.index.discover import FoundIndex
-from soci_cli.lazy.attributes import IMPLIED_DIRECTORY, Node
-from soci_cli.lazy.folders import IMPLIED
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.oci import (
@@ -26,10 +24,10 @@ from soci_cli.oci import (
     Platform,
 )
 from soci_cli.parallel import run_all
-from soci_cli.text import brief
+from soci_cli.ztoc.attributes import IMPLIED_DIRECTORY, Node
+from soci_cli.ztoc.folders import IMPLIED
+from soci_cli.ztoc.paths import MAX_LINKS, show, walk
 
-_MAX_LINKS = 40  # as Linux's ELOOP
-_MAX_PATH = 4096  # as Linux's PATH_MAX
 _OPENED_AT_ONCE = 4
 
 
@@ -105,6 +103,7 @@ class LazyImage(Closing):
         self.platform = origin.platform if origin else None
         self.index = origin.index if origin else None
         self.root = Folder(_Stack(self.layers, threading.Lock()))
+        self._depth = 0  # of hard links that lead from layer to layer
 
     def open_all(self) -> None:
         """Opens all layers, several side by side. Raises the first error."""
@@ -128,14 +127,43 @@ class LazyImage(Closing):
             is_hidden = name in files.whiteouts(path)
             if found is not None:
                 return directory.child(name, *found, at, number, is_hidden)
+            target = files.lost_link(path, name)
+            if target is not None:
+                return self._linked(directory, name, number, target)
             if is_hidden:
                 break
         return None
 
+    def _linked(self, directory: Folder, name: bytes, number: int, target: bytes) -> File:
+        """A hard link in layer `number` to a file of the layers below."""
+        file = self.below(number, target)
+        path = directory.path + b"/" + name if directory.path else name
+        if file is None:
+            raise NotFoundError(
+                f"{show(path)} is a hard link to {show(target)}, which {self.name} does not have",
+                place=self.name,
+            )
+        return File(path, file.layer, file.entry)
+
+    def below(self, number: int, path: bytes) -> File | None:
+        """The file that the layers below layer `number` have at a path; None for a folder, or for nothing.
+
+        A hard link may name a file of a lower layer.
+        """
+        view = LazyImage(self.name, self.layers[:number])
+        view._depth = self._depth + 1
+        if view._depth > MAX_LINKS:
+            return None
+        try:
+            file = view.find(path, follow=False)
+        except NotFoundError:
+            return None
+        return None if file.is_directory else file
+
     def children(self, directory: File) -> list[File]:
         """The files in a folder, sorted by the bytes of their names. NotFoundError for another file."""
         if not isinstance(directory, Folder):
-            raise NotFoundError(f"{self._show(directory.path)} is no directory")
+            raise NotFoundError(f"{show(directory.path)} is no directory")
         found = [
             directory.child(*one, part.at, part.layer, one[0] in part.hidden)
             for part in self.listing(directory)
@@ -153,6 +181,12 @@ class LazyImage(Closing):
             there = files.listing(path)
             hidden = files.whiteouts(path)
             yield Part(at, number, [one for one in there if one[0] not in done], hidden)
+            if len(there) < len(files.names(path)):
+                for name, target in files.lost_links(path):
+                    file = None if name in done else self.below(number, target)
+                    if file is not None:
+                        yield Part(at, file.layer, [(name, file.entry, False)], hidden)
+                    done.add(name)
             done.update(one[0] for one in there)
             done |= hidden
 
@@ -161,37 +195,26 @@ class LazyImage(Closing):
 
         With `follow` the last one is followed too; a slash at the end asks for that as well. NotFoundError.
         """
-        parts = self._parts(path, path)
-        at: list[File] = [self.root]
-        links = 0
-        while parts:
-            part = parts.pop()
-            if not part:
-                continue
-            here = at[-1]
-            if here.is_directory and part == b".":
-                continue
-            if here.is_directory and part == b"..":
-                at = at[:-1] or [self.root]
-                continue
-            file = self.lookup(here, part)
-            if file is None:
-                raise NotFoundError(f"{self.name} has no file {self._show(path)}", place=self.name)
-            if (parts or follow) and self.type_of(file) == "symlink":
-                links += 1
-                if links > _MAX_LINKS:
-                    raise NotFoundError(
-                        f"{self._show(path)} leads through too many links", place=self.name
-                    )
-                target = self.node(file).linkname
-                if target.startswith(b"/"):
-                    at = [self.root]
-                parts += self._parts(target, path)
-            else:
-                at.append(file)
-        if path.endswith(b"/") and not at[-1].is_directory:
-            raise NotFoundError(f"{self._show(path)} is no directory", place=self.name)
-        return at[-1]
+        with errors_at(place=self.name):
+            follow = follow or path.endswith(b"/")
+            file = walk(self, self.root, path, self.name, follow=follow)
+            if path.endswith(b"/") and not file.is_directory:
+                raise NotFoundError(f"{show(path)} is no directory")
+        return file
+
+    # For `walk`.
+
+    def look(self, folder: File, name: bytes) -> File | None:
+        """See `Walker.look`."""
+        return self.lookup(folder, name)
+
+    def is_folder(self, file: File) -> bool:
+        """See `Walker.is_folder`."""
+        return file.is_directory
+
+    def link_of(self, file: File) -> bytes | None:
+        """See `Walker.link_of`."""
+        return self.node(file).linkname if self.type_of(file) == "symlink" else None
 
     # Attributes.
 
@@ -250,20 +273,9 @@ class LazyImage(Closing):
         kind = self.type_of(file)
         if kind != "reg":
             raise InvalidDataError(
-                f"{self._show(file.path)} is {_KINDS.get(kind, kind)}", place=self.name
+                f"{show(file.path)} is {_KINDS.get(kind, kind)}", place=self.name
             )
         return self.node(file)
-
-    def _parts(self, target: bytes, path: bytes) -> list[bytes]:
-        """The parts of a path or of a link's target, last to first."""
-        if len(target) > _MAX_PATH:
-            raise NotFoundError(
-                f"{self._show(path)} leads through a path too long", place=self.name
-            )
-        return target.split(b"/")[::-1]
-
-    def _show(self, path: bytes) -> str:
-        return brief(path if path.startswith(b"/") else b"/" + path)
 
 
 def _pieces(archive: LayerBytes, offset: int, size: int, path: bytes) -> Iterator[memoryview]:

@@ -14,7 +14,6 @@ from soci_cli.index.prefetch import decode_prefetch
 from soci_cli.lazy.blobs import open_blob
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.known import KnownLayer
-from soci_cli.lazy.layer import LayerFiles
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.lazy.merged import LazyImage, Origin
@@ -24,6 +23,7 @@ from soci_cli.oci import Descriptor, Platform, media_types
 from soci_cli.parallel import Stop
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source
+from soci_cli.ztoc.layer import LayerFiles
 
 _PREFETCH_LIMIT = 16 << 20
 

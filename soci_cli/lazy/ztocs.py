@@ -7,11 +7,11 @@ from weakref import WeakValueDictionary
 
 from soci_cli.lazy.blobs import open_blob
 from soci_cli.lazy.cache import Cache
-from soci_cli.lazy.layer import LayerFiles
 from soci_cli.oci import Descriptor
 from soci_cli.targets import Source
 from soci_cli.ztoc import decode_ztoc
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
+from soci_cli.ztoc.layer import LayerFiles
 
 _PATIENCE = 2.0  # seconds
 

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING
 from soci_cli.exports import importing
 
 if TYPE_CHECKING:
+    from soci_cli.ztoc.attributes import Node
     from soci_cli.ztoc.builder import (
         BuiltZtoc,
         ByteStream,
         build_ztoc,
     )
     from soci_cli.ztoc.codec import Ztoc, decode_ztoc
+    from soci_cli.ztoc.file_tree import FileTree
+    from soci_cli.ztoc.layer import LayerFiles
     from soci_cli.ztoc.model import (
         ZTOC_MEDIA_TYPE,
         Checkpoint,
         Compression,
         FileMetadata,
     )
-    from soci_cli.ztoc.reader import FileTree, LayerReader, ReadAt
+    from soci_cli.ztoc.reader import LayerReader, ReadAt
     from soci_cli.ztoc.toc import TableOfContents
     from soci_cli.ztoc.zinfo import Spans
 else:
@@ -32,9 +35,12 @@ else:
         __name__,
         {
             "builder": "BuiltZtoc ByteStream build_ztoc",
+            "attributes": "Node",
             "codec": "Ztoc decode_ztoc",
+            "file_tree": "FileTree",
+            "layer": "LayerFiles",
             "model": "ZTOC_MEDIA_TYPE Checkpoint Compression FileMetadata",
-            "reader": "FileTree LayerReader ReadAt",
+            "reader": "LayerReader ReadAt",
             "toc": "TableOfContents",
             "zinfo": "Spans",
         },
@@ -49,7 +55,9 @@ __all__ = [
     "Compression",
     "FileMetadata",
     "FileTree",
+    "LayerFiles",
     "LayerReader",
+    "Node",
     "ReadAt",
     "Spans",
     "TableOfContents",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 
-from soci_cli.errors import IntegrityError, InvalidDataError, NotFoundError
+from soci_cli.errors import IntegrityError, InvalidDataError
 from soci_cli.text import brief
 from soci_cli.ztoc.codec import Ztoc
 from soci_cli.ztoc.inflate import GZIP, RAW, Z_NO_FLUSH, Buffer, Inflater
@@ -18,9 +18,6 @@ from soci_cli.ztoc.zinfo import Spans
 
 _OUTPUT_SIZE = 1 << 20
 _GZIP_TRAILER = 8  # CRC-32 and size (RFC 1952, section 2.3)
-_LINKS = (b"symlink", b"hardlink")
-_MAX_LINKS = 40  # as Linux's ELOOP
-_MAX_PATH = 4096  # bytes, as Linux's PATH_MAX
 
 ReadAt = Callable[[int, int], bytes]
 """Gives `length` compressed bytes of the layer from `offset`: `read_at(offset, length)`."""
@@ -139,74 +136,3 @@ def inflate_span(
                 break
     if filled:
         yield filled
-
-
-class FileTree:
-    """Finds files of a layer by path, as a file system would: the last entry of a name counts."""
-
-    def __init__(self, ztoc: Ztoc) -> None:
-        self._files = ztoc.files
-        self._by_path = {clean_path(name): index for index, name in enumerate(ztoc.files.names())}
-
-    def find(self, path: bytes) -> FileMetadata:
-        """The file at `path`, links followed inside the layer.
-
-        Raises NotFoundError where the layer has no such file or a link leads out of it.
-        """
-        parts = self._parts(clean_path(path), path)
-        done: list[bytes] = []
-        links = 0
-        while parts:
-            part = parts.pop()
-            if part == b"..":
-                del done[-1:]
-                continue
-            if part in (b"", b"."):
-                continue
-            done.append(part)
-            index = self._by_path.get(b"/".join(done))
-            if index is None:
-                if parts:
-                    continue  # archives need not name parent folders
-                raise _missing(path, done)
-            entry = self._files[index]
-            if entry.type in _LINKS:
-                links += 1
-                if links > _MAX_LINKS:
-                    raise NotFoundError(f"{brief(path)} leads through too many links")
-                from_root = entry.type == b"hardlink" or entry.linkname.startswith(b"/")
-                done = [] if from_root else done[:-1]
-                parts += self._parts(entry.linkname, path)
-            elif not parts:
-                return entry
-        # A link's target may end in a slash or in dots; what it leads to is a folder.
-        index = self._by_path.get(b"/".join(done))
-        if index is None or self._files[index].type in _LINKS:
-            raise _missing(path, done)
-        return self._files[index]
-
-    def _parts(self, target: bytes, path: bytes) -> list[bytes]:
-        """The parts of a path or of a link's target, last to first."""
-        if len(target) > _MAX_PATH:
-            raise NotFoundError(f"{brief(path)} leads through a path that is too long")
-        return target.split(b"/")[::-1]
-
-
-def _missing(path: bytes, reached: list[bytes]) -> NotFoundError:
-    there = b"/".join(reached)
-    if not there or there == clean_path(path):
-        return NotFoundError(f"the layer has no file {brief(path)}")
-    return NotFoundError(f"{brief(path)} leads to {brief(there)}, which the layer does not have")
-
-
-def clean_path(name: bytes) -> bytes:
-    """A name without leading slash, `.`, `..` and doubled slashes, as it counts from the root."""
-    if b"/." not in name and b"//" not in name and name[:1] not in (b".", b"/"):
-        return name.rstrip(b"/")
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            del parts[-1:]
-        elif part not in (b"", b"."):
-            parts.append(part)
-    return b"/".join(parts)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from soci_cli.errors import IntegrityError, InvalidDataError
-from soci_cli.lazy import Cache, Fetching, LayerFiles, blobs, open_image
+from soci_cli.lazy import Cache, Fetching, blobs, open_image
 from soci_cli.lazy.blobs import Blob, open_blob
 from soci_cli.lazy.cache import blob_key
 from soci_cli.lazy.fetcher import Fetcher
@@ -20,6 +20,7 @@ from soci_cli.lazy.ztocs import Ztocs
 from soci_cli.oci import Descriptor
 from soci_cli.targets import Source, Store, open_source, parse_place
 from soci_cli.targets.layout import Layout
+from soci_cli.ztoc import LayerFiles
 from soci_cli.ztoc.flatbuffer import release
 from tests.lazy.tools import Place, entry
 from tests.support.images import LayoutMaker, gz, layer_tar, run_convert, sha256
@@ -225,7 +226,7 @@ def test_images_of_a_process_share_the_tables_of_their_layers(tmp_path: Path, ca
 def test_what_was_read_of_a_mapped_ztoc_is_given_back(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("soci_cli.lazy.layer._KEPT", 1000)
+    monkeypatch.setattr("soci_cli.ztoc.layer._KEPT", 1000)
     data = tar_ztoc(entry(f"{number // 100}/{number}") for number in range(30_000))
     place: Any = Place(data)
     files = Ztocs().get(place, described(data), cache)

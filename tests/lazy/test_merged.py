@@ -94,20 +94,32 @@ KINDS = st.sampled_from(["reg", "reg", "dir", "dir", "symlink", "hardlink", "whi
 LAYERS = st.lists(st.lists(st.tuples(PATHS, KINDS, PATHS), max_size=8), min_size=1, max_size=4)
 
 
-def folder_of(tree: Tree, parts: list[str]) -> Tree | None:
-    for part in parts:
-        below = tree.children.setdefault(part, Tree())
-        if not isinstance(below, Tree):
+def folder_of(
+    root: Tree, parts: list[str], layer: list[tuple[str, str, str]], make: bool = True
+) -> Tree | None:
+    """The folder at a path, symbolic links of the layer followed; made if need be."""
+    here, done, left = root, list[str](), list(parts)
+    for _ in range(300):
+        if not left:
+            return here
+        part = left.pop(0)
+        below = here.children.get(part)
+        if below is None and make:
+            below = here.children[part] = Tree()
+        if isinstance(below, Tree):
+            here = below
+            done.append(part)
+            continue
+        if below is None or layer[below[1]][1] != "symlink":
             return None
-        tree = below
-    return tree
+        here, done, left = root, [], [*done, *layer[below[1]][2].split("/"), *left]
+    return None
 
 
-def at(tree: Tree, path: str) -> Tree | tuple[int, int] | None:
-    here: Tree | tuple[int, int] | None = tree
-    for part in path.split("/"):
-        here = here.children.get(part) if isinstance(here, Tree) else None
-    return here
+def at(root: Tree, path: str, layer: list[tuple[str, str, str]]) -> Tree | tuple[int, int] | None:
+    *above, name = path.split("/")
+    folder = folder_of(root, above, layer, make=False)
+    return folder.children.get(name) if folder else None
 
 
 def unpack(number: int, layer: list[tuple[str, str, str]]) -> Tree:
@@ -115,11 +127,11 @@ def unpack(number: int, layer: list[tuple[str, str, str]]) -> Tree:
     root = Tree()
     for index, (path, kind, target) in enumerate(layer):
         *above, name = path.split("/")
-        there = at(root, target) if kind == "hardlink" else None
+        there = at(root, target, layer) if kind == "hardlink" else None
         if kind == "hardlink" and not isinstance(there, tuple):
             # A link to what comes later or never: the test gives it another name.
             continue
-        parent = folder_of(root, above)
+        parent = folder_of(root, above, layer)
         if parent is None:
             continue
         if kind == "whiteout":
@@ -159,8 +171,8 @@ def as_entries(layer: list[tuple[str, str, str]]) -> list[FileMetadata]:
         elif kind == "opaque":
             entries.append(entry(f"{above}{slash}.wh..wh..opq"))
         elif kind == "hardlink":
-            known = isinstance(at(unpack(0, seen), target), tuple)
-            entries.append(link(path if known else "../nowhere", target))
+            known = isinstance(at(unpack(0, seen), target, seen), tuple)
+            entries.append(link(path if known else "no\0where", target))
         else:
             target = target if kind == "symlink" else ""
             shown = f"./{path}/" if kind == "dir" else path

@@ -18,7 +18,6 @@ from soci_cli.lazy import (
     Fetching,
     File,
     LayerBytes,
-    LayerFiles,
     LayerSpans,
     LazyImage,
     LazyLayer,
@@ -29,7 +28,7 @@ from soci_cli.lazy.layer_bytes import Name, no_name
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
 from soci_cli.targets import BlobReader, Source, open_source, parse_place
-from soci_cli.ztoc import Compression, FileMetadata, build_ztoc, decode_ztoc
+from soci_cli.ztoc import Compression, FileMetadata, LayerFiles, build_ztoc, decode_ztoc
 from tests.support.images import LayoutMaker, sha256
 from tests.support.layers import tar_ztoc
 

@@ -16,7 +16,7 @@ from soci_cli.ztoc import (
     LayerReader,
     decode_ztoc,
 )
-from soci_cli.ztoc.reader import clean_path
+from soci_cli.ztoc.paths import clean_path
 from tests.support.layers import (
     build,
     file,
@@ -117,7 +117,7 @@ def test_not_utf_8() -> None:
         (b"dir/sub/l", b"../../dir/file"),
         (b"dir/sub/l", b"../../../../../dir/file"),
         (b"l", b"/../dir/file"),
-        (b"l", b"dir/sub/../file"),
+        (b"l", b"dir/./../dir/file"),
     ],
 )
 def test_symlinks(link: bytes, target: bytes) -> None:
@@ -229,7 +229,7 @@ def test_files_of_golden_layers_are_found() -> None:
         ztoc = sample(name, 65536).ztoc
         found = FileTree(ztoc)
         for entry in ztoc.files:
-            if entry.type not in (b"symlink", b"hardlink"):
+            if entry.type not in (b"symlink", b"hardlink") and b"/.wh." not in entry.name:
                 assert found.find(entry.name) == entry
     found = FileTree(sample("ustar-l6.tar.gz", 65536).ztoc)
     for link in (b"etc/link", b"/etc/hard"):

@@ -21,7 +21,6 @@ from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import ROOT
 from soci_cli.lazy.layer_bytes import Name
 from soci_cli.lazy.merged import LazyImage
-from soci_cli.ztoc.reader import clean_path
 
 _FIRST = ROOT + 1
 _ROOT_ATTR = wire.attr(ROOT, stat.S_IFDIR | 0o700, 0, 2, (0, 0))
@@ -55,7 +54,7 @@ class DeviceContent:
 
     def _name(self, offset: int) -> bytes:
         entry = self.entry_at(offset)
-        return clean_path(self._image.layers[self.layer].files.name(entry)) if entry >= 0 else b""
+        return self._image.layers[self.layer].files.path_of(entry) if entry >= 0 else b""
 
     @cached_property
     def _contents(self) -> tuple[Sequence[int], Sequence[int]]:

@@ -1,6 +1,6 @@
 """From the tables of contents of layers to the tree of an EROFS image.
 
-What a layer has under which names is what `lazy/layer.py` says, as it is for FUSE; layers are merged as
+What a layer has under which names is what `ztoc/layer.py` says, as it is for FUSE; layers are merged as
 overlayfs does it.
 """
 
@@ -11,8 +11,15 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from soci_cli.errors import NotFoundError
-from soci_cli.lazy.attributes import (
+from soci_cli.errors import NotFoundError, UnsupportedLayerError
+from soci_cli.lazy.devices.layout import DeviceLayout
+from soci_cli.lazy.erofs import format as erofs
+from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
+from soci_cli.lazy.erofs.xattrs import body_of, marked
+from soci_cli.lazy.merged import File, LazyImage
+from soci_cli.text import brief
+from soci_cli.ztoc import Ztoc
+from soci_cli.ztoc.attributes import (
     FORMATS,
     IMPLIED_DIRECTORY,
     MAX_MAJOR,
@@ -20,13 +27,7 @@ from soci_cli.lazy.attributes import (
     nanoseconds,
     xattrs_of,
 )
-from soci_cli.lazy.devices.layout import DeviceLayout
-from soci_cli.lazy.erofs import format as erofs
-from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
-from soci_cli.lazy.erofs.xattrs import body_of, marked
-from soci_cli.lazy.layer import LayerFiles
-from soci_cli.lazy.merged import File, LazyImage
-from soci_cli.ztoc import Ztoc
+from soci_cli.ztoc.layer import LayerFiles
 from soci_cli.ztoc.model import XATTR_PREFIX
 from soci_cli.ztoc.toc import LoadedContents
 
@@ -57,8 +58,9 @@ class Tree:
 class _Layer:
     """The files of one layer; inodes have the numbers of the entries, plus `first`."""
 
-    def __init__(self, ztoc: Ztoc, tag: bytes, inodes: Inodes, start: int) -> None:
+    def __init__(self, ztoc: Ztoc, tag: bytes, inodes: Inodes, start: int, is_lowest: bool) -> None:
         """Adds the inodes of a layer whose device begins at block `start`."""
+        self._is_lowest = is_lowest
         self.first = len(inodes.heads)
         self.layout = DeviceLayout(ztoc.uncompressed_archive_size)
         self._contents = ztoc.files
@@ -85,7 +87,11 @@ class _Layer:
             if type_ == _HARD_LINK:
                 target = files.resolve(entry)
                 if target is None:
-                    continue
+                    if self._is_lowest:
+                        continue
+                    raise UnsupportedLayerError(
+                        f"{brief(name)} is a hard link to a file of another layer"
+                    )
                 entry = target
                 type_ = types[first + entry]
             if len(name) <= erofs.MAX_NAME:
@@ -156,7 +162,7 @@ def merged_tree(ztocs: Sequence[Ztoc], tags: Sequence[bytes]) -> Tree:
     layers: list[_Layer] = []
     for ztoc, tag in zip(ztocs, tags, strict=True):
         start = next_start([layer.device for layer in layers])
-        layers.append(_Layer(ztoc, tag, inodes, start))
+        layers.append(_Layer(ztoc, tag, inodes, start, is_lowest=not layers))
     return Tree(
         _Merging(layers, inodes).run(),
         inodes,
@@ -241,7 +247,7 @@ def layer_tree(ztoc: Ztoc, tag: bytes, below: LazyImage) -> Tree:
     layers raises.
     """
     inodes = Inodes()
-    layer = _Layer(ztoc, tag, inodes, next_start([]))
+    layer = _Layer(ztoc, tag, inodes, next_start([]), is_lowest=not below.layers)
     return Tree(_Single(layer, inodes, below).run(), inodes, [layer.device], [layer.layout])
 
 

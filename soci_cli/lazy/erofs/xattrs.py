@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from struct import Struct
 
-from soci_cli.lazy.attributes import STEERING
 from soci_cli.lazy.erofs.format import xattr_body
+from soci_cli.ztoc.attributes import STEERING
 
 _MAX_NAME = 255  # XATTR_NAME_MAX, with the prefix
 _MAX_VALUE = 0xFFFF

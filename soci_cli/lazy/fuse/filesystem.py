@@ -17,13 +17,12 @@ from typing import NamedTuple, Protocol
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.kernel.namespaces import mapped_ids
-from soci_cli.lazy.attributes import FORMATS, IMPLIED_ATTRIBUTES
-from soci_cli.lazy.folders import FOLDER, IMPLIED
 from soci_cli.lazy.fuse import wire
-from soci_cli.lazy.layer import SYMLINK, LayerFiles
 from soci_cli.lazy.layer_bytes import LayerBytes, Name
 from soci_cli.lazy.merged import File, Folder, LazyImage
-from soci_cli.ztoc.reader import clean_path
+from soci_cli.ztoc.attributes import FORMATS, IMPLIED_ATTRIBUTES
+from soci_cli.ztoc.folders import FOLDER, IMPLIED, SYMLINK
+from soci_cli.ztoc.layer import LayerFiles
 
 ROOT = 1
 
@@ -90,7 +89,7 @@ class FileContent:
         return self._name
 
     def _name(self) -> bytes:
-        return clean_path(self.files.name(self.entry))
+        return self.files.path_of(self.entry)
 
 
 class Tree(Protocol):
@@ -273,6 +272,11 @@ class LayersTree(_Files):
         found = files.look(folder.path, name)
         if found is not None:
             return self._numbers.node(folder.layer, found[0])
+        target = files.lost_link(folder.path, name)
+        if target is not None:
+            file = self.image.below(folder.layer, target)
+            if file is not None:
+                return self._numbers.node(file.layer, file.entry)
         return _WHITEOUT if name in files.whiteouts(folder.path) else 0
 
     def children(self, node: int) -> Sequence[tuple[bytes, int]]:
@@ -291,6 +295,11 @@ class LayersTree(_Files):
             for name, entry, _ in files.listing(path)
             if len(name) <= wire.MAX_NAME
         ]
+        if len(found) < len(files.names(path)):
+            for name, target in files.lost_links(path):
+                file = self.image.below(layer, target)
+                if file is not None and len(name) <= wire.MAX_NAME:
+                    found.append((name, number(file.layer, file.entry)))
         hidden = files.whiteouts(path)
         if hidden:
             names = sorted(hidden.difference(files.names(path)))

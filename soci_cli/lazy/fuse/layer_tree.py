@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from soci_cli.lazy.folders import IMPLIED
 from soci_cli.lazy.fuse.filesystem import (
     ROOT,
     TRUSTED_MARK,
@@ -14,9 +13,10 @@ from soci_cli.lazy.fuse.filesystem import (
     path_of,
     same_owners,
 )
-from soci_cli.lazy.layer import LayerFiles
 from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.lazy.merged import LazyImage
+from soci_cli.ztoc.folders import IMPLIED
+from soci_cli.ztoc.layer import LayerFiles
 
 
 class LayerTree(LayersTree):

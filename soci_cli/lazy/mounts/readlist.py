@@ -12,9 +12,8 @@ from typing import Protocol
 
 from soci_cli.closing import Closing
 from soci_cli.errors import StorageError
-from soci_cli.lazy.layer import LayerFiles
 from soci_cli.new_file import replacing
-from soci_cli.ztoc.reader import clean_path
+from soci_cli.ztoc.layer import LayerFiles
 
 _PERIOD = 1.0
 _SHARE = 20  # of the time at most this part goes into writing
@@ -89,5 +88,5 @@ class ReadList(Closing):
 
     def _name(self, key: int) -> str:
         files = self._layers[key >> _LAYER].files
-        name = clean_path(b"/" + files.name(key & (1 << _LAYER) - 1))
-        return "/" + name.lstrip(b"/").decode("utf-8", "surrogateescape")
+        path = files.path_of(key & (1 << _LAYER) - 1)
+        return "/" + path.decode("utf-8", "surrogateescape")

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import UnsupportedLayerError
-from soci_cli.lazy.attributes import FORMATS
 from soci_cli.lazy.erofs.metadata import Metadata
 from soci_cli.lazy.erofs.tree import Tree, merged_tree
 from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.ztoc import FileMetadata, decode_ztoc
+from soci_cli.ztoc.attributes import FORMATS
 from tests.lazy.erofs.checker import Checked, Found, check
 from tests.lazy.test_merged import LAYERS, as_entries
 from tests.lazy.tools import entry, image_of, link

@@ -17,9 +17,9 @@ from soci_cli.kernel import calls
 from soci_cli.kernel.points import mount_at, mount_points
 from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy import LazyImage
-from soci_cli.lazy.folders import IMPLIED
 from soci_cli.lazy.fuse import MountOptions, mount_image
 from soci_cli.lazy.layer_bytes import Name, no_name
+from soci_cli.ztoc.folders import IMPLIED
 from tests.lazy.fuse.tools import (
     PATIENCE,
     Bytes,

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 
 from soci_cli.lazy import LazyImage
-from soci_cli.lazy.folders import FOLDER
 from soci_cli.lazy.fuse import MountOptions, wire
 from soci_cli.lazy.fuse.filesystem import ROOT, LayersTree, MergedTree, Numbers, Tree
 from soci_cli.ztoc import FileMetadata
+from soci_cli.ztoc.folders import FOLDER
 from tests.lazy.fuse.tools import errno_of, image_with, mounted
 from tests.lazy.test_merged import LAYERS, as_entries
 from tests.lazy.tools import entry, image_of

@@ -15,10 +15,11 @@ import pytest
 from soci_cli.errors import BusyError, CoveredError, InvalidDataError, NotMountedError
 from soci_cli.kernel.points import mount_at, mount_points
 from soci_cli.kernel.unmount import unmount, unmount_below
-from soci_cli.lazy import LayerBytes, LayerFiles, LazyImage, LazyLayer
+from soci_cli.lazy import LayerBytes, LazyImage, LazyLayer
 from soci_cli.lazy.fuse import MountOptions, is_image, mount_image
 from soci_cli.oci import Descriptor
 from soci_cli.parallel import Stop
+from soci_cli.ztoc import LayerFiles
 from tests.lazy.fuse.tools import (
     PATIENCE,
     Bytes,

@@ -15,12 +15,12 @@ from typing import Any
 from soci_cli.errors import IntegrityError
 from soci_cli.kernel.points import identify, mount_at
 from soci_cli.kernel.unmount import unmount
-from soci_cli.lazy import LayerFiles, LazyImage, LazyLayer
+from soci_cli.lazy import LazyImage, LazyLayer
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image, wire
 from soci_cli.lazy.fuse.filesystem import Tree
 from soci_cli.lazy.fuse.session import Session
 from soci_cli.lazy.layer_bytes import Name, no_name
-from soci_cli.ztoc import FileMetadata, decode_ztoc
+from soci_cli.ztoc import FileMetadata, LayerFiles, decode_ztoc
 from tests.lazy.tools import NoBytes, opened_layer
 from tests.support.layers import tar_ztoc
 

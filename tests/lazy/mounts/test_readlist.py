@@ -14,12 +14,12 @@ from soci_cli.errors import StorageError
 from soci_cli.index.prefetch import read_prefetch_list
 from soci_cli.lazy.mounts import readlist
 from soci_cli.lazy.mounts.readlist import ReadList
-from tests.lazy.tools import eventually
+from tests.lazy.tools import entry, eventually, files_of
 
 
 def list_of(path: Path, *layers: list[bytes]) -> ReadList:
-    """A list for layers of which no more is known than names."""
-    named: Any = [SimpleNamespace(files=SimpleNamespace(name=one.__getitem__)) for one in layers]
+    """A list for layers that have files of these names."""
+    named: Any = [SimpleNamespace(files=files_of(*map(entry, one))) for one in layers]
     return ReadList(named, path)
 
 
@@ -29,8 +29,8 @@ def test_record(tmp_path: Path) -> None:
     odd = b"./usr//lib/\xff\xfe \xc3\xbc\n"
     with list_of(path, [b"bin/a", b"bin/b"], [odd, b"/bin/a"]) as read:
         assert read_prefetch_list(path) == []
-        for layer, entry in ((1, 0), (0, 1), (1, 0), (0, 0), (1, 1)):
-            read(layer, entry)
+        for layer, number in ((1, 0), (0, 1), (1, 0), (0, 0), (1, 1)):
+            read(layer, number)
     files = read_prefetch_list(path)
     assert files == ["/usr/lib/\udcff\udcfe ü\n", "/bin/b", "/bin/a"]
     assert os.fsencode(files[0]) == b"/usr/lib/\xff\xfe \xc3\xbc\n"
@@ -51,7 +51,7 @@ def test_names_are_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     asked: list[int] = []
 
     class Names:
-        def name(self, entry: int) -> bytes:
+        def path_of(self, entry: int) -> bytes:
             asked.append(entry)
             return b"file%d" % entry
 

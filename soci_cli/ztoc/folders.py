@@ -25,21 +25,24 @@ from typing import NamedTuple
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc.model import OPAQUE_WHITEOUT
-from soci_cli.ztoc.reader import clean_path
+from soci_cli.ztoc.paths import MAX_PATH, clean_path
 
 FOLDER = -(1 << 31)
 """`FOLDER + n`, which is negative, stands for folder n where else the number of an entry does."""
 IMPLIED = FOLDER
 """In place of an entry: the root, when the archive does not name it."""
 DIRECTORY = b"dir"
+SYMLINK = b"symlink"
+HARDLINK = b"hardlink"
+LINKS = (SYMLINK, HARDLINK)
 WHITEOUT = b".wh."
 ALWAYS = -1
 """In place of an entry: what is in a folder is there from the beginning."""
 
 _META = b".wh..wh."  # what AUFS kept beside the files; only the opaque mark means anything
 _DOT = ord(".")
-_MAX_PATH = 4096  # as Linux's PATH_MAX; nobody could name a longer one
-_FOLDER_COST = 300
+FOLDER_COST = 300
+"""Bytes of memory that a folder takes, about, beside its path."""
 
 
 class Switches(NamedTuple):
@@ -56,7 +59,10 @@ class Switches(NamedTuple):
 class Folders:
     """The folders of a layer. `paths` and `parents` are by number, `numbers` by path.
 
-    `root` is the entry that names the root, or IMPLIED.
+    `root` is the entry that names the root, or IMPLIED. With `is_crossed` a link has the name of a folder
+    that has something in it, so that entries may lie elsewhere (`placing.py`); so it is, too, where a link
+    has one of the paths in `unsure`. What is below a name that begins as a whiteout does, such as the hard
+    links of AUFS, is in a folder that is in none.
     """
 
     def __init__(
@@ -64,6 +70,8 @@ class Folders:
     ) -> None:
         """Raises InvalidDataError when the folders would cost more than `max_cost` bytes of memory."""
         self.root = IMPLIED
+        self.is_crossed = False
+        self.unsure: set[bytes] = set()
         self.paths = [b""]
         self.parents = array("I", (0,))
         self.numbers = {b"": 0}
@@ -93,43 +101,55 @@ class Folders:
         numbers = self.numbers
         lists = self._lists = [array("i")]
         nowhere = deque[int](maxlen=0).append
-        known: dict[bytes, Callable[[int], None]] = {}  # by odd names of folders
+        known: dict[bytes, tuple[Callable[[int], None], bytes]] = {}  # by odd names of folders
         last: bytes | None = None
         append = nowhere
+        prefix: bytes | None = None  # of the paths in a folder whose name is odd
+        before = b""
         # Runs once an entry.
         for entry, name in enumerate(names):
             parent, _, base = name.rpartition(b"/")
             if not base:
-                parent, _, base = parent.rpartition(b"/")
-            if not base or base[0] == _DOT or b"\0" in base or len(name) > _MAX_PATH:
+                name = name.rstrip(b"/")
+                parent, _, base = name.rpartition(b"/")
+            if not base or base[0] == _DOT or b"\0" in base or len(name) > MAX_PATH:
                 path = placed(name)
                 if path:
-                    lists[self._number(path.rpartition(b"/")[0])].append(entry)
+                    above = path.rpartition(b"/")[0]
+                    if above not in numbers:
+                        self._number(above, entry if before == parent else 0)
+                    lists[numbers[above]].append(entry)
+                    if path in numbers:
+                        self._check(entry)
                 elif path is not None and self._type_of(entry) == DIRECTORY:
                     self.root = entry
+                before = name
                 continue
             if parent != last:
                 last = parent
                 number = numbers.get(parent)
+                prefix = None
                 if number is not None:
                     append = lists[number].append
                 elif parent in known:
-                    append = known[parent]
+                    append, prefix = known[parent]
                 else:
-                    above, _, base = parent.rpartition(b"/")
-                    if (
-                        base
-                        and base[0] != _DOT
-                        and b"\0" not in base
-                        and above in numbers
-                        and (above or base == parent)
-                    ):
-                        append = lists[self._add(numbers[above], parent)].append
+                    path = placed(parent + b"/x")
+                    if path is not None:
+                        prefix = path[:-1]
+                        append = lists[
+                            self._number(path[:-2], entry if before == parent else 0)
+                        ].append
                     else:
-                        path = placed(parent + b"/x")
-                        append = nowhere if path is None else lists[self._number(path[:-2])].append
-                        known[parent] = append
+                        append = nowhere
+                    if path == parent + b"/x":
+                        prefix = None
+                    else:
+                        known[parent] = append, prefix or b""
             append(entry)
+            if (name if prefix is None else prefix + base) in numbers:
+                self._check(entry)
+            before = name
         self._inside = array("i")
         self._starts = array("I", (0,))
         for one in lists:
@@ -137,8 +157,16 @@ class Folders:
             self._starts.append(len(self._inside))
         del self._lists
 
-    def _number(self, path: bytes) -> int:
-        """A folder, which is made with those above it. InvalidDataError for too many."""
+    def _check(self, entry: int) -> None:
+        """Takes note of an entry in the place of a folder that has something in it."""
+        if self._type_of(entry) in LINKS:
+            self.is_crossed = True
+
+    def _number(self, path: bytes, entry: int) -> int:
+        """A folder, which is made with those above it. InvalidDataError for too many.
+
+        `entry` comes right after the one that names the folder, if any does; else it is 0.
+        """
         missing = []
         while path not in self.numbers:
             missing.append(path)
@@ -146,16 +174,20 @@ class Folders:
         number = self.numbers[path]
         for path in reversed(missing):
             number = self._add(number, path)
+        if missing and entry and self._type_of(entry - 1) == DIRECTORY:
+            missing = missing[1:]
+        self.unsure.update(missing)
         return number
 
     def _add(self, above: int, path: bytes) -> int:
-        self._cost_left -= len(path) + _FOLDER_COST
+        self._cost_left -= len(path) + FOLDER_COST
         if self._cost_left < 0:
             raise InvalidDataError("the names of the layer's files make too many folders")
         number = self.numbers[path] = len(self.paths)
         self.paths.append(path)
         self.parents.append(above)
-        self._lists[above].append(FOLDER + number)
+        if not path.rpartition(b"/")[2].startswith(WHITEOUT):
+            self._lists[above].append(FOLDER + number)
         self._lists.append(array("i"))
         return number
 
@@ -209,17 +241,14 @@ def present_since(switches: Iterable[Switches], until: int) -> int | None:
 
 def placed(name: bytes) -> bytes | None:
     """The path of an entry, b"" for the root; None when it has no place."""
-    if len(name) > _MAX_PATH or b"\0" in name or (b".." in name and b".." in name.split(b"/")):
+    if len(name) > MAX_PATH or b"\0" in name:
         return None
     path = clean_path(name)
-    if WHITEOUT in path:
-        parent, _, base = path.rpartition(b"/")
-        if any(part.startswith(WHITEOUT) for part in parent.split(b"/")):
+    base = path.rpartition(b"/")[2]
+    if base.startswith(WHITEOUT) and base != OPAQUE_WHITEOUT:
+        hidden = base.removeprefix(WHITEOUT)
+        if base.startswith(_META) or hidden in (b"", b".", b".."):
             return None
-        if base.startswith(WHITEOUT) and base != OPAQUE_WHITEOUT:
-            hidden = base.removeprefix(WHITEOUT)
-            if base.startswith(_META) or hidden in (b"", b".", b".."):
-                return None
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soci_cli.lazy.folders import FOLDER, IMPLIED, Folders
+from soci_cli.ztoc.folders import FOLDER, IMPLIED, Folders
 
 
 def sorted_entries(*entries: tuple[bytes, bytes]) -> Folders:

@@ -4,59 +4,48 @@ When the first file is asked for, all names are read once, only to sort the entr
 (`folders.py`). A folder's table of names is made when somebody looks into the folder.
 
 The tables say what unpacking the archive from its first entry to its last would leave: a later entry of a
-name replaces an earlier one, parents that are never named exist, and entries that cannot be unpacked safely
-(names with `..` or NUL, files below something that is no folder) are left out.
+name replaces an earlier one, parents that are never named exist, names count from the root whatever `..`
+they have, and entries that cannot be unpacked (names with NUL, files below something that is no folder) are
+left out. Where entries may lie below symbolic links of the layer, `placing.py` tells where that is.
 """
 
 from __future__ import annotations
 
 import threading
-from array import array
 from bisect import bisect_left
 from collections.abc import Mapping
+from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
 
 from soci_cli.errors import InvalidDataError
-from soci_cli.lazy.attributes import (
-    IMPLIED_ATTRIBUTES,
-    IMPLIED_DIRECTORY,
-    MAX_MAJOR,
-    MAX_MINOR,
-    STEERING,
-    TYPES,
-    Attributes,
-    Node,
-    nanoseconds,
-    xattrs_of,
-)
-from soci_cli.lazy.folders import (
+from soci_cli.ztoc.codec import Ztoc
+from soci_cli.ztoc.entries import Entries
+from soci_cli.ztoc.folders import (
     ALWAYS,
     DIRECTORY,
     FOLDER,
+    HARDLINK,
     IMPLIED,
+    LINKS,
+    SYMLINK,
     WHITEOUT,
     Folders,
     base_of,
     placed,
     present_since,
 )
-from soci_cli.text import brief
-from soci_cli.ztoc import Ztoc
 from soci_cli.ztoc.model import OPAQUE_WHITEOUT, XATTR_PREFIX
-from soci_cli.ztoc.reader import clean_path
+from soci_cli.ztoc.paths import clean_path
+from soci_cli.ztoc.placing import NO_ENTRY, Placed, place
 
-SYMLINK = b"symlink"
-_REGULAR = b"reg"
-_HARDLINK = b"hardlink"
 _GLANCE = 8
-_LINK_MODE = 0o777  # of symlinks, whatever the archive says: Linux knows no other
 _MAX_LINKS = 40
-_MAX_TYPE = 16
 _MAX_FOLDERS = 256 << 20  # a long name makes many folders that cost far more than the name
 _LARGE = 256  # names of a folder whose table would take long to make again
 _KEPT = 32768  # names in the tables of other folders
 _KEPT_LARGE = 1 << 18
+_NOWHERE = b"\0"  # in place of the name of an entry that has no place
 _NO_NAMES: Mapping[bytes, int] = {}
 _NO_WHITEOUTS: frozenset[bytes] = frozenset()
 _NONE_EARLIER: Mapping[bytes, list[int]] = {}
@@ -71,7 +60,7 @@ class _Table(NamedTuple):
     earlier: Mapping[bytes, list[int]]
 
 
-class LayerFiles:
+class LayerFiles(Entries):
     """The files of the layer that `ztoc` is of. Several threads may use it.
 
     Paths are bytes without slashes at either end; the root is b"". `entry` is the number of an entry, or
@@ -81,19 +70,19 @@ class LayerFiles:
 
     def __init__(self, ztoc: Ztoc) -> None:
         """Reads no names yet."""
+        super().__init__(ztoc.files)
         self.ztoc = ztoc
-        self._files = ztoc.files
         self._max_cost = _MAX_FOLDERS + 4 * ztoc.size
         self._mutex = threading.RLock()
         self._folders: Folders | None = None
         self._broken = ""  # why there are none
+        self._moved: Mapping[
+            int, bytes | None
+        ] = {}  # where entries lie that lie below symbolic links
+        self._placed: Placed | None = None
         self._tables: dict[bytes, _Table] = {}
         self._kept = [0, 0]  # names in small tables, and in large ones
         self._links: dict[int, int] | None = None
-
-    def __len__(self) -> int:
-        """The number of entries in the zTOC."""
-        return len(self._files)
 
     def names(self, path: bytes) -> Mapping[bytes, int]:
         """The entries in a folder by name, hard links as their own entries; none in another file."""
@@ -120,7 +109,7 @@ class LayerFiles:
         if entry is None:
             return None
         kind = DIRECTORY if entry < 0 else self._files.type_of(entry)
-        if kind != _HARDLINK:
+        if kind != HARDLINK:
             return entry, kind == DIRECTORY
         target = self.resolve(entry)
         return None if target is None else (target, False)
@@ -136,7 +125,7 @@ class LayerFiles:
         type_of = self._files.type_of
         for name, entry in sorted(self.names(folder).items(), key=itemgetter(1)):
             kind = DIRECTORY if entry < 0 else type_of(entry)
-            if kind != _HARDLINK:
+            if kind != HARDLINK:
                 found.append((name, entry, kind == DIRECTORY))
                 continue
             target = self.resolve(entry)
@@ -146,11 +135,12 @@ class LayerFiles:
 
     def path_of(self, entry: int) -> bytes:
         """The path of an entry that has a place, or of a folder. InvalidDataError where there is none."""
-        if entry >= 0:
-            return clean_path(self._files.name_of(entry))
         if entry == IMPLIED:
             return b""
         paths = self._sorted().paths
+        if entry >= 0:
+            moved = self._moved.get(entry)
+            return clean_path(self._files.name_of(entry)) if moved is None else moved
         if entry - FOLDER >= len(paths):
             raise InvalidDataError(f"the layer has no folder {entry - FOLDER}")
         return paths[entry - FOLDER]
@@ -179,54 +169,6 @@ class LayerFiles:
                 found = entry
         return found
 
-    def contents(self) -> tuple[array[int], array[int]]:
-        """Where contents of regular files begin in the archive, in order, and of which entries they are."""
-        offsets, entries = array("q"), array("I")
-        for entry, row in enumerate(self._files.rows()):
-            if row[0] == _REGULAR and row[2]:
-                offsets.append(row[1])
-                entries.append(entry)
-        return offsets, entries
-
-    def type_of(self, entry: int) -> bytes:
-        """The type that the zTOC gives, without decoding the rest."""
-        return self._files.type_of(entry)[:_MAX_TYPE]
-
-    def name(self, entry: int) -> bytes:
-        """The name of an entry as the archive has it."""
-        return b"" if entry < 0 else self._files.name_of(entry)
-
-    def attributes(self, entry: int) -> Attributes:
-        """The attributes that are needed most often, for less work than `node`."""
-        if entry < 0:
-            return IMPLIED_ATTRIBUTES
-        files = self._files
-        found = files.fields(entry)
-        _, type_, _, _, linkname, mode, uid, gid, _, _, mod_time, major, minor, _ = found
-        kind = files.string(type_)
-        size = 0
-        if kind == _REGULAR:
-            _, size = files.extent(found)
-        elif kind == SYMLINK:
-            size, mode = files.string_size(linkname), _LINK_MODE
-        return Attributes(
-            TYPES.get(kind) or kind.decode("ascii", "replace"),
-            mode & 0o7777,
-            uid,
-            gid,
-            size,
-            nanoseconds(files.string(mod_time)),
-            major and min(max(major, 0), MAX_MAJOR),
-            minor and min(max(minor, 0), MAX_MINOR),
-        )
-
-    def xattrs(self, entry: int) -> tuple[tuple[bytes, bytes], ...]:
-        """The extended attributes of an entry, without those that would steer overlayfs."""
-        if entry < 0:
-            return ()
-        records = self._files.xattrs(self._files.fields(entry).xattrs)
-        return tuple(one for one in xattrs_of(records) if not one[0].startswith(STEERING))
-
     def may_need_xattrs(self) -> bool:
         """Whether an entry may have extended attributes, or a folder be opaque; quick where none is."""
         contains = self._files.contains
@@ -244,38 +186,6 @@ class LayerFiles:
                     return True
         return False
 
-    def linkname(self, entry: int) -> bytes:
-        """The target of a symlink."""
-        return self.node(entry).linkname
-
-    def node(self, entry: int) -> Node:
-        """All about an entry, which is no hard link."""
-        if entry < 0:
-            return IMPLIED_DIRECTORY
-        files = self._files
-        found = files.fields(entry)
-        kind = files.string(found.type)
-        linkname = files.string(found.linkname)
-        if b"\0" in linkname:
-            name = brief(files.string(found.name))
-            raise InvalidDataError(f"{name} is a link to a name with a NUL in it")
-        offset, size = files.extent(found) if kind == _REGULAR else (0, 0)
-        return Node(
-            TYPES.get(kind) or kind.decode("ascii", "replace"),
-            _LINK_MODE if kind == SYMLINK else found.mode & 0o7777,
-            found.uid,
-            found.gid,
-            files.string(found.uname),
-            files.string(found.gname),
-            len(linkname) if kind == SYMLINK else size,
-            nanoseconds(files.string(found.mod_time)),
-            linkname,
-            found.devmajor,
-            found.devminor,
-            xattrs_of(files.xattrs(found.xattrs)) if found.xattrs else (),
-            offset,
-        )
-
     def link_count(self, entry: int) -> int:
         """How many names of this layer an entry has."""
         if self._links is None:
@@ -292,11 +202,38 @@ class LayerFiles:
                     raise InvalidDataError(self._broken)
                 if self._folders is None:
                     try:
-                        self._folders = Folders(self._files.names(), self.type_of, self._max_cost)
+                        self._folders = self._sort()
                     except InvalidDataError as error:
                         self._broken = error.message
                         raise
         return self._folders
+
+    @cached_property
+    def _has_symlinks(self) -> bool:
+        return self._files.contains(SYMLINK)
+
+    def _sort(self) -> Folders:
+        names = self._files.names
+        folders = Folders(names(), self.type_of, self._max_cost)
+        unsure = folders.unsure
+        if not folders.is_crossed and not (
+            unsure
+            and self._has_symlinks
+            and any(
+                placed(name) in unsure and self.type_of(entry) in LINKS
+                for entry, name in enumerate(names())
+            )
+        ):
+            return folders
+        self._placed = place(self._files, self._max_cost)
+        moved = self._moved = self._placed.paths
+        if not moved:
+            return folders
+        return Folders(
+            (moved.get(entry, name) or _NOWHERE for entry, name in enumerate(names())),
+            self.type_of,
+            self._max_cost,
+        )
 
     def _table(self, path: bytes) -> _Table | None:
         """The table of a folder, made now if need be; None where no entry has it as its folder."""
@@ -388,7 +325,7 @@ class LayerFiles:
     def resolve(self, entry: int) -> int | None:
         """The entry that a hard link, or a chain of them, stands for; None when that is not there."""
         for _ in range(_MAX_LINKS):
-            if self._files.type_of(entry) != _HARDLINK:
+            if self._files.type_of(entry) != HARDLINK:
                 return entry
             target = self._target(entry)
             if target is None:
@@ -398,10 +335,22 @@ class LayerFiles:
 
     def _target(self, entry: int) -> int | None:
         """The entry that a hard link names: of the file when the link was made, or of a later one."""
-        name = self._files.string(self._files.fields(entry).linkname)
-        if b".." in name.split(b"/") or b"\0" in name:
+        self._sorted()
+        if self._placed is None:
+            found = self._target_by_name(entry)
+            if found is not None or not self._has_symlinks:
+                return found
+            # It may be named by way of a symbolic link.
+            with self._mutex:
+                self._placed = self._placed or place(self._files, self._max_cost)
+        found = self._placed.links.get(entry, NO_ENTRY)
+        return self._target_by_name(entry) if found == NO_ENTRY else found
+
+    def _target_by_name(self, entry: int) -> int | None:
+        name = self.target_of(entry)
+        if b"\0" in name:
             return None
-        parent, _, base = clean_path(name).rpartition(b"/")
+        parent, _, base = name.rpartition(b"/")
         table = self._table(parent)
         if table is None:
             return None
@@ -417,12 +366,16 @@ class LayerFiles:
             return None
         return found
 
+    def target_of(self, entry: int) -> bytes:
+        """The path that a hard link names."""
+        return clean_path(self._files.string(self._files.fields(entry).linkname))
+
     def _count_links(self) -> dict[int, int]:
         links: dict[int, int] = {}
-        if not self._files.contains(_HARDLINK):
+        if not self._files.contains(HARDLINK):
             return links
         for entry in range(len(self._files)):
-            if self._files.type_of(entry) != _HARDLINK:
+            if self._files.type_of(entry) != HARDLINK:
                 continue
             if self._is_named(entry):
                 target = self.resolve(entry)
@@ -437,4 +390,26 @@ class LayerFiles:
     def _is_named(self, entry: int) -> bool:
         """Whether the name of an entry is still its own at the end."""
         parent, _, base = (placed(self.name(entry)) or b"").rpartition(b"/")
-        return self.names(parent).get(base) == entry
+        if entry in self._moved:
+            parent = (self._moved[entry] or b"").rpartition(b"/")[0]
+        is_hidden = WHITEOUT in parent and any(
+            part.startswith(WHITEOUT) for part in parent.split(b"/")
+        )
+        return not is_hidden and self.names(parent).get(base) == entry
+
+    def lost_link(self, folder: bytes, name: bytes) -> bytes | None:
+        """The path that a hard link in a folder names, where this layer has no file there: others may."""
+        table = self._tables.get(folder) or self._table(folder)
+        entry = table.names.get(name, IMPLIED) if table else IMPLIED
+        if entry < 0 or self._files.type_of(entry) != HARDLINK or self.resolve(entry) is not None:
+            return None
+        return self.target_of(entry)
+
+    def lost_links(self, folder: bytes) -> list[tuple[bytes, bytes]]:
+        """The names in a folder of hard links as of `lost_link`, with what that says, in order."""
+        found = []
+        for name, entry in sorted(self.names(folder).items(), key=itemgetter(1)):
+            target = self.lost_link(folder, name) if entry >= 0 else None
+            if target is not None:
+                found.append((name, target))
+        return found
