@@ -129,15 +129,14 @@ class LazyImage(Closing):
                 return directory.child(name, *found, at, number, is_hidden)
             target = files.lost_link(path, name)
             if target is not None:
-                return self._linked(directory, name, number, target)
+                return self.linked(number, path + b"/" + name if path else name, target)
             if is_hidden:
                 break
         return None
 
-    def _linked(self, directory: Folder, name: bytes, number: int, target: bytes) -> File:
-        """A hard link in layer `number` to a file of the layers below."""
+    def linked(self, number: int, path: bytes, target: bytes) -> File:
+        """A hard link of layer `number` to a file of those below. NotFoundError where they have none."""
         file = self.below(number, target)
-        path = directory.path + b"/" + name if directory.path else name
         if file is None:
             raise NotFoundError(
                 f"{show(path)} is a hard link to {show(target)}, which {self.name} does not have",

@@ -274,9 +274,8 @@ class LayersTree(_Files):
             return self._numbers.node(folder.layer, found[0])
         target = files.lost_link(folder.path, name)
         if target is not None:
-            file = self.image.below(folder.layer, target)
-            if file is not None:
-                return self._numbers.node(file.layer, file.entry)
+            file = self.image.linked(folder.layer, folder.path + b"/" + name, target)
+            return self._numbers.node(file.layer, file.entry)
         return _WHITEOUT if name in files.whiteouts(folder.path) else 0
 
     def children(self, node: int) -> Sequence[tuple[bytes, int]]:
