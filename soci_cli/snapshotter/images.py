@@ -1,4 +1,4 @@
-"""Which image a layer is of, and what its SOCI index knows: found by the labels of a Prepare.
+"""Which image a layer is of, and what its SOCI index knows: found by the labels of a Prepare, or without.
 
 What containerd's content store has is taken from there, all else from the registry. zTOCs are put into the
 cache, where whoever serves the layers finds them.
@@ -24,6 +24,8 @@ from soci_cli.lazy.known import KnownLayer
 from soci_cli.oci import Descriptor, Manifest, parse_digest, parse_manifest, parse_reference
 from soci_cli.parallel import Stop, run_all
 from soci_cli.progress import SilentObserver
+from soci_cli.snapshotter.chains import Chains
+from soci_cli.snapshotter.snapshots import TARGET
 from soci_cli.snapshotter.turns import Turns
 from soci_cli.targets import Source, read_blob
 from soci_cli.targets.blobs import BlobReader
@@ -46,6 +48,7 @@ HAS_INDEX = f"{_LABEL}/remote/has.soci.index.digest"
 
 _KEPT = 64  # images
 _FRESH = 300.0  # seconds for which an image without an index is taken to have none
+_TRACED = 4096  # chain IDs
 _AT_ONCE = 4
 _PATIENCE = 10.0  # seconds for a call to containerd
 
@@ -72,6 +75,32 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A layer that was found, and the image that it is of."""
+
+    image: Image
+    layer: KnownLayer
+
+
+@dataclass(frozen=True)
+class _Key:
+    """An image: where it is, the digest of its manifest, and that of its SOCI index if it was given."""
+
+    repository: str
+    manifest: str
+    index: str
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Of which image the layer with a chain ID is, and since when that is known."""
+
+    key: _Key
+    layer: str
+    found: float
+
+
+@dataclass(frozen=True)
 class ImageSettings:
     """How images are looked for: which indexes, how registries and containerd are talked to."""
 
@@ -90,30 +119,75 @@ class Images:
         self._cache = cache
         self._log = log
         self._mutex = threading.Lock()
-        self._found: OrderedDict[tuple[str, str, str], Image] = OrderedDict()
+        self._found: OrderedDict[_Key, Image] = OrderedDict()
         self._turns = Turns()
+        self._traced: dict[tuple[str, str], _Trace] = {}
+        self._chains = Chains(settings.registry, settings.environ)
 
-    def find(self, labels: Mapping[str, str], namespace: str) -> Image | None:
-        """The image that the labels of a Prepare name, its zTOCs in the cache; None where they name none.
+    def find(self, labels: Mapping[str, str], namespace: str) -> Found | None:
+        """The layer that a Prepare is for, with its image, whose zTOCs are in the cache.
 
-        What went wrong is not remembered, and that there is no index only for minutes. Raises what reading
-        containerd and the registry raises, UsageError and InvalidDataError.
+        None where neither labels nor containerd say which that is. What went wrong is not remembered, and
+        that there is no index only for minutes. Raises what reading containerd and the registry raises,
+        UsageError and InvalidDataError.
         """
-        text, digest = labels.get(IMAGE), labels.get(MANIFEST)
-        if not text or not digest:
+        text, manifest = labels.get(IMAGE), labels.get(MANIFEST)
+        if text and manifest:
+            reference = parse_reference(text)
+            self._chains.note(reference.domain)
+            digest, given = parse_digest(manifest, UsageError), labels.get(INDEX, "")
+            if given:
+                parse_digest(given, UsageError)
+            image = self._get(_Key(reference.name, digest, given), namespace)
+            return Found(image, image.layer(labels.get(LAYER, "")))
+        target = labels.get(TARGET)
+        return self._trace(target, namespace) if target and namespace else None
+
+    def _trace(self, target: str, namespace: str) -> Found | None:
+        """The layer with a chain ID, as containerd's content store knows it."""
+        with self._mutex:
+            known = self._traced.get((namespace, target))
+        if known is not None and time.monotonic() - known.found < _FRESH:
+            image = self._get(known.key, namespace)
+            return Found(image, image.layer(known.layer))
+        with self._containerd(namespace) as client:
+            traced = self._chains.find(client, target) if client else None
+        if traced is None:
             return None
-        reference = parse_reference(text)
-        manifest, given = parse_digest(digest, UsageError), labels.get(INDEX, "")
-        if given:
-            parse_digest(given, UsageError)
-        key = reference.name, manifest, given
+        for name in traced.repositories:
+            key = _Key(name, traced.manifest, "")
+            if self._known(key) is None and not self._has_layer(name, traced.layer):
+                continue
+            image = self._get(key, namespace)
+            with self._mutex:
+                if len(self._traced) > _TRACED:
+                    self._traced.clear()
+                for chain_id, layer in traced.chain.items():
+                    traces = _Trace(key, layer.digest, time.monotonic())
+                    self._traced[namespace, chain_id] = traces
+            return Found(image, image.layer(traced.layer.digest))
+        raise NotFoundError(
+            f"layer {traced.layer.digest} is not at {', '.join(traced.repositories)}; where the registry's "
+            "port is missing, a folder for its hosts.toml says it"
+        )
+
+    def _has_layer(self, name: str, layer: Descriptor) -> bool:
+        settings = self._settings
+        with Registries(settings.registry, settings.environ) as registries:
+            try:
+                return registries.source(parse_reference(name), name).exists(layer)
+            except SociError as error:
+                self._log("debug", "a registry does not answer", image=name, error=str(error))
+                return False
+
+    def _get(self, key: _Key, namespace: str) -> Image:
         with self._turns.of(key):
             known = self._known(key)
             if known is not None:
                 return known
-            place = f"docker://{reference.name}@{manifest}"
+            place = f"docker://{key.repository}@{key.manifest}"
             with self._opened(place, namespace) as source:
-                image = self._find(source, manifest, given)
+                image = self._find(source, key.manifest, key.index)
                 self._fetch_ztocs(source, image)
             with self._mutex:
                 self._found[key] = image
@@ -121,7 +195,7 @@ class Images:
                     self._found.popitem(last=False)
             return image
 
-    def _known(self, key: tuple[str, str, str]) -> Image | None:
+    def _known(self, key: _Key) -> Image | None:
         with self._mutex:
             image = self._found.get(key)
             if image is None:
@@ -140,17 +214,27 @@ class Images:
     def _opened(self, place: str, namespace: str) -> Iterator[Source]:
         settings = self._settings
         reference = parse_reference(place.partition("://")[2])
-        with Registries(settings.registry, settings.environ) as registries:
+        with (
+            Registries(settings.registry, settings.environ) as registries,
+            self._containerd(namespace) as client,
+        ):
             registry = registries.source(reference, place)
-            try:
-                client = Containerd(settings.containerd, namespace or "default", _PATIENCE)
-            except UsageError as error:
-                self._log("warning", "containerd's content store is not asked", error=str(error))
+            if client is None:
                 yield registry
                 return
-            with client:
-                content = ContainerdSource(client, str(reference), place)
-                yield ContentFirst(content, registry)
+            yield ContentFirst(ContainerdSource(client, str(reference), place), registry)
+
+    @contextmanager
+    def _containerd(self, namespace: str) -> Iterator[Containerd | None]:
+        """A connection to containerd; None where it cannot be meant."""
+        try:
+            client = Containerd(self._settings.containerd, namespace or "default", _PATIENCE)
+        except UsageError as error:
+            self._log("warning", "containerd's content store is not asked", error=str(error))
+            yield None
+            return
+        with client:
+            yield client
 
     def _find(self, source: Source, digest: str, given: str) -> Image:
         descriptor = source.find(digest)

@@ -28,7 +28,7 @@ from soci_cli.processes import encoding
 from soci_cli.processes.control import RemoteError
 from soci_cli.processes.folder import Folder
 from soci_cli.progress import SilentObserver
-from soci_cli.snapshotter.images import HAS_INDEX, LAYER, NAMESPACE, Images
+from soci_cli.snapshotter.images import HAS_INDEX, NAMESPACE, Images
 from soci_cli.snapshotter.metadata import Snapshot, Usage
 from soci_cli.snapshotter.snapshots import REMOTE, TARGET, Provided
 from soci_cli.snapshotter.turns import Turns
@@ -110,14 +110,14 @@ class LazyLayers(Closing):
         about = {"key": snapshot.name, "parent": snapshot.parent}
         try:
             namespace = namespace or labels.get(NAMESPACE, "")
-            image = self._images.find(labels, namespace)
-            if image is None:
+            found = self._images.find(labels, namespace)
+            if found is None:
                 self._defer("the request names no image", about)
                 return None
+            image, known = found.image, found.layer
             if image.index is None:
                 self._defer("no valid SOCI index found", {**about, "image": image.place})
                 return None
-            known = image.layer(labels.get(LAYER, ""))
         except SociError as error:
             self._defer(str(error), about)
             return None

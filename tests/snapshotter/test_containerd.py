@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.published import Published, publish
-from tests.snapshotter.world import KILLED, PLUGIN, TRANSFER, Daemon, programs_tar
+from tests.snapshotter.world import KILLED, PLUGIN, TRANSFER, UNPACK, Daemon, programs_tar
 from tests.support.images import LayoutMaker, gz, noise, sha256, tar_of
 from tests.support.servers import DockerRegistry, FaultProxy
 from tests.support.servers.containerd import NEWER, ContainerdServer
@@ -40,6 +40,18 @@ def image(tmp_path_factory: pytest.TempPathFactory, docker_registry: DockerRegis
 
 
 @pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, docker_registry: DockerRegistry) -> str:
+    """The name of an image without an index."""
+    maker = LayoutMaker(tmp_path_factory.mktemp("other") / "layout")
+    tars = [programs_tar(("cat",)), tar_of({"data/file": b"plain\n"})]
+    blobs = [maker.blob(gz(tar)) for tar in tars]
+    maker.tag(maker.manifest(blobs, maker.config([sha256(tar) for tar in tars])))
+    name = f"{docker_registry.host}/without:1"
+    skopeo(f"oci:{maker.root}:latest", f"docker://{name}", "--dest-tls-verify=false")
+    return name
+
+
+@pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory, need_fuse: None) -> Iterator[Daemon]:
     config = "[background_fetch]\ndisable = true\n"
     with Daemon(tmp_path_factory.mktemp("daemon"), config=config) as made:
@@ -52,7 +64,7 @@ def containerd(
 ) -> Iterator[ContainerdServer]:
     """containerd 2.4 with the daemon as a proxy plugin."""
     programs = need_containerd(NEWER)
-    more = PLUGIN.format(address=daemon.address) + TRANSFER
+    more = PLUGIN.format(address=daemon.address) + TRANSFER + UNPACK
     with ContainerdServer(tmp_path_factory.mktemp("containerd"), programs, more) as server:
         daemon.stop()
         daemon.containerd = server.address
@@ -109,22 +121,44 @@ def test_pull_and_run(image: Published, daemon: Daemon, containerd: ContainerdSe
     assert containerd.ctr(*RUN, name, "box", "/bin/cat", "/data/small") == "a small layer\n"
 
 
+def test_lazy_without_labels(image: Published, other: str, tmp_path: Path, need_fuse: None) -> None:
+    """As nerdctl's page configures containerd: no label says which image a layer is of."""
+    programs = need_containerd(NEWER)
+    with (
+        Daemon(tmp_path / "daemon") as own,
+        ContainerdServer(
+            tmp_path / "containerd", programs, PLUGIN.format(address=own.address) + UNPACK
+        ) as server,
+    ):
+        own.stop()
+        own.containerd = server.address
+        own.start()
+        name = name_of(image)
+        # Without an image that says it, containerd has not kept the registry's port.
+        server.ctr(*PULL, name)
+        assert not own.mounted()
+        assert own.logged("remote-snapshot-prepared", "true") == 0
+        assert server.ctr(*RUN, name, "box", "/bin/cat", "/data/small") == "a small layer\n"
+        server.ctr("images", "rm", "--sync", name)
+        server.ctr("images", "pull", "--plain-http", other)
+        server.ctr(*PULL, name)
+        assert len(own.mounted()) == 3
+        assert not server.blobs() & set(image.layers)
+        assert server.ctr(*RUN, name, "box", "/bin/cat", "/data/small") == "a small layer\n"
+        for one in (name, other):
+            server.ctr("images", "rm", "--sync", one)
+
+
 def test_an_image_without_an_index(
-    daemon: Daemon, containerd: ContainerdServer, docker_registry: DockerRegistry, tmp_path: Path
+    other: str, daemon: Daemon, containerd: ContainerdServer
 ) -> None:
     """It is containerd's, and one line says so."""
-    maker = LayoutMaker(tmp_path / "layout")
-    tars = [programs_tar(("cat",)), tar_of({"data/file": b"plain\n"})]
-    blobs = [maker.blob(gz(tar)) for tar in tars]
-    maker.tag(maker.manifest(blobs, maker.config([sha256(tar) for tar in tars])))
-    name = f"{docker_registry.host}/without:1"
-    skopeo(f"oci:{maker.root}:latest", f"docker://{name}", "--dest-tls-verify=false")
-    before = daemon.logged("no valid SOCI index found; deferring to container runtime")
-    containerd.ctr(*PULL, name)
-    after = daemon.logged("no valid SOCI index found; deferring to container runtime")
-    assert after > before
+    message = "no valid SOCI index found; deferring to container runtime"
+    before = daemon.logged(message)
+    containerd.ctr(*PULL, other)
+    assert daemon.logged(message) > before
     assert not daemon.mounted()
-    assert containerd.ctr(*RUN, name, "box", "/bin/cat", "/data/file") == "plain\n"
+    assert containerd.ctr(*RUN, other, "box", "/bin/cat", "/data/file") == "plain\n"
 
 
 def test_containers_do_not_notice_a_restart(

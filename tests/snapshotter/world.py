@@ -34,6 +34,9 @@ address = "{address}"
 TRANSFER = """
 [proxy_plugins.soci.exports]
 enable_remote_snapshot_annotations = "true"
+"""
+# Without which it unpacks nothing.
+UNPACK = """
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux"
 snapshotter = "overlayfs"

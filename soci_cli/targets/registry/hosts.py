@@ -144,6 +144,15 @@ def system_tls(environ: Mapping[str, str]) -> TlsSettings:
     return TlsSettings(authorities=tuple(Path(bundle) for bundle in bundles if bundle))
 
 
+def configured_domains(options: RegistryOptions, environ: Mapping[str, str]) -> list[str]:
+    """The registries that have a folder for hosts.toml, as HOST or HOST:PORT."""
+    found = []
+    for root in options.hosts_dirs or _usual_roots(environ):
+        with suppress(OSError):
+            found += [re.sub(r"_([0-9]+)_$", r":\1", folder.name) for folder in root.iterdir()]
+    return found
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is this machine: localhost, 127.0.0.0/8 or ::1."""
     for name in (host, host.rpartition(":")[0]):
