@@ -15,6 +15,7 @@ from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import NotFoundError, UsageError
 from soci_cli.index.convert import ConvertOptions
 from soci_cli.targets import Place
+from soci_cli.targets.places import place_of_file
 
 
 @click.command()
@@ -74,7 +75,7 @@ def _on_disk(text: str) -> Place:
     path = Path(text)
     if not text or not path.exists():
         raise NotFoundError(f"{text or repr(text)}: no such file or folder")
-    return Place("oci" if path.is_dir() else "oci-archive", path, None, None, text)
+    return place_of_file(path, None, text)
 
 
 def _output(text: str, format_: Literal["oci-archive", "oci-dir"]) -> Place:

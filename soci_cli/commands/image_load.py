@@ -13,7 +13,8 @@ from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.errors import InvalidDataError, UsageError
 from soci_cli.oci import Descriptor, Reference, parse_reference
-from soci_cli.targets import Archive, Layout, Source, copy_graph
+from soci_cli.targets import Source, copy_graph, open_source
+from soci_cli.targets.places import place_of_file
 
 _CONTAINERD_NAME = "io.containerd.image.name"
 _REF_NAME = "org.opencontainers.image.ref.name"
@@ -26,13 +27,13 @@ _REF_NAME = "org.opencontainers.image.ref.name"
     "input_",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="An OCI archive or layout; stdin by default.",
+    help="An archive of `docker save` or of OCI, a layout, or a folder of skopeo's dir:; stdin by default.",
 )
 @click.option("--name", metavar="NAME", help="The name of an image that the archive does not name.")
 @common_flags
 @pass_app
 def command(app: App, input_: Path | None, name: str | None) -> None:
-    """Take the images of an OCI archive into the local store, under the names that they have there."""
+    """Take the images of an archive into the local store, under the names that they have there."""
     app.need_local_store("image load")
     if input_ is None:
         if sys.stdin.isatty():
@@ -48,8 +49,8 @@ def command(app: App, input_: Path | None, name: str | None) -> None:
 
 
 def _load(app: App, path: Path, name: str | None, shown: str) -> None:
-    def at(tag: str | None) -> Layout | Archive:
-        return Layout(path, tag, shown) if path.is_dir() else Archive(path, tag, shown)
+    def at(tag: str | None) -> Source:
+        return open_source(place_of_file(path, tag, shown), app.root)
 
     with at(None) as place:
         entries = place.entries()

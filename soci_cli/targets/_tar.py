@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import stat
 import tarfile
@@ -59,8 +60,11 @@ def open_regular(path: Path, name: str) -> int:
     return fd
 
 
-def scan(fd: int, name: str) -> dict[str, Region]:
-    """The members that an OCI archive may have; the last one counts where a name is repeated."""
+def scan(fd: int, name: str, links: dict[str, str] | None = None) -> dict[str, Region]:
+    """The members that an OCI archive may have; the last one counts where a name is repeated.
+
+    With `links` all regular files of the archive, and there the member that each link leads to.
+    """
     with disk_errors("read", name):
         packer = _PACKED.get(os.pread(fd, 2, 0))
         total = os.fstat(fd).st_size
@@ -82,7 +86,16 @@ def scan(fd: int, name: str) -> dict[str, Region]:
                     )
                 position = tar.offset
                 member_name = member.name.removeprefix("./")
-                if not _WANTED.fullmatch(member_name):
+                if links is not None:
+                    member_name = posixpath.normpath(member_name)
+                    if member.issym():
+                        folder = posixpath.dirname(member_name)
+                        links[member_name] = posixpath.normpath(f"{folder}/{member.linkname}")
+                    elif member.islnk():
+                        links[member_name] = posixpath.normpath(member.linkname)
+                    if not member.isreg():
+                        continue
+                elif not _WANTED.fullmatch(member_name):
                     continue
                 if not member.isreg() or member.issparse():
                     raise InvalidDataError(

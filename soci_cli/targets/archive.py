@@ -32,6 +32,7 @@ from soci_cli.targets._disk import (
 )
 from soci_cli.targets._folder import LEFTOVER_AGE
 from soci_cli.targets._index_json import (
+    CONTAINERD_NAME,
     INDEX_LIMIT,
     MARKER,
     MARKER_LIMIT,
@@ -49,6 +50,7 @@ from soci_cli.targets._index_json import (
 from soci_cli.targets._tar import Region, file_header, folder_header, open_regular, scan
 from soci_cli.targets.blobs import BlobReader, ContentCheck, check_range
 from soci_cli.targets.copy import referring_entries
+from soci_cli.targets.docker_archive import docker_manifest
 from soci_cli.targets.protocol import Source, Target, describe_manifest
 from soci_cli.text import brief
 
@@ -250,6 +252,7 @@ class ArchiveTarget(Target):
                 f"{self._name} cannot be tagged: it has no blob {descriptor.digest}",
                 place=self._name,
             )
+        docker = docker_manifest(self, descriptor, self._names.get(CONTAINERD_NAME, ""))
         with self._mutex, self._writing() as file:
             unfinished = {writer.digest for writer in self._open_writers} | set(self._aborted)
             if unfinished:
@@ -258,7 +261,10 @@ class ArchiveTarget(Target):
                     place=self._name,
                 )
             index = put_entry(empty_index(), self._tag, self._names, descriptor, self._name)
-            for member, data in (("index.json", index), ("oci-layout", MARKER)):
+            # manifest.json is what `docker load` reads it by.
+            members = [] if docker is None else [("manifest.json", docker)]
+            members += [("index.json", index), ("oci-layout", MARKER)]
+            for member, data in members:
                 region = self._reserve(file_header(member, len(data)), len(data))
                 _pwrite_all(self._fd, data, region.offset)
             # Two zero blocks end a tar file; tar pads the whole to records of 20 blocks.
@@ -355,8 +361,8 @@ def _check_size(size: int, descriptor: Descriptor, name: str) -> None:
 def _no_index(path: Path, name: str, is_docker: bool) -> InvalidDataError:
     if is_docker:
         return InvalidDataError(
-            f"{name} is a Docker archive; convert it first: "
-            f"skopeo copy docker-archive:{brief(str(path))} oci-archive:OUT",
+            f"{name} is a Docker archive; read it as docker-archive:{brief(str(path))}, or "
+            f"convert it first: skopeo copy docker-archive:{brief(str(path))} oci-archive:OUT",
             place=name,
         )
     return InvalidDataError(f"{name} is no OCI archive: it has no member index.json", place=name)

@@ -1,8 +1,9 @@
 """Places as users write them: a registry, containerd, an OCI layout or archive, or an image's name.
 
-`docker://HOST/REPO[:TAG|@DIGEST]`, `containerd:IMAGE`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`; anything
-else is the name of an image in the local store or, where the caller says so, in containerd. A row of the
-table `_KINDS` is all that a further kind needs here. Each kind's module is imported when it is opened.
+`docker://HOST/REPO[:TAG|@DIGEST]`, `containerd:IMAGE`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`; to read
+also `docker-archive:FILE[:NAME]` and `dir:DIR`. Anything else is the name of an image in the local store
+or, where the caller says so, in containerd. A row of the table `_KINDS` is all that a further kind needs
+here. Each kind's module is imported when it is opened.
 """
 
 from __future__ import annotations
@@ -30,22 +31,24 @@ DOCKER = "docker://"
 CONTAINERD = "containerd:"
 _OTHER_TRANSPORTS = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*://"
-    r"|(?:containers-storage|dir|docker-archive|docker-daemon|oci-dir|oci-layout|ostree|sif|tarball):)"
+    r"|(?:containers-storage|docker-daemon|oci-dir|oci-layout|ostree|sif|tarball):)"
 )
 _DIGEST_AT_END = re.compile(r"(?P<path>.*)@(?P<digest>sha(?:256|512):.*)", re.DOTALL)
 # More than the image specification's grammar for ref.name, which tools do not keep to.
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]{0,1023}")
 
 
-_Name: TypeAlias = Literal["docker", "containerd", "oci", "oci-archive", "store"]
+_Name: TypeAlias = Literal[
+    "docker", "containerd", "oci", "oci-archive", "docker-archive", "dir", "store"
+]
 
 
 @dataclass(frozen=True)
 class Place:
     """Where an image is, read from `text`.
 
-    `path` and `tag` (None, a name, or `@DIGEST`) belong to "oci" and "oci-archive", `reference` to
-    "docker", "containerd" and "store".
+    `path` and `tag` (None, a name, or `@DIGEST`) belong to "oci" and the archives, `path` to "dir",
+    `reference` to "docker", "containerd" and "store".
     """
 
     kind: _Name
@@ -223,6 +226,31 @@ def _archive_target(place: Place, access: _Access) -> Target:
     return ArchiveTarget(_path(place), place.tag, place.text, names=access.names)
 
 
+def _docker_archive_source(place: Place, access: _Access) -> Source:
+    from soci_cli.targets.docker_archive import DockerArchive
+
+    return DockerArchive(_path(place), place.tag, place.text)
+
+
+def _directory_source(place: Place, access: _Access) -> Source:
+    from soci_cli.targets.directory import DirectoryImage
+
+    return DirectoryImage(_path(place), place.text)
+
+
+def _read_only(place: Place, access: _Access) -> Target:
+    raise UsageError(
+        f"{brief(place.text)} can be read only; write oci-archive:FILE, which `docker load` takes too, or "
+        "oci:DIR"
+    )
+
+
+def _folder(kind: _Name, rest: str, text: str) -> Place:
+    if not rest or "\0" in rest:
+        raise UsageError(f"{brief(text)} has no path; {_help()}")
+    return Place(kind, Path(rest), None, None, text)
+
+
 def _store_target(place: Place, access: _Access) -> Target:
     return local_store(access.root, access.registries).open(_reference(place), place.text)
 
@@ -244,6 +272,14 @@ _KINDS: dict[_Name, _Kind] = {
     "oci-archive": _Kind(
         "oci-archive:", "oci-archive:FILE[:TAG]", _on_disk, _archive_source, _archive_target
     ),
+    "docker-archive": _Kind(
+        "docker-archive:",
+        "docker-archive:FILE[:NAME] (to read)",
+        _on_disk,
+        _docker_archive_source,
+        _read_only,
+    ),
+    "dir": _Kind("dir:", "dir:DIR (to read)", _folder, _directory_source, _read_only),
     "store": _Kind("", "an image's name", _named, _store_target, _store_target),
 }
 
@@ -275,3 +311,14 @@ def _reference(place: Place) -> Reference:
     if place.reference is None:
         raise UsageError(f"{brief(place.text)} names no image; {_help()}")
     return place.reference
+
+
+def place_of_file(path: Path, tag: str | None, text: str) -> Place:
+    """A file or folder, whose kind is looked up: of OCI, or what docker or skopeo wrote."""
+    if path.is_dir():
+        is_layout = (path / "oci-layout").exists() or not (path / "manifest.json").exists()
+        return Place("oci" if is_layout else "dir", path, tag, None, text)
+    from soci_cli.targets.docker_archive import is_docker_archive
+
+    kind: _Name = "docker-archive" if is_docker_archive(path, text) else "oci-archive"
+    return Place(kind, path, tag, None, text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from soci_cli.closing import Closing
@@ -116,6 +117,11 @@ class Source(Closing, ABC):
 
         Whatever is removed from the place, or mounted over it, meanwhile. StorageError.
         """
+
+    def entries(self) -> tuple[Descriptor, ...]:
+        """All images of the place, with the annotations that name them; by default the one it was opened
+        with."""
+        return (replace(self.resolve(), annotations=self.names()),)
 
     def names(self) -> dict[str, str]:
         """The annotations that name the image in its place, to be kept in a new place."""
