@@ -289,6 +289,17 @@ class Cache(Closing):
 
     # As a whole.
 
+    def occupied(self, layer: str) -> tuple[int, int]:
+        """The bytes, and the number of entries, that are here of a layer by its digest."""
+        return self._eviction.occupied(layer)
+
+    def forget(self, digests: Collection[str]) -> int:
+        """Removes all entries of these layers and blobs; the bytes freed. What is open stays readable.
+
+        StorageError.
+        """
+        return self._eviction.forget(digests)
+
     def entries(self) -> list[LayerEntries]:
         """What there is, by layer and blob, the last used first."""
         return self._eviction.entries()

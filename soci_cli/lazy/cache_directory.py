@@ -135,11 +135,11 @@ class CacheDirectory(Closing):
         finally:
             os.close(fd)
 
-    def files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """The key of every file, and what is known of it."""
+    def files(self, top: str = ".") -> Iterator[tuple[str, os.stat_result]]:
+        """The key of every file, below the directory `top` of the cache, and what is known of it."""
         if self.fd < 0:
             return
-        for folder, _, names, fd in os.fwalk(dir_fd=self.fd):
+        for folder, _, names, fd in os.fwalk(top, dir_fd=self.fd):
             for name in names:
                 with suppress(OSError):
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from soci_cli.errors import InvalidDataError, StorageError
 from soci_cli.lazy.cache_directory import PART, CacheDirectory
-from soci_cli.oci import parse_digest
+from soci_cli.oci import encoded_of, parse_digest
 
 ZTOC_SUFFIX = ".ztoc"
 """What the key of a whole layer's zTOC has after that of the layer."""
@@ -100,6 +100,47 @@ class Eviction:
                 f"the cache {self._directory.root}: {error.strerror or error}"
             ) from error
         return before - after
+
+    def occupied(self, layer: str) -> tuple[int, int]:
+        """See `Cache.occupied`."""
+        found: list[int] = []
+        for kind in ("spans", "devices"):
+            with suppress(FileNotFoundError):
+                files = self._directory.files(f"{kind}/{encoded_of(layer)}")
+                found += [status.st_size for _, status in files]
+        return sum(found), len(found)
+
+    def forget(self, digests: Collection[str]) -> int:
+        """See `Cache.forget`."""
+        if self._directory.fd < 0:
+            return 0
+        names, freed = {encoded_of(digest) for digest in digests}, 0
+        try:
+            fd = self._directory.create(_USAGE)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                for key, status in list(self._directory.files()):
+                    if names.isdisjoint(
+                        part.removesuffix(ZTOC_SUFFIX) for part in key.split("/")[1:2]
+                    ):
+                        continue
+                    if key.endswith(PART):
+                        self._remove_leftover(key)
+                        continue
+                    with suppress(OSError):
+                        self._directory.remove(key)
+                        freed += status.st_size
+                known = os.pread(fd, 8, 0)
+                if len(known) == 8:
+                    total = max(0, int.from_bytes(known, "little") - freed)
+                    os.pwrite(fd, total.to_bytes(8, "little"), 0)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StorageError(
+                f"the cache {self._directory.root}: {error.strerror or error}"
+            ) from error
+        return freed
 
     def _lock(self, fd: int) -> bool:
         """Waits a moment for the process that evicts now, where much was written since."""

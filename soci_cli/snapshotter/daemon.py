@@ -14,7 +14,7 @@ from types import FrameType
 
 import grpc
 
-from soci_cli.errors import ConfigError, StorageError
+from soci_cli.errors import ConfigError, SociError, StorageError
 from soci_cli.kernel import calls
 from soci_cli.lazy.cache import Cache
 from soci_cli.snapshotter.config import Config
@@ -127,9 +127,13 @@ def _open(options: DaemonOptions, log: Log, stack: ExitStack) -> Snapshotter:
         prefetch=config.prefetch.enable,
         min_layer_size=config.snapshotter.min_layer_size,
     )
-    layers = stack.enter_context(LazyLayers(settings, images, log))
+    layers = stack.enter_context(LazyLayers(settings, images, cache, log))
     snapshotter = stack.enter_context(Snapshotter(home, layers, lambda line: log("warning", line)))
     found = [one for one in snapshotter.metadata.all() if one.layer]
+    try:
+        layers.sweep(found)
+    except SociError as error:
+        log("warning", "the cache cannot be swept", error=str(error))
     layers.restore([snapshotter.metadata.chain(one.name) for one in found], snapshotter.files)
     return snapshotter
 

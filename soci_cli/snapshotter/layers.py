@@ -19,6 +19,7 @@ from pathlib import Path
 from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError, SociError, UnavailableError
 from soci_cli.kernel import calls
+from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.known import KnownLayer
 from soci_cli.lazy.mounts.client import HostFinder
 from soci_cli.lazy.mounts.records import Mounts
@@ -36,6 +37,7 @@ from soci_cli.targets.registry.options import RegistryOptions
 
 OWNER = "snapshotter"
 _RESTORED_AT_ONCE = 8
+_FAREWELL = 2.0  # seconds
 
 Log = Callable[..., None]
 """Is given a level, a message, and fields."""
@@ -78,8 +80,9 @@ class LayerSettings:
 class LazyLayers(Closing):
     """Mounts layers, and mounts them again when their server died. Implements `Layers`."""
 
-    def __init__(self, settings: LayerSettings, images: Images, log: Log) -> None:
+    def __init__(self, settings: LayerSettings, images: Images, cache: Cache, log: Log) -> None:
         self._settings = settings
+        self._cache = cache
         self._images = images
         self._log = log
         self._key = host_key(settings.environ, f"{OWNER}:{settings.state}")
@@ -187,13 +190,29 @@ class LazyLayers(Closing):
         with self._mutex:
             name = self._served.pop(files, None)
         if name is not None:
+            # Its server lets go of it when the kernel has.
             folder = Folder(self._mounts.root / name)
-            if not folder.is_alive():
+            if folder.wait(_FAREWELL):
                 folder.remove()
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """See `Layers.usage`."""
-        return snapshot.usage
+        return Usage(*self._cache.occupied(_record_of(snapshot).layer.descriptor.digest))
+
+    def forget(self, snapshot: Snapshot, left: Sequence[Snapshot]) -> None:
+        """See `Layers.forget`."""
+        try:
+            used = {digest for one in left if one.layer for digest in _digests(_record_of(one))}
+            self._cache.forget(_digests(_record_of(snapshot)) - used)
+        except SociError as error:
+            self._log("warning", "the cache keeps a layer", key=snapshot.name, error=str(error))
+
+    def sweep(self, left: Sequence[Snapshot]) -> None:
+        """Removes what the cache has of layers that no snapshot is served from; before a pull begins."""
+        used = {digest for one in left if one.layer for digest in _digests(_record_of(one))}
+        there = {one.digest for one in self._cache.entries() if one.kind != "metadata"}
+        if there - used:
+            self._cache.forget(there - used)
 
     # How.
 
@@ -277,6 +296,12 @@ class LazyLayers(Closing):
             self._restore(snapshot, files(snapshot), below)
         except (SociError, RemoteError) as error:
             self._log("error", "layer cannot be mounted again", key=snapshot.name, error=str(error))
+
+
+def _digests(record: LayerRecord) -> set[str]:
+    """The layer and the blobs that a layer is served from."""
+    layer = record.layer
+    return {one.digest for one in (layer.descriptor, layer.ztoc, layer.prefetch) if one}
 
 
 def _record_of(snapshot: Snapshot) -> LayerRecord:

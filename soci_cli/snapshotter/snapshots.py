@@ -90,6 +90,12 @@ class Layers(Protocol):
     def usage(self, snapshot: Snapshot) -> Usage:
         """What a lazy layer occupies on this disk."""
 
+    def forget(self, snapshot: Snapshot, left: Sequence[Snapshot]) -> None:
+        """Removes what is kept of a lazy layer whose snapshot is gone, but for what those `left` need.
+
+        Raises no SociError.
+        """
+
 
 class NoLayers:
     """Leaves all layers to containerd. Implements `Layers`."""
@@ -109,6 +115,9 @@ class NoLayers:
     def usage(self, snapshot: Snapshot) -> Usage:
         """See `Layers.usage`."""
         return snapshot.usage
+
+    def forget(self, snapshot: Snapshot, left: Sequence[Snapshot]) -> None:
+        """See `Layers.forget`."""
 
 
 class Snapshotter(Closing):
@@ -133,7 +142,7 @@ class Snapshotter(Closing):
         self.metadata = Metadata(root / DATABASE)
         self._turns = Turns()
         self._removing = threading.Lock()
-        self._removed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._removed: queue.SimpleQueue[Snapshot | Callable[[], None] | None] = queue.SimpleQueue()
         self._mend()
         self._remover = threading.Thread(target=self._remove_all, name="soci-remove", daemon=True)
         self._remover.start()
@@ -190,7 +199,7 @@ class Snapshotter(Closing):
 
     def remove(self, key: str) -> None:
         """Forgets a snapshot; its files are removed in the background. StateError where it has children."""
-        self._removed.put(self.metadata.remove(key).id)
+        self._removed.put(self.metadata.remove(key))
 
     def stat(self, key: str) -> Snapshot:
         """What is known of a snapshot."""
@@ -230,6 +239,9 @@ class Snapshotter(Closing):
 
     def cleanup(self) -> None:
         """Removes what belongs to no snapshot, and waits for what is being removed."""
+        done = threading.Event()
+        self._removed.put(done.set)
+        done.wait()
         try:
             found = [int(name) for name in os.listdir(self._folder) if name.isdecimal()]  # noqa: PTH208
         except OSError as error:
@@ -300,7 +312,7 @@ class Snapshotter(Closing):
                 raise
         except NotFoundError:
             # Removed meanwhile: whoever pulled has given up.
-            self._removed.put(snapshot.id)
+            self._removed.put(snapshot)
             raise
 
     def _mend(self) -> None:
@@ -310,8 +322,13 @@ class Snapshotter(Closing):
                 self._make_folder(snapshot)
 
     def _remove_all(self) -> None:
-        while (number := self._removed.get()) is not None:
-            self._remove_files(number)
+        while (one := self._removed.get()) is not None:
+            if not isinstance(one, Snapshot):
+                one()
+                continue
+            self._remove_files(one.id)
+            if one.layer:
+                self._layers.forget(one, self.metadata.all())
 
     def _remove_files(self, number: int) -> None:
         folder = self._folder / str(number)

@@ -40,6 +40,26 @@ def load(cache: Cache, key: str) -> bytes | None:
     return None if entry is None else entry.read(0, entry.size)
 
 
+def test_what_is_forgotten(tmp_path: Path) -> None:
+    """All of a layer or blob goes, nothing else, and what it occupied is not counted any more."""
+    cache = Cache(tmp_path / "cache", 1 << 20)
+    one, other, ztoc = (f"sha256:{digit * 64}" for digit in "abc")
+    for layer in (one, other):
+        cache.put(span_key(layer, ztoc, 0), bytes(1000))
+        cache.put(span_key(layer, other, 3), bytes(500))
+        cache.put(device_key(layer, ""), bytes(200))
+    cache.put(blob_key(ztoc), bytes(100))
+    size, count = cache.occupied(one)
+    assert count == 3
+    assert 1700 <= size < 1800
+    before = size_of(tmp_path)
+    assert cache.forget({one, ztoc}) == before - size_of(tmp_path) > 1800
+    assert cache.occupied(one) == (0, 0)
+    assert cache.occupied(other) == (size, 3)
+    assert cache.forget({one}) == 0
+    assert not list(tmp_path.rglob(f"*{'a' * 64}*"))
+
+
 def size_of(root: Path) -> int:
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
