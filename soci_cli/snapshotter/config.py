@@ -235,9 +235,7 @@ class Snapshots:
 class Soci:
     """What only this program has settings for: seconds, and a size such as "20GiB", "" for the default."""
 
-    engine: str = _key(
-        "auto", zero="auto", one_of=("auto", "erofs", "fuse"), instead="FUSE serves all layers"
-    )
+    engine: str = _key("auto", zero="auto", one_of=("auto", "erofs", "fuse"))
     reader_deadline_sec: int = _key(30, zero=30)
     cache_size: str = ""
 

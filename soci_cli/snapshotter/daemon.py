@@ -125,6 +125,7 @@ def _open(options: DaemonOptions, log: Log, stack: ExitStack) -> Snapshotter:
         fetch_period=background.fetch_period_msec / 1000,
         max_queue_size=background.max_queue_size,
         prefetch=config.prefetch.enable,
+        engine=config.soci.engine,
         min_layer_size=config.snapshotter.min_layer_size,
     )
     layers = stack.enter_context(LazyLayers(settings, images, cache, log))

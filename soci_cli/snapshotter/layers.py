@@ -75,6 +75,7 @@ class LayerSettings:
     max_queue_size: int = 300
     prefetch: bool = True
     min_layer_size: int = 0
+    engine: str = "auto"
 
 
 class LazyLayers(Closing):
@@ -266,6 +267,7 @@ class LazyLayers(Closing):
             fetch_period=settings.fetch_period,
             max_queue_size=settings.max_queue_size,
             prefetch=settings.prefetch,
+            engine=settings.engine,
             topmost=True,
             is_stack=len(lowers) == len(below),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from soci_cli.kernel.points import mount_points
 from soci_cli.snapshotter.metadata import Kind
 from tests.integration.mounts import Facts, facts
 from tests.integration.published import Published, compare
@@ -14,13 +15,23 @@ from tests.snapshotter.client import Client
 from tests.snapshotter.pulling import PREFIX, pull
 from tests.snapshotter.test_conformance import mounted
 from tests.snapshotter.world import Daemon
+from tests.support.machine import need_erofs
 
 pytestmark = pytest.mark.usefixtures("need_fuse")
 
 
+@pytest.fixture(params=["erofs", "fuse"])
+def engine(request: pytest.FixtureRequest) -> str:
+    engine: str = request.param
+    if engine == "erofs":
+        need_erofs()
+    return engine
+
+
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    with Daemon(tmp_path / "daemon", config="[background_fetch]\ndisable = true\n") as made:
+def daemon(tmp_path: Path, engine: str) -> Iterator[Daemon]:
+    config = f'[background_fetch]\ndisable = true\n[soci]\nengine = "{engine}"\n'
+    with Daemon(tmp_path / "daemon", config=config) as made:
         yield made
 
 
@@ -44,7 +55,7 @@ def test_all_kinds_of_files(
             compare(facts(root), unpacked)
 
 
-def test_each_layer_by_itself(odd: Published, daemon: Daemon, tmp_path: Path) -> None:
+def test_each_layer_by_itself(odd: Published, daemon: Daemon, engine: str) -> None:
     """A layer that is mounted over another image's lower layers is still what it is."""
     with Client(daemon.address) as client:
         chain = pull(client, odd)
@@ -55,5 +66,7 @@ def test_each_layer_by_itself(odd: Published, daemon: Daemon, tmp_path: Path) ->
             assert labels[f"{PREFIX}remote/has.soci.index.digest"] == "true"
             assert labels["containerd.io/snapshot.ref"] == name
     assert len(daemon.mounted()) == len(chain)
+    kinds = [point.kind for point in mount_points() if point.path in daemon.mounted()]
+    assert set(kinds) == {"erofs" if engine == "erofs" else "fuse.rawBridge"}
     roots = [Path(path).stat() for path in daemon.mounted()]
     assert len({one.st_dev for one in roots}) == len(chain)

@@ -54,7 +54,7 @@ def other(tmp_path_factory: pytest.TempPathFactory, docker_registry: DockerRegis
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory, need_fuse: None) -> Iterator[Daemon]:
-    config = "[background_fetch]\ndisable = true\n"
+    config = '[background_fetch]\ndisable = true\n[soci]\nengine = "fuse"\n'
     with Daemon(tmp_path_factory.mktemp("daemon"), config=config) as made:
         yield made
 

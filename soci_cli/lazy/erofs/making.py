@@ -14,8 +14,9 @@ from soci_cli.errors import InvalidDataError, StorageError
 from soci_cli.lazy.cache import Cache, metadata_key
 from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.erofs.image import ErofsImage, decode, encode, key_of
-from soci_cli.lazy.erofs.tree import merged_tree
+from soci_cli.lazy.erofs.tree import Tree, layer_tree, merged_tree
 from soci_cli.lazy.lazy_layer import LazyLayer
+from soci_cli.lazy.merged import LazyImage
 from soci_cli.processes.spawn import spawn
 from soci_cli.ztoc import Ztoc, decode_ztoc
 
@@ -27,12 +28,18 @@ _MAX_MESSAGE = 64 << 10
 class Images:
     """The images of merged layers that are in a cache."""
 
+    kind = "merged"
+
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
+    def tree(self, layers: Sequence[LazyLayer]) -> Tree:
+        """What such an image shows. Opens the layers."""
+        return merged_tree([layer.files.ztoc for layer in layers], _tags(layers))
+
     def find(self, layers: Sequence[LazyLayer]) -> tuple[Entry, ErofsImage] | None:
         """The image of these layers, open; None where there is none."""
-        key = _key(layers)
+        key = self._key(layers)
         file = self._cache.open(key)
         if file is None:
             return None
@@ -44,7 +51,7 @@ class Images:
 
     def digest(self, layers: Sequence[LazyLayer]) -> str:
         """By which digest the cache lists it."""
-        return f"sha256:{_name(layers)}"
+        return f"sha256:{self._name(layers)}"
 
     def make(self, layers: Sequence[LazyLayer]) -> None:
         """Makes it, which takes some 5 µs for each file. Opens the layers.
@@ -52,9 +59,8 @@ class Images:
         Raises what that raises, InvalidDataError for a zTOC that is not valid, UnsupportedLayerError for
         what EROFS cannot show, and StorageError where the cache cannot be written.
         """
-        ztocs = [layer.files.ztoc for layer in layers]
-        data = encode(merged_tree(ztocs, _tags(layers)))
-        claim = self._cache.claim(_key(layers))
+        data = encode(self.tree(layers))
+        claim = self._cache.claim(self._key(layers))
         if claim is None:
             return  # somebody else makes the same
         with claim:
@@ -72,7 +78,7 @@ class Images:
         What goes wrong there is a StorageError.
         """
         ztocs = [layer.files.ztoc for layer in layers]
-        claim = self._cache.claim(_key(layers))
+        claim = self._cache.claim(self._key(layers))
         if claim is None:
             return
         with claim, ExitStack() as stack:
@@ -95,6 +101,28 @@ class Images:
                     f"the metadata for EROFS could not be made: {said or 'it ended'}"
                 )
             claim.commit_written()
+
+    def _key(self, layers: Sequence[LazyLayer]) -> str:
+        return metadata_key(self._name(layers))
+
+    def _name(self, layers: Sequence[LazyLayer]) -> str:
+        names = [f"{layer.descriptor.digest} {layer.ztoc_digest}" for layer in layers]
+        return key_of(self.kind, names)
+
+
+class LayerImages(Images):
+    """The images of single layers, for overlayfs to join: of the last of `layers`, over the others."""
+
+    kind = "layer"
+
+    def tree(self, layers: Sequence[LazyLayer]) -> Tree:
+        """See `Images.tree`. The layers below are opened where something depends on them."""
+        *below, layer = layers
+        return layer_tree(layer.files.ztoc, _tags([layer])[0], LazyImage("", below))
+
+    def make_apart(self, layers: Sequence[LazyLayer]) -> None:
+        """See `Images.make_apart`. It is made here all the same."""
+        self.make(layers)
 
 
 def answer(text: str, connection: socket.socket) -> None:
@@ -128,12 +156,3 @@ def _in_memory(ztoc: Ztoc, stack: ExitStack) -> int:
 
 def _tags(layers: Sequence[LazyLayer]) -> list[bytes]:
     return [layer.descriptor.digest.encode("ascii") for layer in layers]
-
-
-def _key(layers: Sequence[LazyLayer]) -> str:
-    return metadata_key(_name(layers))
-
-
-def _name(layers: Sequence[LazyLayer]) -> str:
-    names = [f"{layer.descriptor.digest} {layer.ztoc_digest}" for layer in layers]
-    return key_of("merged", names)

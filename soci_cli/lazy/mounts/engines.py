@@ -27,9 +27,10 @@ from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.erofs import engine as erofs
 from soci_cli.lazy.erofs.image import ErofsImage
-from soci_cli.lazy.erofs.making import Images
+from soci_cli.lazy.erofs.making import Images, LayerImages
 from soci_cli.lazy.erofs.mounting import Probed, Way, probe
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
+from soci_cli.lazy.fuse.layer_mounting import mount_layer
 from soci_cli.lazy.fuse.session import OnRead
 from soci_cli.lazy.merged import LazyImage
 from soci_cli.new_file import replacing
@@ -128,6 +129,7 @@ class Engines:
         """`log` is told what goes wrong while nobody waits."""
         self._image = image
         self._images = Images(cache)
+        self._layers = image.layers
         self._cache = cache
         self._state = state
         self._environ = environ
@@ -177,11 +179,15 @@ class Engines:
                 if not fallback:
                     raise
                 prepared = str(error)
-        mounted = mount_image(self._image, target, scratch, options, self._log, on_read)
-        return Mounted(mounted, "fuse", prepared)
+        return Mounted(self._by_fuse(target, scratch, options, on_read), "fuse", prepared)
+
+    def _by_fuse(
+        self, target: Path, scratch: Path, options: MountOptions, on_read: OnRead | None
+    ) -> MountedImage:
+        return mount_image(self._image, target, scratch, options, self._log, on_read)
 
     def _prepare(self, *, is_patient: bool) -> Prepared | str:
-        layers = self._image.layers
+        layers = self._layers
         if not layers:
             raise MountError("EROFS is for images with layers")
         found = probed(self._state, self._cache.root, self._environ)
@@ -189,8 +195,8 @@ class Engines:
             raise MountError(found.reason)
         made = self._images.find(layers)
         if made is None:
-            count = sum(len(layer.files) for layer in layers)
-            if not is_patient and count > _AT_ONCE:
+            count = 0 if is_patient else sum(len(layer.files) for layer in layers)
+            if count > _AT_ONCE:
                 threading.Thread(target=self._make, name="soci-erofs", daemon=True).start()
                 return (
                     f"its metadata for EROFS, of {count} entries, are being made for the next mount"
@@ -206,3 +212,36 @@ class Engines:
             self._images.make_apart(self._image.layers)
         except (SociError, OSError) as error:
             self._log(f"the next mount cannot be by EROFS: {error}")
+
+
+class LayerEngines(Engines):
+    """Mounts the topmost layer of an image by itself, for overlayfs to join with those below it."""
+
+    def __init__(
+        self,
+        image: LazyImage,
+        cache: Cache,
+        state: Path,
+        environ: Mapping[str, str],
+        log: Callable[[str], None],
+        *,
+        is_stack: bool,
+    ) -> None:
+        """`is_stack`: the other layers of the image are all that is below."""
+        *below, layer = image.layers
+        super().__init__(LazyImage(image.name, [layer]), cache, state, environ, log)
+        self._images = LayerImages(cache)
+        self._layers = image.layers
+        self._below = below if is_stack else None
+
+    def _prepare(self, *, is_patient: bool) -> Prepared | str:
+        if self._below is None:
+            raise MountError("its metadata for EROFS depend on layers below that nobody knows here")
+        # There is no next mount that could be better.
+        return super()._prepare(is_patient=True)
+
+    def _by_fuse(
+        self, target: Path, scratch: Path, options: MountOptions, on_read: OnRead | None
+    ) -> MountedImage:
+        (layer,) = self._image.layers
+        return mount_layer(layer, self._below, target, self._image.name, self._log, on_read)

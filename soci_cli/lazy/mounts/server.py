@@ -15,11 +15,9 @@ from soci_cli.kernel.points import points_below
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.fuse import MountedImage, MountOptions
-from soci_cli.lazy.fuse.layer_mounting import mount_layer
 from soci_cli.lazy.fuse.mounting import check_target
 from soci_cli.lazy.lazy_layer import LazyLayer
-from soci_cli.lazy.merged import LazyImage
-from soci_cli.lazy.mounts.engines import Engines, Mounted
+from soci_cli.lazy.mounts.engines import Engines, LayerEngines
 from soci_cli.lazy.mounts.readlist import ReadList
 from soci_cli.lazy.mounts.records import MountRecord, Mounts
 from soci_cli.lazy.mounts.request import READAHEAD, MountRequest, OpenedImage, opened
@@ -123,11 +121,21 @@ class Server:
             stack.callback(self._quietly, reads.close)
         stack.callback(self._close)
         options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
-        if request.topmost:
-            made = self._mount_layer(image, reads)
-        else:
-            made = self._mount_image(found, options, reads)
-        mounted = made.image
+        engines = self._engines(found)
+        # What is recorded is what somebody reads, without what the kernel reads ahead.
+        engine = "fuse" if reads is not None and request.engine == "auto" else request.engine
+        prepared = engines.prepare(engine)
+        with self._mutex:
+            self._check()
+            made = engines.mount(
+                prepared,
+                request.target,
+                self.folder.scratch,
+                options,
+                reads,
+                fallback=request.engine != "erofs",
+            )
+            mounted = self._mounted = made.image
         identity = mounted.identity
         self._record = dataclasses.replace(
             self._record,
@@ -147,37 +155,12 @@ class Server:
         )
         self.folder.write(self._record)
 
-    def _mount_layer(self, image: LazyImage, reads: ReadList | None) -> Mounted:
-        request = self._request
-        *below, layer = image.layers
-        known = below if request.is_stack else None
-        with self._mutex:
-            self._check()
-            mounted = mount_layer(layer, known, request.target, image.name, self.log, reads)
-            self._mounted = mounted
-        return Mounted(mounted, "fuse", "a layer by itself is served by FUSE")
-
-    def _mount_image(
-        self, found: OpenedImage, options: MountOptions, reads: ReadList | None
-    ) -> Mounted:
-        request = self._request
-        environ, cache = request.image.environ, found.fetching.cache
-        engines = Engines(found.image, cache, request.state, environ, self.log)
-        # What is recorded is what somebody reads, without what the kernel reads ahead.
-        engine = "fuse" if reads is not None and request.engine == "auto" else request.engine
-        prepared = engines.prepare(engine)
-        with self._mutex:
-            self._check()
-            made = engines.mount(
-                prepared,
-                request.target,
-                self.folder.scratch,
-                options,
-                reads,
-                fallback=request.engine != "erofs",
-            )
-            self._mounted = made.image
-        return made
+    def _engines(self, found: OpenedImage) -> Engines:
+        request, image, cache = self._request, found.image, found.fetching.cache
+        about = image, cache, request.state, request.image.environ, self.log
+        return (
+            LayerEngines(*about, is_stack=request.is_stack) if request.topmost else Engines(*about)
+        )
 
     def _serve(self, found: OpenedImage) -> None:
         request, image = self._request, found.image
