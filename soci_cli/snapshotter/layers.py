@@ -47,13 +47,15 @@ Log = Callable[..., None]
 class LayerRecord:
     """What a lazy layer is served from; it needs no more to be mounted again. No secrets are in it.
 
-    `place` is where its blobs are. `user` and `group` own its root.
+    `place` is where its blobs are. `user` and `group` own its root. `metadata` is the digest of its
+    metadata for EROFS in the cache, "" where FUSE serves it.
     """
 
     place: str
     layer: KnownLayer
     user: int = 0
     group: int = 0
+    metadata: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class LazyLayers(Closing):
             record = LayerRecord(image.place, one)
             try:
                 self._mount(record, files, below)
-                record = self._with_owner(record, files)
+                record = self._complete(record, files)
             except (SociError, RemoteError) as error:
                 about["remote-snapshot-prepared"] = "false"
                 self._log("warning", "failed to prepare remote snapshot", error=str(error), **about)
@@ -211,7 +213,7 @@ class LazyLayers(Closing):
     def sweep(self, left: Sequence[Snapshot]) -> None:
         """Removes what the cache has of layers that no snapshot is served from; before a pull begins."""
         used = {digest for one in left if one.layer for digest in _digests(_record_of(one))}
-        there = {one.digest for one in self._cache.entries() if one.kind != "metadata"}
+        there = {one.digest for one in self._cache.entries()}
         if there - used:
             self._cache.forget(there - used)
 
@@ -272,12 +274,17 @@ class LazyLayers(Closing):
             is_stack=len(lowers) == len(below),
         )
 
-    def _with_owner(self, record: LayerRecord, files: Path) -> LayerRecord:
+    def _complete(self, record: LayerRecord, files: Path) -> LayerRecord:
+        """The record with what is known when it is mounted."""
         try:
             status = files.stat()
         except OSError as error:
             raise UnavailableError(f"{files}: {error.strerror}") from error
-        return replace(record, user=status.st_uid, group=status.st_gid)
+        with self._mutex:
+            name = self._served.get(files, "")
+        mounted = self._mounts.read(Folder(self._mounts.root / name))
+        metadata = mounted.metadata if mounted is not None else ""
+        return replace(record, user=status.st_uid, group=status.st_gid, metadata=metadata)
 
     def _is_served(self, files: Path) -> bool:
         with self._mutex:
@@ -303,7 +310,8 @@ class LazyLayers(Closing):
 def _digests(record: LayerRecord) -> set[str]:
     """The layer and the blobs that a layer is served from."""
     layer = record.layer
-    return {one.digest for one in (layer.descriptor, layer.ztoc, layer.prefetch) if one}
+    digests = {one.digest for one in (layer.descriptor, layer.ztoc, layer.prefetch) if one}
+    return digests | ({record.metadata} if record.metadata else set())
 
 
 def _record_of(snapshot: Snapshot) -> LayerRecord:
