@@ -31,6 +31,9 @@ _MAX_FILE = 1 << 20
 _MAX_SIZE = 2**62
 _MAX_NUMBER = 2**31
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:b|([kmg])(?:i?b)?)?\s*", re.IGNORECASE)
+_GO_NUMBER = re.compile(
+    r"0[xX](?:_?[0-9a-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+|[1-9](?:_?[0-9])*"
+)  # integer literals of the Go specification
 _SIZE_LENGTH = 40
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _ZSTD_LAYERS = ("skip", "recompress")
@@ -175,10 +178,13 @@ def load_settings(
 def parse_size(text: str, kind: type[SociError] = UsageError) -> int:
     """Bytes from text such as "4194304", "4MiB", "4M" or "1.5g".
 
-    K, M and G, with or without B or iB, in any case, are powers of 1024, as for docker and nerdctl.
+    K, M and G, with or without B or iB, in any case, are powers of 1024, as for docker and nerdctl. Bytes
+    alone may be written as Go writes numbers: 0x400000, 0o17, 0b1, 4_194_304.
     Raises `kind` for anything else, for parts of a byte, and past 2**62.
     """
     match = _SIZE.fullmatch(text) if len(text) <= _SIZE_LENGTH else None
+    if match is None and len(text) <= _SIZE_LENGTH and _GO_NUMBER.fullmatch(text):
+        match = _SIZE.fullmatch(str(int(text, 0)))
     if match is None:
         raise kind(f"not a size: {quote(text)}; expected bytes, or a number such as 4MiB")
     size = Fraction(match[1]) * _UNITS[(match[2] or "").lower()]

@@ -13,6 +13,7 @@ import click
 
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, containerd_flags
+from soci_cli.commands.go_flags import with_two_dashes
 from soci_cli.commands.status import ReaderIsGone, status_of
 
 if TYPE_CHECKING:
@@ -85,12 +86,29 @@ _GROUPS = {
 }
 
 
+class _NoSuchCommand(click.UsageError):
+    """A command that does not exist; the exit status is the reference's."""
+
+    exit_code = 3
+
+
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are used."""
+    """A group whose commands are imported when they are used. Alone it prints its help."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise _NoSuchCommand(error.message, ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if ctx.invoked_subcommand is None:
+                click.echo(ctx.get_help(), color=ctx.color)
+            return result
         except BrokenPipeError as error:
             raise ReaderIsGone from error
 
@@ -99,12 +117,18 @@ class _Lazy(click.Group):
         return sorted(names + (list(_GROUPS) if self._key() == "" else []))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if self._key() == "" and cmd_name == "help":
+        if cmd_name in ("help", "h"):
+            words = click.Argument(["words"], nargs=-1)
             return click.Command(
-                "help", callback=lambda: click.echo(cli.get_help(ctx)), hidden=True
+                cmd_name, params=[words], callback=lambda words: _help(ctx, words), hidden=True
             )
         if self._key() == "" and cmd_name in _GROUPS:
-            return _Lazy(name=cmd_name, help=_GROUPS[cmd_name], params=list(_flags()))
+            return _Lazy(
+                name=cmd_name,
+                help=_GROUPS[cmd_name],
+                params=list(_flags()),
+                invoke_without_command=True,
+            )
         here = _COMMANDS.get(self._key(), {})
         entry = here.get(cmd_name) or here.get(_ALIASES.get(cmd_name, ""))
         if entry is None:
@@ -124,6 +148,17 @@ class _Lazy(click.Group):
 
     def _key(self) -> str:
         return self.name if self.name in _COMMANDS else ""
+
+
+def _help(ctx: click.Context, words: Sequence[str]) -> None:
+    """Prints the help of a command, by its words below a group. UsageError when there is none."""
+    for word in words:
+        group = ctx.command
+        found = group.resolve_command(ctx, [word]) if isinstance(group, _Lazy) else None
+        if found is None or found[1] is None:
+            raise click.UsageError(f"No such command {' '.join(words)!r}.", ctx)
+        ctx = click.Context(found[1], parent=ctx, info_name=word)
+    click.echo(ctx.get_help(), color=ctx.color)
 
 
 def _flags() -> Sequence[click.Parameter]:
@@ -146,6 +181,7 @@ def _containerd_flags() -> Sequence[click.Parameter]:
 
 cli = _Lazy(
     name="",
+    invoke_without_command=True,
     help="Make container images start before they are downloaded.\n\n"
     "A place is docker://IMAGE, containerd:IMAGE, oci:DIR[:TAG], oci-archive:FILE[:TAG], or the name of an "
     "image: in the local store or, for the commands that are about containerd and with --address or "
@@ -158,14 +194,16 @@ cli = _Lazy(
 def run(arguments: Sequence[str], ahead: HostFinder | None = None) -> int:
     """Runs one command; returns the exit status. `ahead` is for a mount; see `App`.
 
-    0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 130 for Ctrl-C.
+    0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 3 for a command that
+    does not exist, as with the reference, 130 for Ctrl-C.
     """
     app = App(ahead=ahead)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
 
     def main() -> Any:
-        return cli.main(list(arguments), prog_name="soci", standalone_mode=False, obj=app)
+        given = list(with_two_dashes(arguments))
+        return cli.main(given, prog_name="soci", standalone_mode=False, obj=app)
 
     try:
         return status_of(app, main)

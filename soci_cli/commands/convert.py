@@ -10,10 +10,9 @@ import click
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, containerd_flags, pass_app
 from soci_cli.commands.image_convert import run_conversion
-from soci_cli.commands.index_flags import IndexFlags, conversion_flags, index_flags
+from soci_cli.commands.index_flags import ConversionFlags, IndexFlags, conversion_flags, index_flags
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import NotFoundError, UsageError
-from soci_cli.index.convert import ConvertOptions
 from soci_cli.targets import Place
 from soci_cli.targets.places import place_of_file
 
@@ -43,8 +42,7 @@ def command(
     index: IndexFlags,
     standalone: bool,
     format_: Literal["oci-archive", "oci-dir"],
-    layer_types: str,
-    only_platforms: bool,
+    conversion: ConversionFlags,
     src: str,
     dst: str,
     registry: RegistryFlags,
@@ -62,12 +60,7 @@ def command(
         source, target = _on_disk(src), _output(dst, format_)
     else:
         source, target = app.place(src, "containerd"), app.place(dst, "containerd")
-    options = ConvertOptions(
-        **vars(index.options(app, registry)),
-        recompress_zstd=app.settings.zstd_layers == "recompress",
-        keep_layer_types=layer_types == "keep",
-        only_platforms=only_platforms,
-    )
+    options = conversion.options(app, index.options(app, registry))
     run_conversion(app, source, target, options, registry)
 
 

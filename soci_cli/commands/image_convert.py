@@ -8,7 +8,7 @@ import click
 
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app
-from soci_cli.commands.index_flags import IndexFlags, conversion_flags, index_flags
+from soci_cli.commands.index_flags import ConversionFlags, IndexFlags, conversion_flags, index_flags
 from soci_cli.commands.output import human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import StorageError, UsageError
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 @click.option("--oci", is_flag=True, help="Accepted for nerdctl's sake: the result is always OCI.")
 @index_flags("soci-")
 @click.option(
-    "--zstd-layers",
-    type=click.Choice(["skip", "recompress"]),
-    help="What to do with zstd layers, which cannot be indexed: skip (default), or turn them into gzip.",
-)
-@click.option(
     "--build-tool-identifier",
     metavar="TEXT",
     help="The tool that zTOCs and index name; soci-cli by default.",
@@ -48,10 +43,8 @@ def command(
     soci: bool,
     oci: bool,
     index: IndexFlags,
-    zstd_layers: str | None,
     build_tool_identifier: str | None,
-    layer_types: str,
-    only_platforms: bool,
+    conversion: ConversionFlags,
     src: str,
     dst: str,
     registry: RegistryFlags,
@@ -68,12 +61,7 @@ def command(
     """
     if not soci:
         raise UsageError("say what to convert to: --soci")
-    options = ConvertOptions(
-        **vars(index.options(app, registry, build_tool_identifier)),
-        recompress_zstd=(zstd_layers or app.settings.zstd_layers) == "recompress",
-        keep_layer_types=layer_types == "keep",
-        only_platforms=only_platforms,
-    )
+    options = conversion.options(app, index.options(app, registry, build_tool_identifier))
     run_conversion(app, app.place(src), app.place(dst), options, registry)
 
 

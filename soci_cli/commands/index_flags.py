@@ -14,6 +14,7 @@ from soci_cli.commands.app import App
 from soci_cli.commands.flags import SIZE, platform_flags
 from soci_cli.commands.registry_flags import RegistryFlags
 from soci_cli.index.build import IndexOptions
+from soci_cli.index.convert import ConvertOptions
 from soci_cli.index.prefetch import read_prefetch_list
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -116,8 +117,34 @@ def index_flags(prefix: str = "") -> Callable[[_F], _F]:
     return add
 
 
+@dataclass(frozen=True)
+class ConversionFlags:
+    """What the flags of a command that converts say besides; None where a flag was not given."""
+
+    zstd_layers: str | None
+    layer_types: str
+    only_platforms: bool
+
+    def options(self, app: App, index: IndexOptions) -> ConvertOptions:
+        """The options of a conversion that indexes so."""
+        return ConvertOptions(
+            **vars(index),
+            recompress_zstd=(self.zstd_layers or app.settings.zstd_layers) == "recompress",
+            keep_layer_types=self.layer_types == "keep",
+            only_platforms=self.only_platforms,
+        )
+
+
 def conversion_flags(command: _F) -> _F:
-    """What the commands that convert have besides: `layer_types` and `only_platforms`."""
+    """What commands that convert have besides; they get a keyword argument `conversion`."""
+
+    @functools.wraps(command)
+    def with_conversion(*args: Any, **values: Any) -> Any:
+        names = ConversionFlags.__dataclass_fields__
+        flags = ConversionFlags(**{name: values.pop(name) for name in names})
+        return command(*args, conversion=flags, **values)
+
+    wrapped: Any = with_conversion
     for option in (
         click.option(
             "--only-platforms",
@@ -131,6 +158,12 @@ def conversion_flags(command: _F) -> _F:
             show_default=True,
             help="Media types of layers with Docker's: OCI's, or kept as the reference does.",
         ),
+        click.option(
+            "--zstd-layers",
+            type=click.Choice(["skip", "recompress"]),
+            help="What to do with zstd layers, which cannot be indexed: skip (default), or turn them into "
+            "gzip.",
+        ),
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return cast(_F, wrapped)

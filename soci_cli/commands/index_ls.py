@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -13,7 +14,7 @@ from soci_cli.commands.listing import artifact_json, manifests_of, open_image
 from soci_cli.commands.output import columns
 from soci_cli.errors import SociError
 from soci_cli.index.artifacts import INDEX, version_of
-from soci_cli.oci import platforms
+from soci_cli.oci import Platform, platforms
 from soci_cli.targets import StoredArtifact
 from soci_cli.text import printable
 
@@ -47,8 +48,7 @@ def command(app: App, ref: str | None, platform_names: tuple[str, ...], format_:
                 manifests = manifests_of(source, wanted)
             found = [one for one in found if one.original_digest in manifests]
         elif wanted:
-            names = {platforms.format_platform(platform) for platform in wanted}
-            found = [one for one in found if one.platform in names]
+            found = [one for one in found if _is_for(one.platform, wanted)]
     if app.quiet and format_ == "text":
         for digest in dict.fromkeys(one.digest for one in found):
             app.output.result(digest)
@@ -63,6 +63,14 @@ def command(app: App, ref: str | None, platform_names: tuple[str, ...], format_:
     if format_ == "text":
         for line in columns(rows):
             app.output.result(line)
+
+
+def _is_for(name: str, wanted: Sequence[Platform]) -> bool:
+    """Whether a platform in the list, whichever of its names stands there, is one of those asked for."""
+    with suppress(SociError):
+        own = platforms.parse(name)
+        return any(platforms.matches(platform, own) for platform in wanted)
+    return False
 
 
 def _row(one: StoredArtifact, name: str) -> list[str]:

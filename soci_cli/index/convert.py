@@ -60,8 +60,8 @@ from soci_cli.progress import Observer, SilentObserver, Work
 from soci_cli.targets import Source, Target, copy_blob, copy_graph
 from soci_cli.targets.copy import copy_leaf, two_sizes
 
-_HINT = "; `soci image convert --soci --zstd-layers recompress` turns it into gzip"
-_ONLY = "`soci image convert --soci --only-platforms` leaves them out"
+_HINT = "; --zstd-layers recompress turns it into gzip"
+_ONLY = "--only-platforms leaves them out"
 
 
 @dataclass(frozen=True)

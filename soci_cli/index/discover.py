@@ -54,7 +54,9 @@ def find_index(
     if sources.v2 and bound:
         try:
             return _read(place, place.find(bound), entry)
-        except (NotFoundError, InvalidDataError) as error:
+        except NotFoundError:
+            _note(observer, missing_index(bound, place))
+        except InvalidDataError as error:
             _note(observer, f"its SOCI index cannot be used: {error}")
     if sources.v1:
         for referrer in place.referrers(entry.descriptor, INDEX_TYPE_V1):
@@ -63,6 +65,15 @@ def find_index(
             except SociError as error:
                 _note(observer, f"a SOCI index cannot be used: {error}")
     return None
+
+
+def missing_index(digest: str, place: Source) -> str:
+    """What to say of an index that a manifest names and its place does not have."""
+    return (
+        f"its SOCI index {digest} is missing in {place.name}: it was not copied with the image, or a "
+        "clean-up of untagged manifests removed it; copy the image with `soci image copy`, or convert it "
+        "again"
+    )
 
 
 def _note(observer: Observer, message: str) -> None:

@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from soci_cli.errors import SociError
+from soci_cli.index.discover import missing_index
 from soci_cli.index.image import ImageManifest, read_image
 from soci_cli.index.model import (
     DISABLE_XATTRS,
     INDEX_DIGEST,
     INDEX_TYPE_V1,
+    is_soci_index,
     prefetch_by_layer,
     span_size_of,
     ztocs_by_layer,
@@ -50,7 +52,10 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class PlatformFacts:
-    """One manifest of an image. `soci` is "v1", "v2" or empty; `problem` says what cannot be read."""
+    """One manifest of an image. `soci` is "v1", "v2" or empty; `problem` says what cannot be read.
+
+    `soci_digest` is the digest of the index; where `soci` is empty, of one that is named and not there.
+    """
 
     platform: str
     digest: str
@@ -140,19 +145,28 @@ def _platform_facts(
         for layer in entry.manifest.layers
     )
     size = sum(layer.size for layer in layers)
-    problem = "" if index or not soci else f"its SOCI index {soci_digest} is not here"
+    problem = missing_index(soci_digest, source) if soci_digest and not index else ""
     return PlatformFacts(platform, digest, kind, size, soci, soci_digest, layers, problem)
 
 
 def _soci_index(
     source: Source, entry: ImageManifest, by_digest: Mapping[str, ImageManifest]
 ) -> tuple[str, str, Manifest | None]:
-    """Which kind of index a manifest has, its digest, and the index itself where it is here."""
+    """Which kind of index a manifest has, its digest, and the index itself.
+
+    An index that the manifest names and that is nowhere is none; its digest is given all the same.
+    """
     assert entry.manifest is not None
-    bound = entry.manifest.annotations.get(INDEX_DIGEST)
+    bound = entry.manifest.annotations.get(INDEX_DIGEST, "")
     if bound:
         found = by_digest.get(bound)
-        return "v2", bound, found.manifest if found and found.is_soci_index else None
+        if found and found.manifest and found.is_soci_index:
+            return "v2", bound, found.manifest
+        with suppress(SociError):  # where a pull looks
+            beside = source.find(bound)
+            manifest = parse_manifest(read_blob(source, beside), f"manifest {bound}")
+            if is_soci_index(manifest):
+                return "v2", bound, manifest
     if entry.is_image:
         # The list of referrers is a nicety here: an image can be shown without it.
         with suppress(SociError):
@@ -161,7 +175,7 @@ def _soci_index(
                     data = read_blob(source, referrer)
                     manifest = parse_manifest(data, f"manifest {referrer.digest}")
                     return "v1", referrer.digest, manifest
-    return "", "", None
+    return "", bound, None
 
 
 def _ztoc_facts(source: Source, blob: Descriptor, look_into: bool) -> ZtocFacts:

@@ -15,6 +15,7 @@ from soci_cli.index.build import (
     PlatformReport,
     index_image,
 )
+from soci_cli.index.discover import missing_index
 from soci_cli.index.image import Image, ImageManifest, choose, manifest_of, read_image
 from soci_cli.index.model import (
     INDEX_DIGEST,
@@ -83,7 +84,7 @@ def push(
     kept, left_out = _parts(image, options, source.name)
     root, data = _root(source, image, kept)
     indexes: list[PushedIndex] = []
-    beside, lacking = _bound_indexes(source, kept)
+    beside, lacking = _bound_indexes(source, kept, observer)
     if options.soci and lacking:
         indexes = _make_indexes(source, target, image, lacking, options, observer)
     whole = root.digest == image.root.digest
@@ -166,7 +167,7 @@ def _root(source: Source, image: Image, kept: Sequence[ImageManifest]) -> tuple[
 
 
 def _bound_indexes(
-    source: Source, kept: Sequence[ImageManifest]
+    source: Source, kept: Sequence[ImageManifest], observer: Observer
 ) -> tuple[list[Descriptor], list[ImageManifest]]:
     """The indexes v2 that manifests name and that are not in the image but beside it, and the manifests
     that lack one: those whose own is nowhere or, where no manifest has one, all."""
@@ -182,6 +183,8 @@ def _bound_indexes(
             converted = converted or bool(digest)
         except NotFoundError:
             lost.append(entry)
+            name = platforms.format_platform(entry.platform) if entry.platform else "an artifact"
+            observer.note(f"{name}: {missing_index(digest or '', source)}")
     return beside, lost if converted else list(kept)
 
 

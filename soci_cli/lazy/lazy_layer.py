@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from soci_cli.closing import Closing
@@ -22,6 +23,13 @@ class Opener(Protocol):
         """See `LazyLayer.prefetch_ranges`; the layer has `count` spans."""
 
 
+_SMALL = 512 << 10  # bytes of a zTOC of which many can be fetched together
+
+
+def _do_nothing(layer: LazyLayer) -> None:
+    """The default of `LazyLayer.before_opening`."""
+
+
 class LazyLayer(Closing):
     """One layer: its files, and its bytes where they are read.
 
@@ -29,10 +37,15 @@ class LazyLayer(Closing):
     next call tries again.
     """
 
-    def __init__(self, descriptor: Descriptor, opener: Opener, ztoc_digest: str) -> None:
-        """`ztoc_digest` is "" for a layer that no SOCI index has a zTOC of."""
+    def __init__(
+        self, descriptor: Descriptor, opener: Opener, ztoc_digest: str, ztoc_size: int = 0
+    ) -> None:
+        """`ztoc_digest` is "" for a layer that no SOCI index has a zTOC of; the size is in bytes."""
         self.descriptor = descriptor
         self.ztoc_digest = ztoc_digest
+        self.is_small = bool(ztoc_digest) and ztoc_size <= _SMALL
+        self.before_opening: Callable[[LazyLayer], None] = _do_nothing
+        """What is done before the layer is opened because somebody needs its files."""
         self._opener = opener
         self._opened: tuple[LayerFiles, LayerBytes] | None = None
         self._mutex = threading.Lock()
@@ -47,7 +60,14 @@ class LazyLayer(Closing):
     @property
     def files(self) -> LayerFiles:
         """Its files. Raises what opening raises."""
+        if self._opened is None:
+            self.before_opening(self)
         return (self._opened or self.open())[0]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its files are here."""
+        return self._opened is not None
 
     @property
     def archive(self) -> LayerBytes:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
 from soci_cli.closing import Closing
-from soci_cli.errors import InvalidDataError, NotFoundError, errors_at
+from soci_cli.errors import InvalidDataError, NotFoundError, SociError, errors_at
 from soci_cli.index.discover import FoundIndex
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.lazy_layer import LazyLayer
@@ -29,6 +30,8 @@ from soci_cli.ztoc.folders import IMPLIED
 from soci_cli.ztoc.paths import MAX_LINKS, show, walk
 
 _OPENED_AT_ONCE = 4
+_SMALL_AT_ONCE = 32
+_ONE_BY_ONE = 2
 
 
 class File:
@@ -103,11 +106,31 @@ class LazyImage(Closing):
         self.platform = origin.platform if origin else None
         self.index = origin.index if origin else None
         self.root = Folder(_Stack(self.layers, threading.Lock()))
+        self._ahead = threading.Lock()
+        for layer in self.layers:
+            layer.before_opening = self._open_ahead
         self._depth = 0  # of hard links that lead from layer to layer
 
     def open_all(self) -> None:
         """Opens all layers, several side by side. Raises the first error."""
+        small = [layer for layer in self.layers if layer.is_small]
+        run_all(lambda layer, stop: layer.open(stop), small, _SMALL_AT_ONCE)
         run_all(lambda layer, stop: layer.open(stop), self.layers, _OPENED_AT_ONCE)
+
+    def _open_ahead(self, layer: LazyLayer) -> None:
+        """Opens the layers below one that is needed, too, where others were needed before it.
+
+        So looking for a file in many layers takes a few round trips and not one for each layer.
+        """
+        with self._ahead:
+            opened = sum(one.is_open for one in self.layers)
+            if layer.is_open or not layer.is_small or opened < _ONE_BY_ONE:
+                return
+            at = self.layers.index(layer)
+            order = (*reversed(self.layers[: at + 1]), *self.layers[at + 1 :])
+            small = [one for one in order if one.is_small and not one.is_open]
+            with suppress(SociError):  # who needs one that cannot be opened is told
+                run_all(lambda one, stop: one.open(stop), small[:_SMALL_AT_ONCE], _SMALL_AT_ONCE)
 
     def close(self) -> None:
         """Closes the layers."""

@@ -93,7 +93,10 @@ def _lazy_layers(
 ) -> list[LazyLayer]:
     opener = _Opener(source, fetching, layers, diff_ids, observer)
     return [
-        LazyLayer(one.descriptor, opener, one.ztoc.digest if one.ztoc else "") for one in layers
+        LazyLayer(one.descriptor, opener, one.ztoc.digest, one.ztoc.size)
+        if one.ztoc
+        else LazyLayer(one.descriptor, opener, "")
+        for one in layers
     ]
 
 

@@ -182,8 +182,6 @@ def test_what_to_convert_to_must_be_said(soci: Soci, image: Path, tmp_path: Path
         ["image", "convert", "--soci", "--optimizations", "speed", "oci:a", "oci:b"],
         ["image", "convert", "--soci", "--zstd-layers", "keep", "oci:a", "oci:b"],
         ["image", "convert", "--no-such-flag", "oci:a", "oci:b"],
-        ["image", "nosuch"],
-        ["nosuch"],
         ["image", "inspect", "--format", "xml", "oci:a"],
         ["image", "rm"],
         ["ztoc", "build"],
