@@ -57,8 +57,10 @@ def command(
         targets = [Path(record.target) for _, record in reversed(mounts.of(owner))]
     status, left = _unmount_all(app, mounts, targets, owner, force)
     if everything and force and left:
-        # A server that hangs is killed only when it has no other mount left.
-        status, left = _unmount_all(app, mounts, left, owner, force)
+        # A server that hangs and has no holder is killed only when it has no other mount left, and what is
+        # unmounted already is gone with it.
+        left_now = [target for target in left if mounts.find(target) is not None]
+        status, left = _unmount_all(app, mounts, left_now, owner, force)
     for error in left.values():
         report(app, str(error))
     return status

@@ -40,6 +40,10 @@ class NoAnswerError(StorageError):
     """A process is not there, or does not answer."""
 
 
+class LostAnswerError(NoAnswerError):
+    """A process is not there, or ended before it answered: another one may come."""
+
+
 class RemoteError(Exception):
     """A defect in a process that was asked; its cause says where."""
 
@@ -85,9 +89,13 @@ class ControlServer(Closing):
         self._closed = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # The socket of a process before this one goes on until this one listens.
+            aside = folder / f"{_NAME}.new"
+            aside.unlink(missing_ok=True)
             with _short(folder) as path:
-                self._socket.bind(path)
+                self._socket.bind(f"{path}.new")
             self._socket.listen(_WAITING)
+            aside.rename(folder / _NAME)
         except OSError as error:
             self._socket.close()
             raise StorageError(f"{folder / _NAME}: {error.strerror or error}") from error
@@ -203,7 +211,7 @@ def connect(folder: Path, patience: float = PATIENCE) -> socket.socket:
             connection.connect(path)
     except OSError as error:
         connection.close()
-        raise NoAnswerError(f"the server of the mount does not answer: {error}") from error
+        raise _no_answer(error) from error
     return connection
 
 
@@ -235,8 +243,14 @@ def talk(
             deadline = None
             connection.settimeout(None)
     except (OSError, ValueError, RecursionError) as error:
-        raise NoAnswerError(f"the server of the mount does not answer: {error}") from error
-    raise NoAnswerError("the server of the mount ended without an answer")
+        raise _no_answer(error) from error
+    raise LostAnswerError("the server of the mount ended without an answer")
+
+
+def _no_answer(error: Exception) -> NoAnswerError:
+    is_gone = isinstance(error, (ConnectionError, FileNotFoundError, NotADirectoryError))
+    kind = LostAnswerError if is_gone else NoAnswerError
+    return kind(f"the server of the mount does not answer: {error}")
 
 
 def _result(value: Any) -> Any:

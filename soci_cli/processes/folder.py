@@ -103,6 +103,11 @@ class OwnFolder(Folder, Closing):
         self._root = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._here = Path(f"/proc/self/fd/{self._root}", path.name)
 
+    @property
+    def lock(self) -> int:
+        """The descriptor of its lock: as long as anybody has a copy, it counts as alive."""
+        return self._lock
+
     def write(self, record: Any) -> None:
         """Writes down what it is now. StorageError."""
         try:
@@ -165,6 +170,10 @@ class Folders(Generic[_R]):
             path.rename(self.root / name)
         except OSError as error:
             raise _refused(self.root, error) from error
+        return OwnFolder(self.root / name, self._name, lock)
+
+    def adopt(self, name: str, lock: int) -> OwnFolder:
+        """One that another process made and locked; `lock` is a descriptor of its lock."""
         return OwnFolder(self.root / name, self._name, lock)
 
     def all(self) -> list[tuple[Folder, _R]]:

@@ -19,6 +19,12 @@ class Process:
     started: int
     boot_id: str
 
+    def is_alive(self) -> bool:
+        """Whether it is there, as far as can be seen from here."""
+        fields = _fields(self.pid)
+        is_same = self.boot_id == boot_id() and _started(self.pid) == self.started
+        return is_same and fields[:1] not in ([b"Z"], [b"X"])  # which ended
+
     def send_signal(self, number: signal.Signals) -> bool:
         """Sends a signal; False where the process is gone or cannot be reached."""
         if self.boot_id != boot_id() or not self.started:
@@ -76,9 +82,14 @@ def _is_there(thread: int) -> bool:
 
 def _started(pid: int) -> int | None:
     """When a process was started, in clock ticks after the boot; None when there is none."""
-    try:
+    with suppress(ValueError, IndexError):
+        return int(_fields(pid)[19])
+    return None
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What /proc says of a process after its name, from the state on; nothing when there is none."""
+    with suppress(OSError):
         # The name, in parentheses, may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return []

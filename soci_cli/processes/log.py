@@ -46,7 +46,7 @@ class Log(Closing):
             self._settle()
             self._last = line
             self.recent = [*self.recent, line][-_RECENT:]
-            self._write(_stamped(line))
+            self._write(stamped(line))
 
     def redirect(self, write: Callable[[str], None]) -> None:
         """Writes to another place from now on."""
@@ -66,7 +66,7 @@ class Log(Closing):
 
     def _tell_repeats(self) -> None:
         times = f"{self._repeats} times" if self._repeats > 1 else "once"
-        self._write(_stamped(f"the line above came {times} more"))
+        self._write(stamped(f"the line above came {times} more"))
 
 
 class LogFile(Closing):
@@ -98,5 +98,6 @@ class LogFile(Closing):
             os.close(fd)
 
 
-def _stamped(line: str) -> str:
+def stamped(line: str) -> str:
+    """A line with the time before it."""
     return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import pytest
 
 from soci_cli.kernel.points import mount_at
 from tests.support.commands import SOCI, Done, environment, process
+from tests.support.holders import crash
 from tests.support.machine import need_erofs
 from tests.support.servers.fault_proxy import FaultProxy
 
@@ -81,7 +80,7 @@ class Home:
             subprocess.run(["umount", "-l", target], capture_output=True, check=False)
         for path in (self.folder / ".local/state/soci/mounts").glob("*/mount.json"):
             with suppress(OSError, ValueError):
-                os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
+                crash(json.loads(path.read_text())["pid"])
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from soci_cli.kernel import calls
 from soci_cli.kernel.points import mount_at
 from tests.commands.mounting import Home, until
 from tests.commands.test_reading import BIG
+from tests.support.holders import crash
 from tests.support.machine import need_erofs
 
 
@@ -109,7 +109,7 @@ def test_engines_as_text(home: Home) -> None:
 
 def test_the_end_of_the_server_leaves_errors_and_no_hang(home: Home, layout: Path) -> None:
     home("mount", "--engine", "erofs", f"oci:{layout}", home.target).good()
-    os.kill(home.mounts()[0]["pid"], signal.SIGKILL)
+    crash(home.mounts()[0]["pid"])
     until(lambda: home.mounts()[0]["state"] == "crashed")
     assert (home.target / "usr/big").stat().st_size == len(BIG)
     with pytest.raises(OSError, match="Input/output"):

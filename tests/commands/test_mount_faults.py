@@ -19,6 +19,7 @@ from tests.commands.mounting import PATIENCE, Home, Remote, both_engines, until
 from tests.commands.test_reading import BIG
 from tests.integration.mounts import NOBODY, Person, python_for
 from tests.support.commands import environment
+from tests.support.holders import crash
 from tests.support.images import noise
 from tests.support.machine import PROJECT, need
 from tests.support.servers.actions import Hang
@@ -30,7 +31,7 @@ def test_a_server_that_crashed(home: Home, layout: Path) -> None:
     home("mount", "--rw", f"oci:{layout}", home.target).good()
     (home.target / "usr/new").write_text("new")
     (mount,) = home.mounts()
-    os.kill(mount["pid"], signal.SIGKILL)
+    crash(mount["pid"])
     until(lambda: home.mounts()[0]["state"] == "crashed")
     with pytest.raises(OSError, match=r"Transport endpoint|Input/output"):
         (home.target / "usr/big").read_bytes()
@@ -51,7 +52,7 @@ def test_commands_where_a_mount_crashed(home: Home, layout: Path, flags: list[st
     image = f"oci:{layout}"
     (home.folder / "other").mkdir()
     home("mount", *flags, image, home.target).good()
-    os.kill(home.mounts()[0]["pid"], signal.SIGKILL)
+    crash(home.mounts()[0]["pid"])
     until(lambda: home.mounts()[0]["state"] == "crashed")
     for command in (
         ("mount", image, "mnt"),
@@ -71,7 +72,7 @@ def test_commands_where_a_mount_crashed(home: Home, layout: Path, flags: list[st
 def test_what_a_crash_left_without_a_mount(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     (mount,) = home.mounts()
-    os.kill(mount["pid"], signal.SIGKILL)
+    crash(mount["pid"])
     subprocess.run(["umount", "-l", home.target], check=True)
     until(lambda: home.mounts()[0]["state"] == "crashed")
     done = home("umount", home.target).good()
@@ -91,7 +92,7 @@ def test_damaged_state_is_removed(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
     (mount,) = home.mounts()
     Path(mount["log"]).with_name("mount.json").write_text("{")
-    os.kill(mount["pid"], signal.SIGKILL)
+    crash(mount["pid"])
     subprocess.run(["umount", home.target], check=True)
     home("umount", "--all").good()
     assert home.left == []
@@ -180,7 +181,7 @@ def test_what_is_mounted_over_it_stays(home: Home, layout: Path) -> None:
 @both_engines
 def test_what_is_mounted_over_a_crashed_one_stays(home: Home, layout: Path) -> None:
     home("mount", f"oci:{layout}", home.target).good()
-    os.kill(home.mounts()[0]["pid"], signal.SIGKILL)
+    crash(home.mounts()[0]["pid"])
     until(lambda: home.mounts()[0]["state"] == "crashed")
     subprocess.run(["mount", "-t", "tmpfs", "other", home.target], check=True)
     (home.target / "kept").write_text("kept")
@@ -221,7 +222,7 @@ def test_as_an_ordinary_user(layout: Path, need_fuse: None) -> None:
             assert size.stdout == f"{len(BIG)}\n"
             facts = json.loads(soci("mounts", "--format", "json").stdout)
             assert (facts["state"], facts["kind"]) == ("serving", "fuse")
-            os.kill(facts["pid"], signal.SIGKILL)
+            crash(facts["pid"])
             until(
                 lambda: json.loads(soci("mounts", "--format", "json").stdout)["state"] == "crashed"
             )

@@ -16,6 +16,7 @@ from soci_cli.kernel.points import mount_at
 from tests.commands.mounting import PATIENCE, Home, Remote, both_engines, until
 from tests.commands.test_reading import BIG
 from tests.support.commands import on_terminal, process
+from tests.support.holders import crash
 from tests.support.images import make_image
 from tests.support.servers import DockerRegistry
 from tests.support.servers.actions import Hang
@@ -105,7 +106,7 @@ def test_a_process_that_is_killed(home: Home, layout: Path, folders: list[Path])
     for folder in folders[:3]:
         home("mount", "--rw", f"oci:{layout}", folder).good()
     (pid,) = pids(home)
-    os.kill(pid, signal.SIGKILL)
+    crash(pid)
     until(lambda: {mount["state"] for mount in home.mounts()} == {"crashed"})
     assert len(home.mounts()) == 3
     home("mount", f"oci:{layout}", folders[3]).good()
@@ -155,11 +156,15 @@ def test_a_registry_that_hangs_touches_no_other_image(
 
 
 def test_a_process_that_hangs(home: Home, layout: Path, folders: list[Path]) -> None:
-    """It is not killed as long as it has mounts that nobody wanted to end; a new mount gets another one."""
+    """Without a holder it is not killed as long as it has mounts that nobody wanted to end.
+
+    A new mount gets another one.
+    """
     for folder in folders[:2]:
         home("mount", f"oci:{layout}", folder).good()
     (pid,) = pids(home)
     os.kill(pid, signal.SIGSTOP)
+    rewrite(home, held=None)
     home("mount", f"oci:{layout}", folders[2]).good()
     assert len(pids(home)) == 2
     home("umount", "--force", folders[0]).bad(1, f"process {pid}", str(folders[1]), "kill -9")
@@ -167,6 +172,22 @@ def test_a_process_that_hangs(home: Home, layout: Path, folders: list[Path]) -> 
     home("umount", "--all", "--force").good()
     assert home.mounts() == []
     assert not any(mount_at(str(folder)) for folder in folders)
+
+
+def test_a_process_that_hangs_and_has_a_holder(
+    home: Home, layout: Path, folders: list[Path]
+) -> None:
+    """It is killed, and its other mounts go on."""
+    for folder in folders[:2]:
+        home("mount", f"oci:{layout}", folder).good()
+    (pid,) = pids(home)
+    os.kill(pid, signal.SIGSTOP)
+    home("umount", "--force", folders[0]).good()
+    assert mount_at(str(folders[0])) is None
+    assert (folders[1] / "usr/big").read_bytes() == BIG
+    assert pids(home) & {pid} == set()
+    home("umount", folders[1]).good()
+    until(lambda: not left(home))
 
 
 def test_credentials_belong_to_an_image(
@@ -237,7 +258,7 @@ def test_mounts_of_the_version_before(home: Home, layout: Path, folders: list[Pa
         assert (mount["state"], mount["owner"]) == ("serving", "person")
         home("stats", folders[0]).bad(1, "older version")
         if crashes:
-            os.kill(mount["pid"], signal.SIGKILL)
+            crash(mount["pid"])
             until(lambda: home.mounts()[0]["state"] == "crashed")
         assert home("umount", folders[0]).good().err == ""
         assert mount_at(str(folders[0])) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tests.integration.mounts import (
     Person,
     detach,
 )
+from tests.support.holders import crash
 from tests.support.images import (
     blob_json,
     noise,
@@ -72,7 +72,7 @@ def living(person: Person) -> Iterator[Person]:
     yield person
     for _, record in person.records():
         with suppress(OSError):
-            os.kill(record["pid"], signal.SIGKILL)
+            crash(record["pid"])
         detach(Path(record["target"]))
 
 

@@ -36,6 +36,7 @@ from tests.integration.published import (
     drop,
     new_folder,
 )
+from tests.support.holders import crash
 from tests.support.servers import Fault, FaultProxy, TokenServer
 from tests.support.servers.actions import (
     CutAnswer,
@@ -230,7 +231,7 @@ def test_a_server_that_is_killed(plain: Published, proxy: FaultProxy, person: Pe
     proxy.add(Fault(Throttle(100_000), f"/blobs/{plain.layers[0]}"))
     reader = person.start("cat", place / "data/noise", stdout=subprocess.DEVNULL)
     wait_for(lambda: proxy.seen("GET", f"/blobs/{plain.layers[0]}"), "it reads")
-    os.kill(person.server(), signal.SIGKILL)
+    crash(person.server())
     _, errors = reader.communicate(timeout=PATIENCE)
     assert reader.returncode == 1
     assert b"cat: " in errors

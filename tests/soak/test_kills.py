@@ -18,6 +18,7 @@ from soci_cli.errors import NotFoundError
 from soci_cli.targets import Store
 from tests.soak.programs import FILES, PLACES, read_some
 from tests.support.commands import process
+from tests.support.holders import crash
 from tests.support.images import (
     check_complete,
     gz,
@@ -106,7 +107,7 @@ def test_servers_of_mounts(tmp_path: Path, need_fuse: None) -> None:
             ["cat", target / "file"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         time.sleep(moments.uniform(0, 0.05))
-        os.kill(json.loads(mount)["pid"], signal.SIGKILL)
+        crash(json.loads(mount)["pid"])
         read, _ = reader.communicate(timeout=60)
         assert data.startswith(read)
         process("umount", target, home=tmp_path).good()

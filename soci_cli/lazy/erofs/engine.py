@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from soci_cli.kernel import calls, detached
 from soci_cli.kernel.fuse_device import abort_connection, connection_of, raise_read_ahead
 from soci_cli.kernel.overlay import Overlay
 from soci_cli.lazy.erofs import serving
-from soci_cli.lazy.erofs.image import ErofsImage
+from soci_cli.lazy.erofs.image import ErofsImage, decode
 from soci_cli.lazy.erofs.mounting import Way, mount
-from soci_cli.lazy.fuse.mounting import MountedImage, MountOptions, source_of
+from soci_cli.lazy.fuse import mounted as fuse
+from soci_cli.lazy.fuse.mounted import Handover, MountedImage, start_session
+from soci_cli.lazy.fuse.mounting import MountOptions, source_of
 from soci_cli.lazy.fuse.session import OnRead, Session
 from soci_cli.lazy.merged import LazyImage
 
@@ -41,12 +42,8 @@ def mount_image(
     fd, below = serving.connect(f"soci-devices:{image.name}"[:200])
     with ExitStack() as stack:
         stack.callback(os.close, below)
-        session = Session(fd, serving.DevicesTree(image, about.layouts), log, on_read)
-        try:
-            threading.Thread(target=session.run, name="soci-fuse", daemon=True).start()
-        except RuntimeError as error:
-            os.close(fd)
-            raise MountError(f"{target} cannot be served: {error}") from error
+        tree = serving.DevicesTree(image, about.layouts)
+        session = start_session(Session(fd, tree, log, on_read), target)
         connection = connection_of(below)  # which asks the server
         try:
             raise_read_ahead(below)
@@ -67,7 +64,22 @@ def mount_image(
             abort_connection(connection)
             raise
     kind = "overlay" if options.writable else "erofs"
-    return MountedImage(kind, target, session, connection=connection)
+    descriptors = {"metadata": os.dup(file)}
+    return MountedImage(kind, target, session, connection=connection, descriptors=descriptors)
+
+
+def resume_image(
+    image: LazyImage,
+    target: Path,
+    handover: Handover,
+    descriptors: Mapping[str, int],
+    log: Callable[[str], None],
+    on_read: OnRead | None,
+) -> MountedImage:
+    """See `fuse.mounted.resume_image`."""
+    about = decode(descriptors["metadata"])
+    tree = serving.DevicesTree(image, about.layouts)
+    return fuse.resume_image(tree, target, handover, descriptors, log, on_read)
 
 
 def _attach_overlay(

@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 from soci_cli.exports import importing
 
 if TYPE_CHECKING:
-    from soci_cli.lazy.fuse.mounting import MountedImage, MountOptions, mount_image
+    from soci_cli.lazy.fuse.mounted import MountedImage
+    from soci_cli.lazy.fuse.mounting import MountOptions, mount_image
     from soci_cli.lazy.fuse.naming import is_image
 else:
     __getattr__ = importing(
         __name__,
-        {"mounting": "MountOptions MountedImage mount_image", "naming": "is_image"},
+        {
+            "mounted": "MountedImage",
+            "mounting": "MountOptions mount_image",
+            "naming": "is_image",
+        },
     )
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,8 @@ from soci_cli.kernel.points import identify, resolve
 from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy.fuse.filesystem import TRUSTED_MARK, USER_MARK, namespace_owners, same_owners
 from soci_cli.lazy.fuse.layer_tree import LayerTree
-from soci_cli.lazy.fuse.mounting import MountedImage, check_target
+from soci_cli.lazy.fuse.mounted import MountedImage, start_session
+from soci_cli.lazy.fuse.mounting import check_target
 from soci_cli.lazy.fuse.naming import LAYER_SOURCE, LAYER_SUBTYPE
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.lazy_layer import LazyLayer
@@ -24,33 +24,33 @@ from soci_cli.lazy.merged import LazyImage
 
 
 def mount_layer(
-    layer: LazyLayer,
+    image: LazyImage,
     below: Sequence[LazyLayer] | None,
     target: Path,
-    name: str,
     log: Log,
     on_read: OnRead | None = None,
 ) -> MountedImage:
-    """Mounts a layer, which must be open, and serves it from a thread of this process.
+    """Mounts the one layer of `image`, which must be open, and serves it from a thread of this process.
 
-    `below` as for `LayerTree`, `name` is the image's. MountError.
+    `below` as for `LayerTree`. MountError.
     """
     target = resolve(target)
     check_target(target)
-    image = LazyImage(name, [layer])
-    if is_initial_user_namespace():
-        tree = LayerTree(image, below, TRUSTED_MARK, same_owners)
-    else:
-        tree = LayerTree(image, below, USER_MARK, namespace_owners())
+    tree = layer_tree(image, below)
     flags = calls.MS_RDONLY | calls.MS_NOSUID | calls.MS_NODEV
     fd = mount_fuse(LAYER_SUBTYPE, LAYER_SOURCE, target, flags, "allow_other")
-    session = Session(fd, tree, log, on_read)
     try:
-        threading.Thread(target=session.run, name="soci-fuse", daemon=True).start()
-    except RuntimeError as error:
-        os.close(fd)
+        session = start_session(Session(fd, tree, log, on_read), target)
+    except MountError:
         with suppress(MountError):
             unmount(target, identify(target), force=True)
-        raise MountError(f"{target} cannot be served: {error}") from error
+        raise
     raise_read_ahead(target)
     return MountedImage("fuse", target, session, connection=os.minor(target.stat().st_dev))
+
+
+def layer_tree(image: LazyImage, below: Sequence[LazyLayer] | None) -> LayerTree:
+    """What is served for the one layer of `image` by this user."""
+    if is_initial_user_namespace():
+        return LayerTree(image, below, TRUSTED_MARK, same_owners)
+    return LayerTree(image, below, USER_MARK, namespace_owners())

@@ -9,35 +9,30 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from soci_cli.closing import Closing
-from soci_cli.errors import MountError, NotMountedError, SociError
+from soci_cli.errors import MountError
 from soci_cli.kernel import calls
 from soci_cli.kernel.fuse_device import (
-    abort_connection,
     fusermount,
     is_dead,
     mount_fuse,
-    new_name,
     raise_read_ahead,
 )
 from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.kernel.overlay import MAX_LOWERS, NoOverlayError, Overlay
 from soci_cli.kernel.points import identify, mount_at, resolve
-from soci_cli.kernel.unmount import check_uppermost, unmount
-from soci_cli.lazy.fuse.filesystem import (
-    TRUSTED_MARK,
-    USER_MARK,
-    LayersTree,
-    MergedTree,
-    Tree,
-    namespace_owners,
-    same_owners,
+from soci_cli.kernel.unmount import unmount
+from soci_cli.lazy.fuse.filesystem import Tree
+from soci_cli.lazy.fuse.mounted import (
+    MountedImage,
+    end_connection,
+    follow_program,
+    spare_xattrs,
+    start_session,
+    tree_of,
 )
 from soci_cli.lazy.fuse.naming import SOURCE_PREFIX, SUBTYPE, is_image
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
@@ -45,8 +40,6 @@ from soci_cli.lazy.merged import LazyImage
 
 _MAX_SOURCE = 200
 _MAX_LAYERS = MAX_LOWERS - 1  # one is "empty"
-_FAREWELL = 1.0
-_LATER = 0.1
 _LAYERS = "l"  # short, for the options of overlayfs must fit into 4 KiB
 
 
@@ -61,65 +54,6 @@ class MountOptions:
     suid: bool = False
     dev: bool = False
     allow_other: bool = False
-
-
-class MountedImage(Closing):
-    """An image that is mounted and served. The image must be closed after this."""
-
-    def __init__(
-        self,
-        kind: str,
-        target: Path,
-        session: Session,
-        overlay: subprocess.Popen[bytes] | None = None,
-        layers: Path | None = None,
-        connection: int | None = None,
-    ) -> None:
-        """`layers` is where the FUSE file system is mounted, if that is not the target; `connection` is its
-        number, if root mounted it."""
-        self.kind = kind
-        """Who joins the layers: "overlay", "fuse-overlayfs", or the server itself: "fuse", "erofs"."""
-        self.target = target
-        self.identity = identify(target)
-        """What is mounted at the target."""
-        self._session = session
-        self._overlay = overlay
-        self._layers = layers or target
-        self._connection = connection
-        self._mounts = {target: self.identity}
-        if layers is not None:
-            self._mounts[layers] = identify(layers)
-
-    def serve(self) -> None:
-        """Waits until the image is unmounted, by anyone, or `abort` was called."""
-        self._session.wait()
-
-    def unmount(self) -> None:
-        """Unmounts, unless it is in use. Raises as `kernel.unmount` does."""
-        unmount(self.target, self.identity)
-
-    def abort(self) -> None:
-        """Ends the connection, so that all who wait for something get an error, and unmounts.
-
-        CoveredError, and nothing is done, where another mount lies on it.
-        """
-        with suppress(NotMountedError):  # others may have it still
-            check_uppermost(self.target, self.identity)
-        self._end()
-
-    def close(self) -> None:
-        """Unmounts, if that was not done: who still uses it gets errors."""
-        if not self._session.wait(0):
-            self._end()
-        if self._overlay is not None:
-            self._overlay.kill()
-            self._overlay.wait()
-
-    def _end(self) -> None:
-        _end(self._session, self._layers, self._connection)
-        for path, identity in self._mounts.items():
-            with suppress(MountError):
-                unmount(path, identity, force=True)
 
 
 def mount_image(
@@ -211,13 +145,8 @@ class _Mounting:
             return self._merged()
 
     def _by_overlay(self) -> MountedImage:
-        in_namespace = not is_initial_user_namespace()
-        overlay = self._overlay(in_namespace)
-        tree = (
-            LayersTree(self._image, USER_MARK, namespace_owners())
-            if in_namespace
-            else LayersTree(self._image, TRUSTED_MARK)
-        )
+        overlay = self._overlay(not is_initial_user_namespace())
+        tree = tree_of("overlay", self._image)
         flags = calls.MS_RDONLY | calls.MS_NOSUID | calls.MS_NODEV
         fd = mount_fuse(SUBTYPE, self._source, self._layers, flags, "allow_other")
         session = self._serve(fd, tree, self._layers)
@@ -229,43 +158,42 @@ class _Mounting:
             flags = self._flags | (0 if overlay.writable else calls.MS_RDONLY)
             overlay.mount(SOURCE_PREFIX + self._source, self._target, flags)
         except BaseException:
-            _end(session, self._layers, None)
+            end_connection(session, self._layers, None)
             raise
         finally:
             with suppress(OSError):
                 calls.umount2(self._layers, calls.MNT_DETACH | calls.UMOUNT_NOFOLLOW)
-        self._spare_xattrs(session)
+        spare_xattrs(session, self._image)
         return MountedImage("overlay", self._target, session, connection=connection)
 
     def _merged(self) -> MountedImage:
-        owners = same_owners if is_initial_user_namespace() else namespace_owners()
-        tree = MergedTree(self._image, owners)
+        tree = tree_of("fuse", self._image)
         options = "allow_other,default_permissions"
         flags = calls.MS_RDONLY | self._flags
         fd = mount_fuse(SUBTYPE, self._source, self._target, flags, options)
         session = self._serve(fd, tree, self._target)
         raise_read_ahead(self._target)
         connection = os.minor(self._target.stat().st_dev)
-        self._spare_xattrs(session)
+        spare_xattrs(session, self._image)
         return MountedImage("fuse", self._target, session, connection=connection)
 
     def by_fusermount(self) -> MountedImage:
         """By the setuid program of libfuse, the layers merged here."""
         self._check_plain()
-        tree = MergedTree(self._image)
+        tree = tree_of("fuse", self._image)
         options = ["ro"]
         if self._options.allow_other:
             options += ["allow_other", "default_permissions"]
         fd = fusermount(SUBTYPE, self._source, self._target, options)
         session = self._serve(fd, tree, self._target)
-        self._spare_xattrs(session)
+        spare_xattrs(session, self._image)
         return MountedImage("fuse", self._target, session)
 
     def by_fuse_overlayfs(self) -> MountedImage:
         """By that program over the layers, which fusermount3 mounts."""
         self._check_plain()
         overlay = self._overlay(in_namespace=True)
-        tree = LayersTree(self._image, USER_MARK)
+        tree = tree_of("fuse-overlayfs", self._image)
         fd = fusermount(SUBTYPE, self._source, self._layers, ["ro"])
         session = self._serve(fd, tree, self._layers)
         below = identify(self._layers)
@@ -273,19 +201,21 @@ class _Mounting:
             overlay.prepare_upper()
             program = overlay.start_program(self._target)
         except BaseException:
-            _end(session, self._layers, None)
+            end_connection(session, self._layers, None)
             with suppress(MountError):
                 unmount(self._layers, below, force=True)
             raise
 
-        def follow() -> None:
-            # When the target is unmounted, its program ends, and nobody needs the layers any more.
-            program.wait()
-            with suppress(MountError):
-                unmount(self._layers, below, force=True)
-
-        threading.Thread(target=follow, name="soci-mount", daemon=True).start()
-        return MountedImage("fuse-overlayfs", self._target, session, program, self._layers)
+        follow_program(program, self._layers, below)
+        descriptors = {"program": os.pidfd_open(program.pid)}
+        return MountedImage(
+            "fuse-overlayfs",
+            self._target,
+            session,
+            program,
+            self._layers,
+            descriptors=descriptors,
+        )
 
     def _check_plain(self) -> None:
         if self._options.suid or self._options.dev:
@@ -314,42 +244,8 @@ class _Mounting:
         """Serves what is mounted at a path."""
         session = Session(fd, tree, self._log, self._on_read)
         try:
-            threading.Thread(target=session.run, name="soci-fuse", daemon=True).start()
-        except RuntimeError as error:
-            os.close(fd)
+            return start_session(session, self._target)
+        except MountError:
             with suppress(MountError):
                 unmount(path, identify(path), force=True)
-            raise MountError(f"{self._target} cannot be served: {error}") from error
-        return session
-
-    def _spare_xattrs(self, session: Session) -> None:
-        """Ends the questions for extended attributes where there are none: overlayfs has one per file.
-
-        Not before overlayfs is mounted, which looks at that time what the file systems below it can do; and
-        a little later, because whoever mounts waits for more important things.
-        """
-
-        def look() -> None:
-            if session.wait(_LATER):
-                return
-            with suppress(SociError):  # which shows where it matters
-                if not any(layer.files.may_need_xattrs() for layer in self._image.layers):
-                    session.end_xattrs()
-
-        threading.Thread(target=look, name="soci-xattrs", daemon=True).start()
-
-
-def _end(session: Session, path: Path, connection: int | None) -> None:
-    """Ends a connection by its number, or by way of its file system, which is seen at `path`."""
-    session.abort()
-    if connection is not None and abort_connection(connection):
-        session.wait(_FAREWELL)
-        return
-
-    def ask() -> None:
-        # Its thread waits for a request, so it gets one.
-        with suppress(OSError):
-            new_name(path).lstat()
-
-    threading.Thread(target=ask, name="soci-mount", daemon=True).start()
-    session.wait(_FAREWELL)
+            raise

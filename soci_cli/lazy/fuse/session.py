@@ -13,6 +13,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
 from soci_cli.errors import SociError
@@ -45,10 +46,19 @@ OnRead = Callable[[int, int], None]
 class Session:
     """Serves a tree over the file descriptor of a FUSE connection, which it closes at its end."""
 
-    def __init__(self, fd: int, tree: Tree, log: Log, on_read: OnRead | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        tree: Tree,
+        log: Log,
+        on_read: OnRead | None = None,
+        agreed: int | None = None,
+    ) -> None:
         """`log` is given a line for each read that fails.
 
         `on_read` is called with layer and entry when a file is read, again only after another file was.
+        `agreed` are the flags of INIT that an earlier server of the connection agreed on with the kernel,
+        which does not ask twice.
         """
         self._fd = fd
         self._tree = tree
@@ -67,6 +77,9 @@ class Session:
         self._mutex = threading.Lock()  # of the descriptor, for all but the thread in `run`
         self._watcher: threading.Thread | None = None
         self._no_open: set[int] = set()
+        self._agreed: Future[int] = Future()
+        if agreed is not None:
+            self._agree(agreed)
         self._handlers: dict[int, Callable[[int, memoryview], bytes]] = {
             wire.LOOKUP: self._lookup,
             wire.GETATTR: self._getattr,
@@ -104,14 +117,30 @@ class Session:
                 self._serve(view[:length])
         finally:
             self.abort()
-            with self._mutex:
-                fd, self._fd = self._fd, -1
-                os.close(fd)
-            self._ended.set()
+            self.drop()
+
+    def drop(self) -> None:
+        """Closes the descriptor, at the end or where nobody runs it."""
+        with self._mutex:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+        self._ended.set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the end; whether it came."""
         return self._ended.wait(timeout)
+
+    def agreed(self, timeout: float) -> int:
+        """The flags that were agreed on with the kernel. TimeoutError where it did not ask in time."""
+        try:
+            return self._agreed.result(timeout)
+        except FutureTimeout:
+            raise TimeoutError("the kernel did not begin") from None
+
+    def duplicate(self) -> int:
+        """Another descriptor of the connection. OSError after the end."""
+        with self._mutex:
+            return os.dup(self._fd)
 
     def abort(self) -> None:
         """Fails all reads that wait. The next request of any kind ends the connection."""
@@ -178,12 +207,17 @@ class Session:
             )
             raise OSError(errno.EPROTO, "the kernel is too old")
         flags &= _WANTED
+        if not self._agreed.done():
+            self._agree(flags)
+        return wire.init_out(minor, flags)
+
+    def _agree(self, flags: int) -> None:
         # The kernel opens without asking once it was answered ENOSYS.
         if flags & wire.NO_OPEN_SUPPORT:
             self._no_open.add(wire.OPEN)
         if flags & wire.NO_OPENDIR_SUPPORT:
             self._no_open.add(wire.OPENDIR)
-        return wire.init_out(minor, flags)
+        self._agreed.set_result(flags)
 
     def _open(self, opcode: int) -> bytes:
         if opcode in self._no_open:

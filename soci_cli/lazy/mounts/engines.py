@@ -30,7 +30,9 @@ from soci_cli.lazy.erofs.image import ErofsImage
 from soci_cli.lazy.erofs.making import Images, LayerImages
 from soci_cli.lazy.erofs.mounting import Probed, Way, probe
 from soci_cli.lazy.fuse import MountedImage, MountOptions, mount_image
-from soci_cli.lazy.fuse.layer_mounting import mount_layer
+from soci_cli.lazy.fuse.filesystem import Tree
+from soci_cli.lazy.fuse.layer_mounting import layer_tree, mount_layer
+from soci_cli.lazy.fuse.mounted import Handover, resume_image, tree_of
 from soci_cli.lazy.fuse.session import OnRead
 from soci_cli.lazy.merged import LazyImage
 from soci_cli.new_file import replacing
@@ -181,6 +183,22 @@ class Engines:
                 prepared = str(error)
         return Mounted(self._by_fuse(target, scratch, options, on_read), "fuse", prepared)
 
+    def resume(
+        self,
+        handover: Handover,
+        descriptors: Mapping[str, int],
+        target: Path,
+        on_read: OnRead | None,
+    ) -> MountedImage:
+        """Goes on with what another process mounted; see `fuse.mounted.resume_image`."""
+        about = target, handover, descriptors, self._log, on_read
+        if "metadata" in descriptors:
+            return erofs.resume_image(self._image, *about)
+        return resume_image(self._tree(handover.kind), *about)
+
+    def _tree(self, kind: str) -> Tree:
+        return tree_of(kind, self._image)
+
     def _by_fuse(
         self, target: Path, scratch: Path, options: MountOptions, on_read: OnRead | None
     ) -> MountedImage:
@@ -240,8 +258,10 @@ class LayerEngines(Engines):
         # There is no next mount that could be better.
         return super()._prepare(is_patient=True)
 
+    def _tree(self, kind: str) -> Tree:
+        return layer_tree(self._image, self._below)
+
     def _by_fuse(
         self, target: Path, scratch: Path, options: MountOptions, on_read: OnRead | None
     ) -> MountedImage:
-        (layer,) = self._image.layers
-        return mount_layer(layer, self._below, target, self._image.name, self._log, on_read)
+        return mount_layer(self._image, self._below, target, self._log, on_read)

@@ -14,38 +14,43 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from soci_cli.closing import Closing
 from soci_cli.errors import MountError, NotFoundError, SociError
 from soci_cli.kernel.calls import limit_heaps
+from soci_cli.lazy.mounts.keeping import HOST_NAME, Keeper, this_program
 from soci_cli.lazy.mounts.records import HostRecord, Hosts
 from soci_cli.lazy.mounts.request import (
     AbortQuestion,
     MountQuestion,
     MountRequest,
+    RestartQuestion,
     StatisticsQuestion,
     UnmountQuestion,
 )
 from soci_cli.processes.control import Caller, ControlServer
 from soci_cli.processes.debugging import show_log
 from soci_cli.processes.identity import this_process
-from soci_cli.processes.log import LogFile
-from soci_cli.progress import Observer, Task
+from soci_cli.processes.log import LogFile, stamped
+from soci_cli.progress import Observer, SilentObserver, Task
 
 if TYPE_CHECKING:
     from soci_cli.lazy.fetcher import Fetcher
+    from soci_cli.lazy.mounts.resuming import Inheritance, Inherited
     from soci_cli.lazy.mounts.server import Server
 
 _SWITCH_INTERVAL = 0.0005
 _AGAIN = 1.0  # seconds
 _PAUSE = 0.1
 _FAREWELL = 2.0
+_TAKING_OVER = 10.0
+_STARTING = 30.0
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -53,11 +58,17 @@ class Host(Closing):
     """The mounts of this process, and the answers to what is asked of them."""
 
     def __init__(
-        self, state: Path, key: str = "", write: Callable[[str], None] | None = None
+        self,
+        state: Path,
+        key: str = "",
+        write: Callable[[str], None] | None = None,
+        inheritance: Inheritance | None = None,
+        folder: str = "",
     ) -> None:
         """What is known of it is below `state`; it takes requests of who has the same `key`.
 
-        Log lines go to `write`, by default into the folders of the process and of each mount. StorageError.
+        Log lines go to `write`, by default into the folders of the process and of each mount. With an
+        `inheritance` it goes on with what another process served, whose folder is `folder`. StorageError.
         """
         this = this_process()
         _raise_limits()
@@ -70,21 +81,48 @@ class Host(Closing):
         self._pending = 0
         self._is_ending = False
         self._is_closed = False
+        self._inheritance = inheritance
+        self._successor: Future[bool] | None = None
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        with ExitStack() as stack:
+        self._stack = stack = ExitStack()
+        try:
             stack.callback(os.close, self._reader)
             stack.callback(os.close, self._writer)
             record = HostRecord(this.pid, this.started, this.boot_id, key)
-            self.folder = stack.enter_context(Hosts(state).create(record))
+            if inheritance is None:
+                self.folder = Hosts(state).create(record)
+            else:
+                self.folder = Hosts(state).adopt(folder, inheritance.lock)
+            stack.enter_context(self.folder)
             self._log = write or stack.enter_context(LogFile(self.folder.log)).write
+            self._arguments = {"state": str(state), "key": key, "folder": self.folder.name}
+            start = this_program().start(self._arguments)
+            self._keeper = Keeper(start, self.folder.log, self._say, self._hear)
+            stack.callback(self._keeper.close)
+            if inheritance is not None:
+                self._take_over(inheritance)
+                self.folder.write(record)
             answers: dict[type, Callable[[Any, Caller], object]] = {
                 MountQuestion: self._answer_mount,
                 StatisticsQuestion: lambda one, _: self._server(one.mount).statistics(),
                 UnmountQuestion: lambda one, _: self._server(one.mount).unmount(),
                 AbortQuestion: lambda one, _: self._server(one.mount).abort(),
+                RestartQuestion: self._answer_restart,
             }
             self._control = stack.enter_context(ControlServer(self.folder.path, answers, self._log))
-            self._stack = stack.pop_all()
+        except BaseException:
+            if inheritance is None:  # else all belongs to another process still
+                stack.close()
+            raise
+        if inheritance is not None:
+            for server in self._all():
+                server.publish()
+            self._keeper.send("ready")
+
+    def keep(self) -> None:
+        """From now on a holder keeps what a successor needs, should this process end without a word."""
+        self._keeper.begin()
+        self._keeper.keep(HOST_NAME, [self.folder.lock])
 
     def serve(self, connection: socket.socket) -> None:
         """Answers the question of who started this process; `run` does not end before."""
@@ -95,9 +133,21 @@ class Host(Closing):
 
     def begin(self, request: MountRequest, observer: Observer) -> Server:
         """Mounts an image in a thread. Raises StorageError and MountError; see also `Server.ready`."""
+        return self._begin(request, observer, None)
+
+    def _begin(
+        self, request: MountRequest, observer: Observer, inherited: Inherited | None
+    ) -> Server:
         from soci_cli.lazy.mounts.server import Server
 
-        server = Server(request, self.folder.name, self._shared_fetcher(), self._write)
+        server = Server(
+            request,
+            self.folder.name,
+            self._shared_fetcher(),
+            self._keeper,
+            self._write,
+            inherited,
+        )
         thread = threading.Thread(
             target=self._serve, args=(server, observer), name="soci-mount", daemon=True
         )
@@ -132,6 +182,68 @@ class Host(Closing):
             if self._is_ending:
                 for server in self._all():
                     server.try_to_end()
+
+    # A successor.
+
+    def _take_over(self, inheritance: Inheritance) -> None:
+        """Goes on with mounts. MountError where that fails while another process serves them still."""
+        for one in inheritance.mounts:
+            self._begin(one.state.request, SilentObserver(), one)
+        self._keeper.adopt(inheritance.connection, inheritance.kept)
+        deadline = time.monotonic() + _TAKING_OVER
+        for server in self._all():
+            server.settled.wait(max(0.0, deadline - time.monotonic()))
+        waiting = [server for server in self._all() if server.is_waiting]
+        if inheritance.is_replacing and waiting:
+            # That process had better go on.
+            raise MountError(f"{len(waiting)} mounts cannot be taken over now")
+
+    def _answer_restart(self, question: RestartQuestion, _: Caller) -> None:
+        """Lets another process take over. MountError where it cannot; then this one goes on."""
+        with self._mutex:
+            if not self._keeper.is_begun:
+                raise MountError("this server has no holder, so nothing can take its mounts over")
+            if self._is_ending or self._successor is not None:
+                raise MountError("this server is about to end")
+            successor: Future[bool] = Future()
+            self._successor = successor
+        try:
+            deadline = time.monotonic() + _TAKING_OVER
+            while self._pending:
+                if time.monotonic() > deadline:
+                    raise MountError("this server is mounting an image; try again later")
+                time.sleep(_PAUSE)
+            self._keeper.replace(question.program.start(self._arguments))
+            if not wait([successor], _STARTING).done or not successor.result():
+                raise MountError(
+                    "the new server could not take the mounts over, so the old one goes on; "
+                    f"{self.folder.log} may say why"
+                )
+        except MountError:
+            self._successor = None
+            raise
+
+    def _hear(self, message: str) -> None:
+        """What the holder says."""
+        if message == "alone":
+            for server in self._all():
+                server.confirm()
+            if self._inheritance is not None and self._inheritance.is_replacing:
+                self._keeper.renew()  # by the new code
+        elif self._successor is not None:
+            self._successor.set_result(message == "leave")
+            if message == "leave":
+                self._leave()
+
+    def _leave(self) -> NoReturn:
+        """Ends this process and leaves everything to its successor."""
+        self._control.close()  # which gives the answer
+        for server in self._all():
+            server.leave()
+        os._exit(0)
+
+    def _say(self, line: str) -> None:
+        self._log(stamped(line))
 
     def _shared_fetcher(self) -> Fetcher:
         from soci_cli.lazy.fetcher import Fetcher
@@ -176,7 +288,7 @@ class Host(Closing):
     def _answer_mount(self, question: MountQuestion, caller: Caller) -> str:
         """The id of the new mount's folder; "" where this process is about to end."""
         with self._mutex:
-            if self._is_closed or self._is_ending:
+            if self._is_closed or self._is_ending or self._successor is not None:
                 return ""
             self._pending += 1
         with ExitStack() as stack:

@@ -31,8 +31,11 @@ class ReadList(Closing):
     Each path is put into words once, however long the list becomes; the file is always whole.
     """
 
-    def __init__(self, layers: Sequence[_Layer], path: Path) -> None:
-        """Writes an empty list at once. StorageError where `path` cannot be written."""
+    def __init__(self, layers: Sequence[_Layer], path: Path, *, is_new: bool = True) -> None:
+        """Writes an empty list at once. StorageError where `path` cannot be written.
+
+        One that is not new goes on with the list in `path`, and writes nothing before `take_up`.
+        """
         self._layers = layers
         self._path = path
         self._seen: dict[int, None] = {}
@@ -41,13 +44,23 @@ class ReadList(Closing):
         self._text = bytearray(b"[")
         self._written = 0
         self._ended = threading.Event()
-        self._write()
+        self._is_ours = is_new
+        if is_new:
+            self._write()
         self._thread = threading.Thread(target=self._keep, name="soci-record", daemon=True)
         self._thread.start()
 
     def __call__(self, layer: int, entry: int) -> None:
         """A file of a layer is read. Any thread may say so."""
         self._seen[layer << _LAYER | entry] = None
+
+    def take_up(self) -> None:
+        """Goes on with the list that is there: who wrote it so far writes no more."""
+        with suppress(OSError, ValueError):
+            names = json.loads(self._path.read_bytes())
+            for name in names if isinstance(names, list) else ():
+                self._add(str(name))
+        self._is_ours = True
 
     def close(self) -> None:
         """Writes what is missing. StorageError."""
@@ -64,16 +77,20 @@ class ReadList(Closing):
             pause = max(_PERIOD, _SHARE * (time.monotonic() - began))
 
     def _update(self) -> None:
+        if not self._is_ours:
+            return
         for key in list(self._seen)[self._taken :]:
             self._taken += 1
-            name = self._name(key)
-            if name not in self._names:  # as one of another layer may be
-                self._names.add(name)
-                # ASCII, so that names that are no UTF-8 come back as they were.
-                comma = "," if len(self._names) > 1 else ""
-                self._text += f"{comma}\n {json.dumps(name)}".encode("ascii")
+            self._add(self._name(key))
         if len(self._names) > self._written:
             self._write()
+
+    def _add(self, name: str) -> None:
+        if name not in self._names:  # as one of another layer may be
+            self._names.add(name)
+            # ASCII, so that names that are no UTF-8 come back as they were.
+            comma = "," if len(self._names) > 1 else ""
+            self._text += f"{comma}\n {json.dumps(name)}".encode("ascii")
 
     def _write(self) -> None:
         try:

@@ -28,8 +28,9 @@ class MountRecord:
     `kind` is how it is mounted, `device` and the ids which mount it is; all are empty before it is there.
     `process_started` is in clock ticks after the boot `boot_id`, `started` in seconds since 1970. `host` is
     the folder of the process, `layer_digests` what it reads, `engine` what serves it, `reason` why that is
-    not EROFS, and `metadata` the digest of EROFS's metadata in the cache. Older records lack what has a
-    default.
+    not EROFS, and `metadata` the digest of EROFS's metadata in the cache. `restarts` is how many servers
+    took the mount over; one that is `held` is taken over when its server ends without a word. Older records
+    lack what has a default.
     """
 
     image: str
@@ -54,6 +55,8 @@ class MountRecord:
     engine: str = ""
     reason: str = ""
     metadata: str = ""
+    restarts: int = 0
+    held: bool = False
 
     def __post_init__(self) -> None:
         """Raises InvalidDataError for what no server wrote."""

@@ -7,8 +7,10 @@ environment. All paths are absolute.
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +161,32 @@ class AbortQuestion:
 
 
 @dataclass(frozen=True)
+class Program:
+    """The Python and the code of soci that a server runs, and what it imports from."""
+
+    python: str
+    script: str
+    path: tuple[str, ...]
+
+    def start(self, arguments: Mapping[str, str]) -> bytes:
+        """How a holder starts a server of it."""
+        text = json.dumps({"path": self.path, "arguments": dict(arguments)})
+        return b"\0".join(
+            (os.fsencode(self.python), os.fsencode(self.script), text.encode("ascii"))
+        )
+
+
+@dataclass(frozen=True)
+class RestartQuestion:
+    """Asks the process to let a successor take over all its mounts, which runs as said here.
+
+    Answered when the successor serves, with nothing; this process ends then.
+    """
+
+    program: Program
+
+
+@dataclass(frozen=True)
 class OpenedImage:
     """An image that is open, what fetches for it, and where it is."""
 
@@ -179,10 +207,12 @@ def opened(
     observer: Observer,
     readahead: int = 0,
     fetcher: Fetcher | None = None,
+    wrap: Callable[[Source], Source] = lambda source: source,
 ) -> Iterator[OpenedImage]:
     """An image that is read, until the end of the `with`; `readahead` and `fetcher` as for `Fetching`.
 
-    Raises what `open_image` and opening the place raise.
+    `wrap` is given its place, and the image is read from what that returns. Raises what `open_image` and
+    opening the place raise.
     """
     from soci_cli.index.discover import IndexSources
     from soci_cli.lazy import Cache, Fetching, OpenOptions, open_image
@@ -202,7 +232,7 @@ def opened(
         if place.kind == "containerd":
             client = connect(*dataclasses.astuple(request.containerd))
             stack.callback(client.close)
-        source = stack.enter_context(open_source(place, request.store, registries, client))
+        source = wrap(stack.enter_context(open_source(place, request.store, registries, client)))
         cache = Cache(request.cache, request.cache_limit)
         fetching = Fetching(cache, request.requests, readahead, request.reader_deadline, fetcher)
         stack.enter_context(fetching)

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
-from soci_cli.errors import BusyError, CoveredError, EndedError, SociError
+from soci_cli.errors import BusyError, CoveredError, EndedError, SociError, StorageError
 from soci_cli.kernel.points import points_below
+from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
 from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.fuse import MountedImage, MountOptions
 from soci_cli.lazy.fuse.mounting import check_target
 from soci_cli.lazy.lazy_layer import LazyLayer
+from soci_cli.lazy.merged import LazyImage
 from soci_cli.lazy.mounts.engines import Engines, LayerEngines
+from soci_cli.lazy.mounts.keeping import Keeper
 from soci_cli.lazy.mounts.readlist import ReadList
 from soci_cli.lazy.mounts.records import MountRecord, Mounts
 from soci_cli.lazy.mounts.request import READAHEAD, MountRequest, OpenedImage, opened
+from soci_cli.lazy.mounts.resuming import Inherited, descriptors_of, ztoc_files
 from soci_cli.lazy.mounts.statistics import statistics
+from soci_cli.lazy.remembering import RememberingSource
 from soci_cli.oci import platforms
 from soci_cli.processes.folder import OwnFolder
 from soci_cli.processes.identity import this_process
 from soci_cli.processes.log import Log, LogFile
-from soci_cli.progress import Observer
+from soci_cli.progress import Observer, SilentObserver
+from soci_cli.targets import Source
+
+_PATIENCE = 5.0
+_LONGEST_PAUSE = 30.0
 
 
 class Server:
@@ -40,16 +51,26 @@ class Server:
         request: MountRequest,
         host: str,
         fetcher: Fetcher,
+        keeper: Keeper,
         write: Callable[[str], None] | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         """Writes the record of a mount that is about to be made; StorageError, also when there is one.
 
-        `host` is the folder of this process, `fetcher` what all its mounts share. Log lines go to `write`,
-        by default into the mount's folder.
+        `host` is the folder of this process, `fetcher` and `keeper` what all its mounts share. Log lines go
+        to `write`, by default into the mount's folder. With `inherited` it goes on with a mount of another
+        server, and `publish` writes the record.
         """
         this = this_process()
         self._request = request
         self._fetcher = fetcher
+        self._keeper = keeper
+        self._inherited = inherited
+        self._reads: ReadList | None = None
+        self.settled = threading.Event()
+        """Whether it is known how a mount that is taken over goes on."""
+        self._woken = threading.Event()
+        self._place: RememberingSource | None = None
         self._record = MountRecord(
             image=request.image.place,
             digest="",
@@ -63,11 +84,24 @@ class Server:
             owner=request.owner,
             host=host,
         )
-        mounts = Mounts(request.state)
-        mounts.check_free(request.target)
-        check_target(request.target)
-        request.check_clear()
-        self.folder: OwnFolder = mounts.claim(self._record)
+        self.folder: OwnFolder
+        if inherited is not None:
+            before = inherited.state.record
+            self._record = dataclasses.replace(
+                before,
+                pid=this.pid,
+                process_started=this.started,
+                boot_id=this.boot_id,
+                host=host,
+                restarts=before.restarts + 1,
+            )
+            self.folder = Mounts(request.state).adopt(inherited.name, inherited.lock)
+        else:
+            mounts = Mounts(request.state)
+            mounts.check_free(request.target)
+            check_target(request.target)
+            request.check_clear()
+            self.folder = mounts.claim(self._record)
         self.ready: Future[str] = Future()
         self._write = write
         self.log = Log(write or (lambda line: None))
@@ -82,7 +116,7 @@ class Server:
         try:
             self._run(observer)
         except BaseException as error:  # noqa: BLE001 - raised again by who waits for it
-            if not _settle(self.ready, error):
+            if not _settle(self.ready, error) or self._inherited is not None:
                 self.log(f"the server ended: {type(error).__name__}: {error}")
 
     def _run(self, observer: Observer) -> None:
@@ -92,17 +126,27 @@ class Server:
                 file = stack.enter_context(LogFile(self.folder.log))
                 self.log = Log(file.write)
             stack.enter_context(self.log)
-            try:
-                found = self._open(observer, stack)
-                self._mount(found, stack)
-            except SociError:
-                self._check()  # which may have caused it
-                raise
+            stack.callback(self._keeper.drop, self.folder.name)
+            if self._inherited is not None:
+                stack.callback(self.settled.set)
+                stack.callback(self._inherited.close)
+                found = self._take_over(self._inherited, stack)
+                if found is None:
+                    return
+            else:
+                try:
+                    found = self._open(observer, stack)
+                    self._mount(found, stack)
+                except SociError:
+                    self._check()  # which may have caused it
+                    raise
             self.ready.set_result(self.folder.name)
             self._serve(found)
 
     def _open(self, observer: Observer, stack: ExitStack) -> OpenedImage:
-        found = stack.enter_context(opened(self._request.image, observer, READAHEAD, self._fetcher))
+        found = stack.enter_context(
+            opened(self._request.image, observer, READAHEAD, self._fetcher, self._remember)
+        )
         with self._mutex:
             self._check()
             self._opened = found
@@ -113,12 +157,22 @@ class Server:
         found.keep()
         return found
 
+    def _remember(self, source: Source) -> RememberingSource:
+        inherited = self._inherited
+        self._place = inherited.remembering(source) if inherited else RememberingSource(source)
+        return self._place
+
+    def _recording(self, image: LazyImage, stack: ExitStack) -> ReadList | None:
+        """The list of files that are read, if it is wanted. StorageError where it cannot be written."""
+        path = self._request.record
+        if path is not None:
+            self._reads = ReadList(image.layers, path, is_new=self._inherited is None)
+            stack.callback(self._quietly, self._reads.close)
+        return self._reads
+
     def _mount(self, found: OpenedImage, stack: ExitStack) -> None:
         request, image = self._request, found.image
-        reads = None
-        if request.record is not None:
-            reads = ReadList(image.layers, request.record)
-            stack.callback(self._quietly, reads.close)
+        reads = self._recording(image, stack)
         stack.callback(self._close)
         options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
         engines = self._engines(found)
@@ -135,7 +189,8 @@ class Server:
                 reads,
                 fallback=request.engine != "erofs",
             )
-            mounted = self._mounted = made.image
+            mounted = made.image
+            self._set_mounted(mounted)
         identity = mounted.identity
         self._record = dataclasses.replace(
             self._record,
@@ -153,6 +208,7 @@ class Server:
             reason=made.reason,
             metadata=made.metadata,
         )
+        self._keep(found)
         self.folder.write(self._record)
 
     def _engines(self, found: OpenedImage) -> Engines:
@@ -161,6 +217,96 @@ class Server:
         return (
             LayerEngines(*about, is_stack=request.is_stack) if request.topmost else Engines(*about)
         )
+
+    def _set_mounted(self, mounted: MountedImage) -> None:
+        mounted.on_end = partial(self._keeper.drop, self.folder.name)
+        self._mounted = mounted
+
+    def _keep(self, found: OpenedImage) -> None:
+        """Has the holder keep what a successor needs."""
+        if not self._keeper.is_begun or self._mounted is None or self._place is None:
+            return
+        blobs: dict[str, int] = {}
+        fds: list[int] = []
+        try:
+            handover, copies = self._mounted.handover(_PATIENCE)
+            fds += copies.values()
+            blobs = ztoc_files(found.image, found.fetching.cache)
+            fds += blobs.values()
+            record = dataclasses.replace(self._record, held=True)
+            kept = descriptors_of(
+                self._request,
+                record,
+                self.folder.lock,
+                (handover, copies),
+                self._place,
+                blobs,
+            )
+            fds.append(kept[0])
+            self._keeper.keep(self.folder.name, kept)
+            self._record = record
+        except OSError as error:
+            self.log(f"this mount does not outlive its server: {error}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take_over(self, inherited: Inherited, stack: ExitStack) -> OpenedImage | None:
+        """Goes on with a mount of another server; None where it is over.
+
+        As long as the image cannot be opened, who reads waits: nothing else can be said to the kernel.
+        """
+        for attempt in itertools.count():
+            with ExitStack() as opening:
+                try:
+                    found = self._open(SilentObserver(), opening)
+                    reads = self._recording(found.image, opening)
+                    opening.callback(self._close)
+                    with self._mutex:
+                        self._check()
+                        self._set_mounted(
+                            self._engines(found).resume(
+                                inherited.state.handover,
+                                inherited.mount_descriptors(),
+                                self._request.target,
+                                reads,
+                            )
+                        )
+                except (SociError, OSError) as error:
+                    if self._cancelled or not inherited.is_mounted:
+                        return None
+                    self.log(f"the mount cannot be taken over yet: {error}")
+                    self.settled.set()
+                else:
+                    stack.push(opening.pop_all())
+                    inherited.close()
+                    self.settled.set()
+                    return found
+            self._woken.wait(min(_LONGEST_PAUSE, 2**attempt))
+        return None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a mount could not be taken over yet."""
+        return self._inherited is not None and self._mounted is None
+
+    def publish(self) -> None:
+        """Writes down that this process serves a mount of another one from now on."""
+        with suppress(StorageError):
+            self.folder.write(self._record)
+
+    def confirm(self) -> None:
+        """The server before has ended, and has written its last into the list of files."""
+        if self._opened is not None:
+            self._keep(self._opened)
+        if self._reads is not None:
+            self._quietly(self._reads.take_up)
+
+    def leave(self) -> None:
+        """Writes what is left to write, because another process goes on with the mount."""
+        if self._reads is not None:
+            self._quietly(self._reads.close)
+        self.log.close()
 
     def _serve(self, found: OpenedImage) -> None:
         request, image = self._request, found.image
@@ -210,7 +356,7 @@ class Server:
 
     def abort(self) -> None:
         """As `unmount`, even while it is in use: all who wait for something get an error."""
-        if not self._cancel():
+        if not self._cancel(force=True):
             assert self._mounted is not None
             self._mounted.abort()
 
@@ -245,16 +391,20 @@ class Server:
         seconds = time.time() - self._record.started
         return statistics(found.image.layers, found.fetching, self.log, seconds)
 
-    def _cancel(self) -> bool:
+    def _cancel(self, *, force: bool = False) -> bool:
         """Ends what is not mounted yet; whether it was so. What hangs in the network is left behind."""
         with self._mutex:
             if self._mounted is not None:
                 return False
+            if self._inherited is not None:
+                unmount(self._request.target, self._inherited.state.handover.identity, force=force)
             self._cancelled = True
+            self._woken.set()
             found = self._opened
         if found is not None:
             found.image.close()
-        self.folder.close()
+        if self._inherited is None:
+            self.folder.close()
         _settle(self.ready, self._ended())
         return True
 

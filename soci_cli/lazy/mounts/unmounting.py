@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from soci_cli.kernel.unmount import check_uppermost, unmount, unmount_below
 from soci_cli.lazy.fuse.naming import is_image
 from soci_cli.lazy.mounts.records import Hosts, Mount, MountRecord, Mounts
 from soci_cli.lazy.mounts.request import AbortQuestion, StatisticsQuestion, UnmountQuestion
-from soci_cli.processes.control import PATIENCE, NoAnswerError, ask
+from soci_cli.processes.control import PATIENCE, LostAnswerError, NoAnswerError, connect, talk
 from soci_cli.processes.folder import Folder
 from soci_cli.text import brief
 
 _PATIENCE = 5.0
 _SHORT = 2.0
 _MOST_USERS = 5
+_TAKING_OVER = 10.0
+_PAUSE = 0.05
 
 
 def end_mount(mounts: Mounts, mount: Mount, *, force: bool = False) -> bool:
@@ -129,7 +132,7 @@ def _end_server(
 
     `unmounted` is what was unmounted here.
 
-    A server that does not answer is killed, if it serves nothing else.
+    A server that does not answer is killed, if a successor serves its other mounts or it has none.
     """
     folder, record = mount
     if unmounted is not None:
@@ -154,29 +157,62 @@ def _end_server(
         for other, one in mounts.of(None)
         if one.host == record.host != "" and other.name != folder.name and _may_be_there(one)
     ]
-    if others:
+    if others and not record.held:
         raise StorageError(
             f"the server of {record.target}, process {record.pid}, does not answer, and it has other "
             f"mounts ({brief(', '.join(others))}); unmount those with --force as well, or end it with: "
             f"kill -9 {record.pid}"
         )
     # Without its connection to the kernel everybody who waits for it gets an error.
-    for number, patience in ((signal.SIGTERM, _SHORT), (signal.SIGKILL, _PATIENCE)):
-        if record.process.send_signal(number) and folder.wait(patience):
-            return
-    if not folder.wait(0):
+    if not others and record.process.send_signal(signal.SIGTERM) and folder.wait(_SHORT):
+        return
+    if record.process.send_signal(signal.SIGKILL):
+        _ask(mount, AbortQuestion(folder.name))  # its successor, if it has one
+    if not folder.wait(_PATIENCE):
         raise StorageError(
             f"the server of {record.target}, process {record.pid}, does not end and cannot be killed from "
             "here"
         )
 
 
-def ask_server(mount: Mount, question: object, patience: float = PATIENCE) -> Any:
-    """What the server of a mount answers, as `control.ask`. NoAnswerError also for an older version's."""
+def ask_server(mount: Mount, question: object, patience: float | None = PATIENCE) -> Any:
+    """What the server of a mount answers, as `control.talk`. NoAnswerError also for an older version's.
+
+    Where it just ended without a word, the successor is waited for.
+    """
+    folder, record = mount
+    host = _host(mount)
+    deadline = time.monotonic() + _TAKING_OVER
+    while True:
+        try:
+            with connect(host.path) as connection:
+                return talk(connection, question, patience)
+        except LostAnswerError:
+            if not (record.held and folder.is_alive()) or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE)
+
+
+def is_being_taken_over(mount: Mount) -> bool:
+    """Whether nobody serves a mount at the moment, but its holder sees to a successor."""
+    folder, record = mount
+    if not record.held or not folder.is_alive():
+        return False
+    try:
+        connect(_host(mount).path).close()
+    except LostAnswerError:
+        return True
+    except NoAnswerError:
+        pass
+    return False
+
+
+def _host(mount: Mount) -> Folder:
+    """The folder of the process that serves a mount."""
     folder, record = mount
     if not record.host:
         raise NoAnswerError(f"the server of {record.target} is of an older version of soci")
-    return ask(Hosts(folder.path.parent.parent).folder(record.host).path, question, patience)
+    return Hosts(folder.path.parent.parent).folder(record.host)
 
 
 def _ask(mount: Mount, question: object) -> bool:
