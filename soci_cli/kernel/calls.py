@@ -25,6 +25,8 @@ _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_SIZE, _STATX_MNT_ID_AT = 256, 144  # struct statx, linux/stat.h
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _LARGE = 128 << 10  # bytes: what glibc begins with
+_SYNC_FILE_RANGE_WRITE = 2
+_INT64 = ctypes.c_int64
 
 
 def mount(kind: str, source: str, target: Path, flags: int, data: str) -> None:
@@ -40,6 +42,12 @@ def umount2(target: Path, flags: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _check(_libc().unshare(flags))
+
+
+def begin_writing(fd: int, offset: int, length: int) -> None:
+    """Has the system begin to write a range of a file to its disk (sync_file_range(2)); does not wait."""
+    with suppress(OSError, AttributeError):
+        _check(_libc().sync_file_range(fd, _INT64(offset), _INT64(length), _SYNC_FILE_RANGE_WRITE))
 
 
 def in_directory(path: Path, work: Callable[[], _T]) -> _T:

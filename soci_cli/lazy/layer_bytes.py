@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from soci_cli.closing import Closing
 from soci_cli.lazy.stats import Presence
+from soci_cli.parallel import no_check
 
 if TYPE_CHECKING:
     from soci_cli.lazy.span_queue import PendingSpan, Priority
@@ -75,6 +76,13 @@ class LayerBytes(Closing):
     def presence(self) -> Presence:
         """How much of the layer is on this machine, as far as that is known."""
         return Presence(0, 0, 0, 0)
+
+    def complete(self, check: Callable[[], None] = no_check) -> None:
+        """Fetches all that is missing, and makes of the layer a complete device, unless it is one.
+
+        `check` raises when there is no more need of it. Raises StorageError where the cache takes none,
+        UnsupportedLayerError and InvalidDataError where it cannot be one, and what reading raises.
+        """
 
     # What can be fetched before anybody asks: nothing, where a layer is here as a whole.
 

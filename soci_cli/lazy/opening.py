@@ -129,7 +129,14 @@ class _Opener:
             if blob is None:
                 return self._open_whole(layer, stop)
             files = self._fetching.fetcher.ztocs.get(self._source, blob, self._fetching.cache)
-            spans = LayerSpans(self._fetching, self._source, layer, files.ztoc, blob.digest)
+            spans = LayerSpans(
+                self._fetching,
+                self._source,
+                layer,
+                files.ztoc,
+                blob.digest,
+                lambda: self._diff_ids[layer.digest],
+            )
             return files, spans
 
     def prefetch_ranges(self, layer: Descriptor, count: int) -> tuple[tuple[int, int], ...]:

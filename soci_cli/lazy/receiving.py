@@ -14,6 +14,8 @@ from soci_cli.errors import IntegrityError, InvalidDataError
 from soci_cli.lazy.buffers import RequestMemory
 from soci_cli.lazy.cache import Claim
 from soci_cli.lazy.cached_spans import CachedSpans
+from soci_cli.lazy.devices.complete import MAX_TAIL
+from soci_cli.lazy.devices.spans import SpanClaim
 from soci_cli.lazy.entries import AnyEntry, HeldEntry
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.span_queue import PendingSpan, Request
@@ -21,6 +23,7 @@ from soci_cli.lazy.span_table import SpanTable
 from soci_cli.oci import Descriptor
 from soci_cli.targets import BlobReader, Source
 from soci_cli.ztoc import Ztoc
+from soci_cli.ztoc.inflate import Buffer
 from soci_cli.ztoc.reader import inflate_span
 
 _LOG = logging.getLogger("soci_cli.lazy")
@@ -61,6 +64,29 @@ class LayerReceiver(Closing):
         """Lets go of a connection that was read on."""
         self._forward.close()
 
+    def tail(self, check: Callable[[], None]) -> Iterator[bytes]:
+        """What follows the archive in the layer, fetched and checked as a span is.
+
+        At most a little more than `MAX_TAIL` bytes. Raises as `fetch`.
+        """
+        last = len(self._table) - 1
+        start, end = self._spans.compressed_range(last)
+        packed, plain = Buffer(max(1, end - start)), Buffer(_RECEIVED_AT_ONCE)
+        with self._source.fetch_while(check, self._layer, start, end - start) as stream:
+            size = _Reader(stream, start, check).range(start, end, packed.view)
+        if not self._is_right(last, packed.view[:size]):
+            raise IntegrityError(
+                "its last span does not have the digest that the zTOC gives", span=last
+            )
+        skip = self._table.sizes(last)[1]
+        if not self._spans.is_gzip:
+            yield bytes(packed.view[skip:size])
+            return
+        for count in inflate_span(self._spans, last, packed, size, plain, skip + MAX_TAIL + 1):
+            if skip < count:
+                yield bytes(plain.view[skip:count])
+            skip = max(0, skip - count)
+
     def fetch(self, request: Request, memory: RequestMemory) -> None:
         """See `Fetch`: all at once, but for spans that another process has or fetches."""
         left = list(request.spans)
@@ -100,7 +126,7 @@ class LayerReceiver(Closing):
         finally:
             stream.turn.release()
 
-    def _claim(self, request: Request, spans: list[PendingSpan]) -> dict[int, Claim]:
+    def _claim(self, request: Request, spans: list[PendingSpan]) -> dict[int, Claim | SpanClaim]:
         """The right to fetch the first span, and those after it that are free; empty when it is here.
 
         While another process fetches the first one, this waits for it, and holds no lock meanwhile, so
@@ -140,7 +166,7 @@ class LayerReceiver(Closing):
         self,
         request: Request,
         spans: list[PendingSpan],
-        claims: dict[int, Claim],
+        claims: dict[int, Claim | SpanClaim],
         memory: RequestMemory,
     ) -> None:
         """One request for ascending spans, and for what lies between them."""
@@ -166,7 +192,7 @@ class LayerReceiver(Closing):
         stream: _Forward,
         request: Request,
         spans: list[PendingSpan],
-        claims: dict[int, Claim],
+        claims: dict[int, Claim | SpanClaim],
         memory: RequestMemory,
     ) -> None:
         """Reads on through the whole layer, up to what is wanted; what passes by is kept on the disk."""
@@ -211,7 +237,12 @@ class LayerReceiver(Closing):
         return lambda: request.arrived(clock())
 
     def _finish(
-        self, request: Request, one: PendingSpan, claim: Claim, size: int, memory: RequestMemory
+        self,
+        request: Request,
+        one: PendingSpan,
+        claim: Claim | SpanClaim,
+        size: int,
+        memory: RequestMemory,
     ) -> None:
         """Checks, inflates and keeps a span of which `size` compressed bytes came.
 

@@ -11,8 +11,9 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 
-from soci_cli.errors import IntegrityError, InvalidDataError, SociError
+from soci_cli.errors import IntegrityError, InvalidDataError, SociError, errors_at
 from soci_cli.lazy.cached_spans import CachedSpans
+from soci_cli.lazy.devices.making import make_device
 from soci_cli.lazy.entries import MAX_HELD, AnyEntry
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
@@ -22,6 +23,7 @@ from soci_cli.lazy.span_queue import PendingSpan, Priority, SpanQueue
 from soci_cli.lazy.span_table import SpanTable
 from soci_cli.lazy.stats import Presence
 from soci_cli.oci import Descriptor
+from soci_cli.parallel import no_check
 from soci_cli.targets import Source
 from soci_cli.ztoc import Ztoc
 
@@ -33,9 +35,15 @@ class LayerSpans(LayerBytes):
     """Reads ranges of one layer's archive through its zTOC."""
 
     def __init__(
-        self, fetching: Fetching, source: Source, layer: Descriptor, ztoc: Ztoc, ztoc_digest: str
+        self,
+        fetching: Fetching,
+        source: Source,
+        layer: Descriptor,
+        ztoc: Ztoc,
+        ztoc_digest: str,
+        diff_id: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """InvalidDataError when the zTOC is of another layer."""
+        """`diff_id` gives the digest of the archive. InvalidDataError when the zTOC is of another layer."""
         self.layer = layer
         self._place = source.name
         if ztoc.compressed_archive_size != layer.size:
@@ -46,6 +54,8 @@ class LayerSpans(LayerBytes):
                 layer=layer.digest,
             )
         self._fetching = fetching
+        self._ztoc = ztoc
+        self._diff_id = diff_id
         self._fetcher = fetching.fetcher
         self._table = SpanTable(ztoc)
         keys = layer.digest, ztoc_digest
@@ -67,6 +77,8 @@ class LayerSpans(LayerBytes):
         """Ends what is running, and lets go of a connection that was read on."""
         self._fetcher.close_queue(self._queue)
         self._receiver.close()
+        self._cached.close()
+        self._latest = 0, 0, None
 
     # Reading.
 
@@ -198,6 +210,24 @@ class LayerSpans(LayerBytes):
         spans, cached = self._queue.spans, self._cached
         absent = [number for number in numbers if number in spans or not cached.is_here(number)]
         return self._fetcher.want(self._queue, absent, priority, name) if absent else []
+
+    def complete(self, check: Callable[[], None] = no_check) -> None:
+        """See `LayerBytes.complete`."""
+        if self._cached.device() is not None:
+            return
+        with errors_at(place=self._place, layer=self.layer.digest):
+            diff_id = self._diff_id()
+            if diff_id is None:
+                raise InvalidDataError("its image does not say its diff ID")
+            make_device(
+                self._cached,
+                self._table,
+                self._ztoc,
+                diff_id,
+                lambda numbers: self.fetch(numbers, Priority.READAHEAD),
+                lambda: self._receiver.tail(check),
+                check,
+            )
 
     def size_of(self, numbers: Iterable[int]) -> int:
         """See `LayerBytes.size_of`."""

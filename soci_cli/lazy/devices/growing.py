@@ -8,11 +8,13 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from zlib_ng import zlib_ng
 
 from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, InvalidDataError
+from soci_cli.kernel import calls
 from soci_cli.lazy.cache import Claim
 from soci_cli.lazy.devices.complete import CHUNK, MAX_TAIL, Device, Trailer, read_archive
 from soci_cli.lazy.devices.layout import BLOCK, DeviceLayout
@@ -97,6 +99,11 @@ class _Growing(Closing):
                 pieces = []
         if pieces:
             self._put(at, pieces)
+        # So that syncing it at the end has little left to do.
+        begin = self.layout.device_offset(offset)
+        calls.begin_writing(
+            self._claim.fileno(), begin, self.layout.device_offset(offset + data.nbytes) - begin
+        )
 
     def _put(self, at: int, pieces: list[bytes | memoryview]) -> int:
         """Writes pieces one after the other; where the last one ends."""
@@ -183,6 +190,11 @@ class SpanDevice(_Growing):
         """The spans that are not here."""
         return [number for number, here in enumerate(self._here) if not here]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the archive."""
+        return self.layout.archive_size
+
     def has(self, number: int) -> bool:
         """Whether a span is here."""
         return bool(self._here[number])
@@ -207,6 +219,13 @@ class SpanDevice(_Growing):
         data = self.read(offset, buffer.nbytes)
         buffer[: len(data)] = data
         return len(data)
+
+    def close(self) -> None:
+        """Drops what was not committed; what was read of it reads short."""
+        if self._claim.fileno() >= 0:
+            with suppress(OSError):
+                os.ftruncate(self._claim.fileno(), 0)
+        super().close()
 
     def commit(self, tail: Iterable[bytes]) -> Device:
         """All spans are here, `tail` follows them. IntegrityError, OSError, and what `tail` raises."""

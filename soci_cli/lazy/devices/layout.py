@@ -19,9 +19,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from soci_cli.errors import UnsupportedLayerError
+from soci_cli.ztoc import Ztoc
 
 BLOCK = 4096
 """Bytes of a block of a device, as EROFS images over it have them."""
+_REGULAR = b"reg"
 
 
 class DeviceLayout:
@@ -54,6 +56,15 @@ class DeviceLayout:
             self._archive.append(offset)
             self._device.append(at)
         return at // BLOCK
+
+    @classmethod
+    def of_files(cls, ztoc: Ztoc) -> DeviceLayout:
+        """The layout of the archive that a zTOC is of. UnsupportedLayerError, InvalidDataError."""
+        layout = cls(ztoc.uncompressed_archive_size)
+        for kind, offset, size, *_ in ztoc.files.rows():
+            if kind == _REGULAR and size:
+                layout.add(offset, size)
+        return layout
 
     @classmethod
     def of_runs(cls, archive_size: int, archive: array[int], device: array[int]) -> DeviceLayout:

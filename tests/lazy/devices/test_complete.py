@@ -177,7 +177,7 @@ def test_the_one_used_last_stays(tmp_path: Path) -> None:
     assert [cache.has(key) for key in keys] == [True, False, True]
 
 
-_STEPS = ("content", "write", "_put", "commit", "_commit", "fsync", "utime", "replace")
+_STEPS = ("content", "write", "commit", "fsync", "utime", "replace")
 _DIE = """
 import io, os, sys
 from pathlib import Path
