@@ -18,7 +18,7 @@ from soci_cli.kernel import calls, detached
 from soci_cli.kernel.unmount import fusermount_program, one_line
 
 DEVICE = "/dev/fuse"
-_READ_AHEAD = "1024"  # KiB
+_READ_AHEAD = 1024  # KiB
 
 
 def open_device() -> int:
@@ -73,7 +73,7 @@ def fusermount(subtype: str, source: str, target: Path, options: Sequence[str]) 
     return fds[0]
 
 
-def raise_read_ahead(path: Path | int) -> None:
+def raise_read_ahead(path: Path | int, kib: int = _READ_AHEAD) -> None:
     """Lets the kernel read further ahead than its 128 KiB, where this process may say so.
 
     `path` leads into the file system, or is a descriptor of something in it.
@@ -81,7 +81,7 @@ def raise_read_ahead(path: Path | int) -> None:
     with suppress(OSError):
         device = os.stat(path).st_dev  # noqa: PTH116
         name = f"{os.major(device)}:{os.minor(device)}"
-        Path(f"/sys/class/bdi/{name}/read_ahead_kb").write_text(_READ_AHEAD)
+        Path(f"/sys/class/bdi/{name}/read_ahead_kb").write_text(str(kib))
 
 
 def connection_of(fd: int) -> int:

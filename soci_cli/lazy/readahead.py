@@ -8,28 +8,39 @@ from collections.abc import Callable, Sequence
 
 _READERS = 8  # in order, told apart
 _SLACK = 2  # spans that a reader in order may be off
+_SPARSE_STEPS = 3  # spans that a reader goes on to, before one that skips most bytes is in order
 
 
 class Readahead:
     """Recognizes readers that go through a layer in order, by the spans that they read.
 
     The first span of a reader is nothing special. From the second on more and more spans are fetched
-    ahead, up to `most`.
+    ahead, up to `most`; from the fourth on, where it does not read half of their bytes: a program that
+    starts reads pieces of libraries, and now and then of neighbours.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, span_size: int) -> None:
+        """`most` are spans; `span_size` are the uncompressed bytes of one."""
         self.latest = -1
         """The span of the last call; reading on in it changes nothing."""
         self._most = most
+        self._dense = span_size // 2
         self._readers: deque[_Reader] = deque(maxlen=_READERS)
         self._mutex = threading.Lock()
 
-    def after(self, numbers: range) -> range:
-        """Somebody reads these spans: those to fetch ahead. They may be past the layer's end."""
-        first, self.latest = numbers[0], numbers[-1]
+    def after(self, numbers: range, taken: int) -> range:
+        """Somebody reads these spans: those to fetch ahead. They may be past the layer's end.
+
+        `taken` bytes were read since the last call, in the span that is `latest` now.
+        """
+        before, first, self.latest = self.latest, numbers[0], numbers[-1]
         if not self._most:
             return range(0)
         with self._mutex:
+            for reader in self._readers:
+                if reader.last == before:
+                    reader.is_dense = taken >= self._dense
+                    break
             for reader in self._readers:
                 if reader.goes_on_at(first):
                     if reader is not self._readers[0]:
@@ -43,12 +54,15 @@ class Readahead:
 class _Reader:
     """One reader: the last span that it read, and those that were fetched ahead of it so far."""
 
-    __slots__ = ("last", "until", "window")
+    __slots__ = ("is_dense", "last", "steps", "until", "window")
 
     def __init__(self, last: int) -> None:
         self.last = last
         self.until = last
         self.window = 0
+        self.steps = 0
+        self.is_dense = False
+        """Whether it read half of the span that it read last."""
 
     def goes_on_at(self, first: int) -> bool:
         """Whether a read that begins in this span is of the same reader."""
@@ -60,6 +74,9 @@ class _Reader:
         if last <= self.last:
             return range(0)
         self.last = last
+        self.steps += 1
+        if not (self.window or self.is_dense or self.steps >= _SPARSE_STEPS):
+            return range(0)
         self.window = min(max(2, 2 * self.window), most)
         self.until = max(self.until, last)
         # In large steps, so that neighbours come with one request.

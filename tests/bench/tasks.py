@@ -364,11 +364,12 @@ def spans_needed(image: str, *command: str) -> Result:
     """Runs a command in a mount where nothing is read ahead: the bytes of spans that hold what it reads."""
     import tempfile
 
-    from soci_cli.kernel.points import points_below
     from soci_cli.lazy import Cache, Fetching, open_image
     from soci_cli.lazy.fuse import MountOptions, mount_image
     from soci_cli.targets import open_source, parse_place
 
+    bdi = Path("/sys/class/bdi")
+    before = set(bdi.iterdir())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         target, scratch = folder / "mounted", folder / "scratch"
@@ -380,11 +381,8 @@ def spans_needed(image: str, *command: str) -> Result:
             open_image(source, fetching) as opened,
             mount_image(opened, target, scratch, MountOptions(), print) as mounted,
         ):
-            for point in points_below(str(folder)):
-                device = os.stat(point).st_dev  # noqa: PTH116
-                kept = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-                if kept.exists():
-                    kept.write_text("0")
+            for device in set(bdi.iterdir()) - before:
+                (device / "read_ahead_kb").write_text("0")
             start = perf_counter()
             subprocess.run(["chroot", str(target), *command], check=True)
             seconds = perf_counter() - start

@@ -48,6 +48,12 @@ def read(spans: LayerSpans, number: int, seed: int = 0, file: bytes = b"") -> No
     assert spans.read(at, 5000, lambda: file) == layer(seed)[at : at + 5000]
 
 
+def read_all(spans: LayerSpans, number: int, file: bytes = b"") -> None:
+    """Reads a whole span, which must be right."""
+    at = number * SPAN
+    assert spans.read(at, SPAN, lambda: file) == layer()[at : at + SPAN]
+
+
 def can_read_now(spans: LayerSpans, number: int, file: bytes = b"") -> bool:
     at = number * SPAN + 1000
     data = read_now(spans, at, 5000, lambda: file)

@@ -31,6 +31,7 @@ from tests.lazy.plain_layers import (
     open_files,
     quiet,
     read,
+    read_all,
     spans_at,
 )
 from tests.lazy.tools import (
@@ -172,10 +173,10 @@ def test_single_reads_fetch_nothing_ahead(tmp_path: Path) -> None:
 def test_reading_in_order_fetches_ahead(tmp_path: Path) -> None:
     with fetching_at(tmp_path, readahead=4 * SPAN) as fetching:
         spans, place = spans_at(fetching)
-        read(spans, 2)
+        read_all(spans, 2)
         quiet(spans)
         assert place.sent == SPAN
-        read(spans, 3, file=b"f")
+        read_all(spans, 3, file=b"f")
         quiet(spans)
         assert place.sent == 4 * SPAN
         # What is here drives it on, and it never gets too far.
@@ -189,13 +190,29 @@ def test_reading_in_order_fetches_ahead(tmp_path: Path) -> None:
         assert sum(one.spans for one in report.files) == COUNT - 3
 
 
+def test_reading_pieces_in_order_fetches_ahead_later(tmp_path: Path) -> None:
+    with fetching_at(tmp_path, readahead=4 * SPAN) as fetching:
+        spans, place = spans_at(fetching)
+        for number in range(3):
+            read(spans, number)
+            quiet(spans)
+        assert place.sent == 3 * SPAN
+        # A piece elsewhere does not count.
+        read(spans, 10)
+        quiet(spans)
+        assert place.sent == 4 * SPAN
+        read(spans, 3)
+        quiet(spans)
+        assert place.sent == 7 * SPAN
+
+
 def test_two_readers_in_order_at_once(tmp_path: Path) -> None:
     with fetching_at(tmp_path, readahead=3 * SPAN) as fetching:
         spans, _ = spans_at(fetching)
         for step in range(8):
             for number in (step, 8 + step):
                 if step < 2:
-                    read(spans, number)
+                    read_all(spans, number)
                 else:
                     assert can_read_now(spans, number)
                 quiet(spans)

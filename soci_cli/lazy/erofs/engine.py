@@ -21,6 +21,7 @@ from soci_cli.lazy.fuse.session import OnRead, Session
 from soci_cli.lazy.merged import LazyImage
 
 _LOWER = "l"
+_READ_AHEAD = 512  # KiB of a device; with more, programs that start get spans that they never read
 
 
 def mount_image(
@@ -46,7 +47,7 @@ def mount_image(
         session = start_session(Session(fd, tree, log, on_read), target)
         connection = connection_of(below)  # which asks the server
         try:
-            raise_read_ahead(below)
+            raise_read_ahead(below, _READ_AHEAD)
             devices = serving.open_devices(below, len(about.layouts))
             for device in devices:
                 stack.callback(os.close, device)
