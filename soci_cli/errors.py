@@ -125,7 +125,7 @@ class InvalidDataError(SociError):
 
 
 class UnsupportedLayerError(InvalidDataError):
-    """A layer that is valid but cannot be indexed, such as one with a sparse file."""
+    """A layer that is valid, but not in a form that what is to be done with it can take."""
 
 
 class AlreadyExistsError(SociError):

@@ -72,9 +72,9 @@ def describe(ztoc: Ztoc) -> dict[str, Any]:
     """What the zTOC says, under the keys that the reference uses."""
     files = []
     multi = 0
-    for entry in ztoc.files:
-        start = ztoc.spans.span_of(entry.uncompressed_offset)
-        end = ztoc.spans.span_of(entry.uncompressed_offset + entry.uncompressed_size)
+    for number, entry in enumerate(ztoc.files):
+        offset, size = ztoc.files.stored(ztoc.files.fields(number))
+        start, end = ztoc.spans.span_of(offset), ztoc.spans.span_of(offset + size)
         multi += start != end
         files.append(
             {

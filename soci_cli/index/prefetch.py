@@ -77,10 +77,8 @@ def plan_prefetch(
 
 
 def _spans_of(ztoc: Ztoc, entry: int) -> tuple[int, int]:
-    fields = ztoc.files.fields(entry)
-    start = ztoc.spans.span_of(fields.uncompressed_offset)
-    end = ztoc.spans.span_of(fields.uncompressed_offset + fields.uncompressed_size)
-    return start, max(start, end)
+    start, size = ztoc.files.stored(ztoc.files.fields(entry))
+    return ztoc.spans.span_of(start), max(map(ztoc.spans.span_of, (start, start + size)))
 
 
 _Place: TypeAlias = tuple[bytes, int, int]

@@ -20,6 +20,7 @@ from soci_cli.errors import InvalidDataError, NotFoundError, SociError, errors_a
 from soci_cli.index.discover import FoundIndex
 from soci_cli.lazy.layer_bytes import LayerBytes
 from soci_cli.lazy.lazy_layer import LazyLayer
+from soci_cli.lazy.sparse import spread
 from soci_cli.oci import (
     Descriptor,
     Platform,
@@ -261,14 +262,14 @@ class LazyImage(Closing):
 
     def read(self, file: File, offset: int, length: int) -> bytes:
         """Bytes of a regular file, fewer at its end. Raises as `LayerBytes` does, InvalidDataError else."""
-        node = self._regular(file)
-        length = max(0, min(length, node.size - offset))
-        return self._archive(file).read(node.offset + offset, length, lambda: file.path)
+        archive, start, size = self._content(file)
+        length = max(0, min(length, size - offset))
+        return archive.read(start + offset, length, lambda: file.path)
 
     def pieces(self, file: File) -> Iterator[memoryview]:
         """The content of a regular file in pieces; see `read`."""
-        node = self._regular(file)
-        return self._archive(file).pieces(node.offset, node.size, lambda: file.path)
+        archive, start, size = self._content(file)
+        return archive.pieces(start, size, lambda: file.path)
 
     def read_all(self, files: Iterable[File]) -> Iterator[tuple[File, Iterator[memoryview]]]:
         """The contents of regular files, layer by layer in the order of the archives.
@@ -277,8 +278,8 @@ class LazyImage(Closing):
         """
         by_layer: dict[int, list[tuple[int, int, File]]] = {}
         for file in files:
-            node = self._regular(file)
-            by_layer.setdefault(file.layer, []).append((node.offset, node.size, file))
+            stored = self.layers[file.layer].files.stored(file.entry)
+            by_layer.setdefault(file.layer, []).append((*stored, file))
         for number, found in sorted(by_layer.items()):
             found.sort(key=lambda one: one[:2])
             archive = self.layers[number].archive
@@ -286,22 +287,19 @@ class LazyImage(Closing):
             for offset, size, file in found:
                 if size:
                     advance(offset)
-                yield file, _pieces(archive, offset, size, file.path)
+                yield file, self.pieces(file)
 
-    def _archive(self, file: File) -> LayerBytes:
-        return self.layers[file.layer].archive
-
-    def _regular(self, file: File) -> Node:
+    def _content(self, file: File) -> tuple[LayerBytes, int, int]:
+        """What a regular file is read from, its offset there, and its size."""
         kind = self.type_of(file)
         if kind != "reg":
             raise InvalidDataError(
                 f"{show(file.path)} is {_KINDS.get(kind, kind)}", place=self.name
             )
-        return self.node(file)
-
-
-def _pieces(archive: LayerBytes, offset: int, size: int, path: bytes) -> Iterator[memoryview]:
-    return archive.pieces(offset, size, lambda: path)
+        layer, node = self.layers[file.layer], self.node(file)
+        with errors_at(place=self.name, layer=layer.descriptor.digest, file=show(file.path)):
+            archive, offset = spread(layer.archive, node.offset, layer.files, file.entry)
+        return archive, offset, node.size
 
 
 _KINDS = {

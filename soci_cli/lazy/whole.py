@@ -59,9 +59,8 @@ class WholeLayer(LayerBytes):
         """Unpacks the layer, unless it is in the cache; setting `stop` ends that.
 
         `diff_id` is the digest of its archive, if known. Raises IntegrityError when the layer is not what
-        its digest says, InvalidDataError for what is no archive, is cut off or is too large,
-        UnsupportedLayerError for sparse files, StorageError when the cache cannot be written, and what
-        fetching raises.
+        its digest says, InvalidDataError for what is no archive, is cut off or is too large, StorageError
+        when the cache cannot be written, and what fetching raises.
         """
         self._fetcher = fetching.fetcher
         self._cache = fetching.cache

@@ -35,7 +35,7 @@ from soci_cli.ztoc.inflate import (
     Buffer,
     Inflater,
 )
-from soci_cli.ztoc.model import WINDOW_SIZE, Compression
+from soci_cli.ztoc.model import HOLES, WINDOW_SIZE, Compression
 from soci_cli.ztoc.tar import REGULAR, TarScanner
 from soci_cli.ztoc.toc_writer import TocWriter
 from soci_cli.ztoc.zinfo import encode_gzip, encode_tar
@@ -130,7 +130,7 @@ def build_ztoc(
     data = encode_ztoc(
         worker.toc,
         build_tool_identifier=build_tool_identifier,
-        compression=compression,
+        compression=compression | (HOLES if worker.scanner.has_sparse_files else 0),
         compressed_size=source.position,
         uncompressed_size=worker.scanner.archive_size,
         checkpoints=blob,
@@ -413,10 +413,10 @@ class _Worker:
     def _add(self, name: bytes, type_: bytes, *rest: Any) -> None:
         """As `TocWriter.add`, and tells where a content is."""
         self.toc.add(name, type_, *rest)
-        offset, size = rest[4][:2]
+        size = self.scanner.data_size
         if size > 0 and type_ == REGULAR:
             assert self._archive is not None
-            self._archive.content(offset, size)
+            self._archive.content(rest[4][0], size)
 
     def _hash(self, chunk: memoryview, cuts: list[tuple[int, int]]) -> None:
         if self.layer_hash:

@@ -18,7 +18,7 @@ from soci_cli.ztoc.flatbuffer import (
     Table,
     release,
 )
-from soci_cli.ztoc.model import ZTOC_VERSION, Compression
+from soci_cli.ztoc.model import HOLES, ZTOC_VERSION, Compression
 from soci_cli.ztoc.toc import TableOfContents
 from soci_cli.ztoc.toc_writer import TocWriter
 from soci_cli.ztoc.zinfo import Spans, decode_gzip, decode_tar, span_size_of_gzip
@@ -44,7 +44,10 @@ def encode_ztoc(
     checkpoints: Sequence[bytes],
     span_digests: Sequence[bytes],
 ) -> bytes:
-    """The bytes of a zTOC. `checkpoints` is the zinfo blob in parts, digests are "sha256:..."."""
+    """The bytes of a zTOC. `checkpoints` is the zinfo blob in parts, digests are "sha256:...".
+
+    `compression` is a number of `Compression`, with HOLES where the layer has sparse files.
+    """
     builder = Builder()
     version = builder.string(ZTOC_VERSION)
     tool = builder.string(build_tool_identifier.encode())
@@ -108,7 +111,7 @@ def read_head(buffer: Slices) -> ZtocHead:
     compressed_size = root.integer(2, 8, 0)
     start, length = info.byte_range(3)
     blob = buffer[start : start + min(length, _HEAD_OF_BLOB)]
-    gzip = info.integer(0, 1, Compression.GZIP) == Compression.GZIP
+    gzip = info.integer(0, 1, Compression.GZIP) & ~HOLES == Compression.GZIP
     span_size = span_size_of_gzip(blob) if gzip else decode_tar(blob, compressed_size).span_size
     contents = root.table(4)
     files = 0 if contents is None else contents.offsets(0)[1]
@@ -142,7 +145,8 @@ def decode_ztoc(data: FlatBuffer, start: int = 0) -> Ztoc:
     compressed_size, uncompressed_size = root.integer(2, 8, 0), root.integer(3, 8, 0)
     if compressed_size < 0 or uncompressed_size < 0:
         raise InvalidDataError("not a valid zTOC: a size is negative")
-    compression = info.integer(0, 1, Compression.GZIP)
+    algorithm = info.integer(0, 1, Compression.GZIP)
+    compression = algorithm & ~HOLES
     digests = info.strings(2)
     begin, length = info.byte_range(3)
     checkpoints = slice(begin, begin + length)
@@ -151,7 +155,7 @@ def decode_ztoc(data: FlatBuffer, start: int = 0) -> Ztoc:
     elif compression == Compression.UNCOMPRESSED:
         spans = decode_tar(data[checkpoints], compressed_size)
     else:
-        raise InvalidDataError(f"not a valid zTOC: compression {compression} is not known")
+        raise InvalidDataError(f"not a valid zTOC: compression {algorithm} is not known")
     if len(digests) != len(spans) or info.integer(1, 4, 0) != len(spans) - 1:
         raise InvalidDataError(
             f"not a valid zTOC: {len(spans)} spans, {len(digests)} digests, "
@@ -168,7 +172,9 @@ def decode_ztoc(data: FlatBuffer, start: int = 0) -> Ztoc:
         compression,
         digests,
         spans,
-        TableOfContents(data, root.table(4), uncompressed_size, checkpoints),
+        TableOfContents(
+            data, root.table(4), uncompressed_size, checkpoints, bool(algorithm & HOLES)
+        ),
         size,
     )
     release(data)

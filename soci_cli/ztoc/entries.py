@@ -19,6 +19,7 @@ from soci_cli.ztoc.attributes import (
     xattrs_of,
 )
 from soci_cli.ztoc.folders import SYMLINK
+from soci_cli.ztoc.sparse import SparseMap
 from soci_cli.ztoc.toc import TableOfContents
 
 _REGULAR = b"reg"
@@ -86,6 +87,14 @@ class Entries:
             return ()
         records = self._files.xattrs(self._files.fields(entry).xattrs)
         return tuple(one for one in xattrs_of(records) if not one[0].startswith(STEERING))
+
+    def sparse_map(self, entry: int) -> SparseMap | None:
+        """See `TableOfContents.sparse_map`, for a regular file."""
+        return self._files.sparse_map(self._files.fields(entry))
+
+    def stored(self, entry: int) -> tuple[int, int]:
+        """See `TableOfContents.stored`."""
+        return self._files.stored(self._files.fields(entry))
 
     def linkname(self, entry: int) -> bytes:
         """The target of a symlink."""

@@ -26,13 +26,18 @@ class Compression:
     UNCOMPRESSED = 2
 
 
+HOLES = 64
+"""Added to the algorithm's number where the layer has sparse files: who cannot read them refuses it."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileMetadata:
     """One entry of a layer's tar archive. Names are bytes, as the archive has them.
 
     `uncompressed_offset` is where the data starts in the uncompressed archive and `uncompressed_size`
     the size that the header gives, both in bytes; a link, folder or device has no data whatever its
-    size says. `mode` is the number in the header, `mod_time` RFC 3339 text. `xattrs` holds all PAX
+    size says. Of a sparse file it is the size of the file, of which less is stored: `sparse.py` tells
+    where that belongs. `mode` is the number in the header, `mod_time` RFC 3339 text. `xattrs` holds all PAX
     records of the entry, by key.
     """
 

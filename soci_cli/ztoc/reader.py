@@ -14,6 +14,7 @@ from soci_cli.text import brief
 from soci_cli.ztoc.codec import Ztoc
 from soci_cli.ztoc.inflate import GZIP, RAW, Z_NO_FLUSH, Buffer, Inflater
 from soci_cli.ztoc.model import FileMetadata
+from soci_cli.ztoc.sparse import map_of
 from soci_cli.ztoc.zinfo import Spans
 
 _OUTPUT_SIZE = 1 << 20
@@ -54,10 +55,18 @@ class LayerReader:
             offset = min(end, stop)
 
     def read_file(self, entry: FileMetadata) -> Iterator[bytes]:
-        """The content of a regular file, in pieces."""
+        """The content of a regular file, in pieces of at most 1 MiB.
+
+        UnsupportedLayerError for a sparse file whose map the zTOC does not have.
+        """
         if not entry.has_data:
             raise InvalidDataError(f"{brief(entry.name)} is not a regular file")
-        return self.read_range(entry.uncompressed_offset, entry.uncompressed_size)
+        offset, size = entry.uncompressed_offset, entry.uncompressed_size
+        has_all_maps = self.ztoc.files.has_all_maps
+        pieces = map_of(dict(entry.xattrs), size, has_all_maps=has_all_maps)
+        if pieces is None:
+            return self.read_range(offset, size)
+        return pieces.fill(self.read_range(offset, pieces.stored))
 
     def _fetch(self, span: int) -> bytes:
         start, end = self.ztoc.spans.compressed_range(span)

@@ -2,9 +2,8 @@
 
 The reference implementation's zTOC says what Go's reader reports, so its rules decide what a header
 means, with the GNU long names and PAX records before it (docs/formats.md, "What a file's metadata is").
-Two rules go further: a PAX global header is
-applied to the entries that follow, and an archive with a sparse file is refused, because its data can't
-be found by an offset and a size.
+The records of a PAX global header are passed over, as in Go. Sparse files are told with
+their maps (`sparse.py`).
 
 `TarScanner` never copies file data: `feed` gets each piece of the uncompressed stream once and looks
 only at the headers in it. What runs here runs once a file.
@@ -13,10 +12,11 @@ only at the headers in it. What runs here runs once a file.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from soci_cli.errors import InvalidDataError, UnsupportedLayerError
+from soci_cli.errors import InvalidDataError
+from soci_cli.ztoc import sparse
 from soci_cli.ztoc.tar_fields import (
-    SPARSE_MAP,
     BadHeaderError,
     Header,
     HeaderReader,
@@ -44,27 +44,30 @@ _TYPES = {
 _HEADER_ONLY = frozenset(b"123456")
 _META = frozenset(b"xgLK")
 
-# PAX records that override what the header says (POSIX.1-2017, pax, "Extended Header Keywords").
-_OVERRIDES = frozenset(b"path linkpath uname gname uid gid size mtime atime ctime".split())
-_XATTR_PREFIXES = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
-# What a global header can say of the entries that follow, beside their xattrs.
-_INHERITED = _OVERRIDES | {b"GNU.sparse.major", b"GNU.sparse.minor", SPARSE_MAP}
-_MAX_GLOBAL_SIZE = 1 << 16  # each entry is charged with all of it
-
 _PAX_HEADER = ord("x")
 _PAX_MEMO_LIMIT = 256
 _REGULAR = ord("0")
+_GNU_SPARSE = ord("S")
 _DIRECTORY = ord("5")
 
 _Texts = tuple[bytes, bytes, bytes, bytes]
+
+
+class _Sparse(NamedTuple):
+    """A sparse file whose map is read: name, link and owners, time, mode to device numbers, PAX records."""
+
+    reader: sparse.MapReader
+    texts: _Texts
+    mod_time: bytes
+    numbers: tuple[int, int, int, int, int]
+    xattrs: list[tuple[bytes, bytes]]
 
 
 class TarScanner:
     """Scans one archive. Feed it the stream, then call `finish`; `add` is called as `TocWriter.add`.
 
     `archive_size` is then the position where Go's reader stops: after the second zero block, or at the
-    end of the input. Raises InvalidDataError for what is not a tar archive and UnsupportedLayerError for
-    sparse files.
+    end of the input. Raises InvalidDataError for what is not a tar archive.
     """
 
     def __init__(self, add: Callable[..., None]) -> None:
@@ -78,8 +81,9 @@ class TarScanner:
         self._zero_blocks = 0
         self._ended = False
         self._pax: Records | None = None
-        self._global: Records = {}
-        self._global_size = 0
+        self._sparse: _Sparse | None = None
+        self._held = 0, 0  # its data and padding, while its map is read
+        self.has_sparse_files = False
         self._long_name = b""
         self._long_link = b""
         self._fields = HeaderReader()
@@ -127,7 +131,7 @@ class TarScanner:
                     handler(block)
                 else:
                     self._header(block)
-            except BadHeaderError as error:
+            except (BadHeaderError, sparse.BadMapError) as error:
                 where = f"near byte {self._position}"
                 raise InvalidDataError(f"not a valid tar archive {where}: {error}") from None
             if self._ended:
@@ -175,27 +179,26 @@ class TarScanner:
                 self._pax_sizes[block] = size
             self._special(flag, size)
         else:
-            self._file(header)
+            self._file(header, block)
 
-    def _file(self, header: Header) -> None:
+    def _file(self, header: Header, block: bytes) -> None:
         """Adds a file, as its header says and the special entries before that."""
         flag, size, name, link, uname, gname, mod_time, mode, uid, gid, major, minor = header
         xattrs: list[tuple[bytes, bytes]] = []
-        if self._pax is not None or self._global:
-            own = self._pax or {}
-            applied = self._applied_records(own) if self._global else own
-            xattrs = sorted(applied.items()) if len(applied) > 1 else list(applied.items())
-            records = {**self._global, **own} if self._global else own
+        map_reader: sparse.MapReader | None = None
+        records = self._pax
+        if records is not None:
+            xattrs = sorted(records.items()) if len(records) > 1 else list(records.items())
             if value := records.get(b"mtime"):
                 mod_time = self._fields.pax_time(value)
             if len(records) > 1 or b"mtime" not in records:
-                if _is_sparse(records):
-                    raise _sparse(name)
                 texts, numbers = self._overridden(
                     records, (name, link, uname, gname), (uid, gid, size)
                 )
                 name, link, uname, gname = texts
                 uid, gid, size = numbers
+                if sparse.is_sparse(records):
+                    map_reader = sparse.reader_of(records, size, self._fields.decimal)
             self._pax = None
         if self._long_name:
             name = self._long_name
@@ -204,6 +207,9 @@ class TarScanner:
         self._long_name = self._long_link = b""
         if not flag:
             flag = _DIRECTORY if name.endswith(b"/") else _REGULAR
+        elif flag == _GNU_SPARSE:
+            map_reader = sparse.OldMap(block, self._fields.number)
+            flag = _REGULAR
         type_ = _TYPES.get(flag)
         if type_ is None:
             raise _unknown_type(flag, name)
@@ -212,8 +218,50 @@ class TarScanner:
                 raise BadHeaderError("a size is negative")
             self._skip = size
             self._pad = -size & 511
+        if map_reader is not None:
+            if flag != _REGULAR:
+                raise BadHeaderError("an entry without data has the map of a sparse file")
+            texts = map_reader.name or name, link, uname, gname
+            self._sparse = _Sparse(
+                map_reader, texts, mod_time, (mode, uid, gid, major, minor), xattrs
+            )
+            self._read_map(None)
+            return
         place = self._position, size, mode, uid, gid, major, minor
         self._add(name, type_, link, uname, gname, mod_time, place, xattrs)
+
+    def _read_map(self, block: bytes | None) -> None:
+        """Adds a sparse file when its map is whole: this is the next block of it."""
+        assert self._sparse is not None
+        reader, texts, mod_time, numbers, xattrs = self._sparse
+        if block is not None:
+            self._skip, self._pad = self._held
+            reader.feed(block)
+        if reader.needs_more:
+            if reader.in_data:
+                if self._skip < BLOCK:
+                    raise sparse.BadMapError("the map of a sparse file is longer than its data")
+                self._skip -= BLOCK
+            self._held = self._skip, self._pad
+            self._skip = self._pad = 0
+            self._payload, self._handler = BLOCK, self._read_map
+            return
+        pieces = reader.finish()
+        if pieces.stored != self._skip:
+            raise sparse.BadMapError(
+                f"the map of a sparse file has {pieces.stored} bytes, the archive {self._skip}"
+            )
+        self._sparse = None
+        self.has_sparse_files = True
+        records = sorted({**dict(xattrs), sparse.MAP: pieces.encode()}.items())
+        name, link, uname, gname = texts
+        place = self._position, pieces.size, *numbers
+        self._add(name, REGULAR, link, uname, gname, mod_time, place, records)
+
+    @property
+    def data_size(self) -> int:
+        """The bytes of data that follow in the archive, while `add` is called."""
+        return self._skip
 
     def _overridden(
         self, records: Records, texts: _Texts, numbers: tuple[int, int, int]
@@ -238,15 +286,6 @@ class TarScanner:
             if value := get(key):
                 self._fields.pax_time(value)
         return texts, (uid, gid, size)
-
-    def _applied_records(self, own: Records) -> Records:
-        # A global header's overrides count for the entry as if it had them; its comments do not.
-        inherited = {
-            key: value
-            for key, value in self._global.items()
-            if key in _OVERRIDES or key.startswith(_XATTR_PREFIXES)
-        }
-        return {**inherited, **own}
 
     def _special(self, flag: int, size: int) -> None:
         if size > MAX_SPECIAL_SIZE:
@@ -273,17 +312,9 @@ class TarScanner:
         self._pax = self._fields.records(payload)
 
     def _global_header(self, payload: bytes) -> None:
+        """Only checked: Go's reader does not apply it, nor do containerd and bsdtar."""
         self._after_payload()
-        for key, value in self._fields.records(payload).items():
-            old = self._global.pop(key, None)
-            if old is not None:
-                self._global_size -= len(key) + len(old)
-            # An empty value takes the record back.
-            if value and (key in _INHERITED or key.startswith(_XATTR_PREFIXES)):
-                self._global[key] = value
-                self._global_size += len(key) + len(value)
-        if self._global_size > _MAX_GLOBAL_SIZE:
-            raise BadHeaderError("its global headers hold too much")
+        self._fields.records(payload)
 
     def _gnu_long_name(self, payload: bytes) -> None:
         self._after_payload()
@@ -295,26 +326,7 @@ class TarScanner:
 
 
 def _unknown_type(flag: int, name: bytes) -> InvalidDataError:
-    if flag == ord("S"):
-        return _sparse(name)
+    shown = repr(name[:200].decode("utf-8", "replace"))
     return InvalidDataError(
-        f"tar entry {_show(name)} has the type {chr(flag)!r}, which cannot be indexed"
+        f"tar entry {shown} has the type {chr(flag)!r}, which cannot be indexed"
     )
-
-
-def _sparse(name: bytes) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"tar entry {_show(name)} is a sparse file, which cannot be read by its offset and size"
-    )
-
-
-def _show(name: bytes) -> str:
-    return repr(name[:200].decode("utf-8", "replace"))
-
-
-def _is_sparse(records: Records) -> bool:
-    # The conditions under which Go's reader takes an entry for a PAX sparse file.
-    version = records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b"")
-    if version in ((b"0", b"0"), (b"0", b"1"), (b"1", b"0")):
-        return True
-    return version == (b"", b"") and bool(records.get(SPARSE_MAP))

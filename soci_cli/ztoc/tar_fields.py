@@ -10,15 +10,15 @@ import struct
 from typing import TypeVar
 from zlib import adler32 as _adler32
 
+from soci_cli.ztoc import sparse as sparse_files
+
 _INT64_MAX = (1 << 63) - 1
 _MEMO_LIMIT = 16384
 
 # name, mode + uid + gid, size, mtime, checksum, type flag, link name, magic + version,
 # user name + group name + device numbers, prefix and rest (POSIX.1-2017, pax, "ustar Interchange").
 _HEADER = struct.Struct("100s24s12s12s8s1s100s8s80s167s")
-_SPARSE_OFFSET = b"GNU.sparse.offset"
-_SPARSE_BYTES = b"GNU.sparse.numbytes"
-SPARSE_MAP = b"GNU.sparse.map"
+_SPARSE_PAIR = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _BAD_RECORD = "a record of an extended header is malformed"
 
 Records = dict[bytes, bytes]
@@ -73,7 +73,7 @@ class HeaderReader:
 
     def _owner(self, fields: bytes) -> tuple[int, int, int]:
         """Mode, uid and gid; the latter two as the zTOC holds them, in 32 bits."""
-        number = self._number
+        number = self.number
         value = (
             number(fields[:8]),
             number(fields[8:16]) & 0xFFFFFFFF,
@@ -86,20 +86,20 @@ class HeaderReader:
         value = (
             text_of(fields[:32]),
             text_of(fields[32:64]),
-            self._number(fields[64:72]),
-            self._number(fields[72:]),
+            self.number(fields[64:72]),
+            self.number(fields[72:]),
         )
         return _remember(self._names, fields, value)
 
     def _header_time(self, field: bytes) -> bytes:
-        return _remember(self._times, field, self._format_time(self._number(field)))
+        return _remember(self._times, field, self._format_time(self.number(field)))
 
     def _size(self, field: bytes) -> int:
         digits = field[:11]
         # isdigit leaves out the signs, blanks and underscores that int() takes.
         if field[11] in b"\0 " and digits.isdigit() and b"8" not in digits and b"9" not in digits:
             return int(digits, 8)
-        return self._number(field)
+        return self.number(field)
 
     def _check_sum(self, block: bytes, field: bytes, total: int) -> None:
         # The field itself counts as blanks. `expected` is then what the whole block must sum to.
@@ -118,16 +118,16 @@ class HeaderReader:
         if magic[:6] == b"ustar\0":
             if field[163:167] == b"tar\0":
                 # STAR keeps times after a shorter prefix.
-                self._number(field[131:143])
-                self._number(field[143:155])
+                self.number(field[131:143])
+                self.number(field[143:155])
                 return text_of(field[:131])
             return text_of(field[:155])
         # GNU has times there. Old Go wrote a prefix instead: where the times make no sense, take it.
         try:
             if field[0]:
-                self._number(field[:12])
+                self.number(field[:12])
             if field[12]:
-                self._number(field[12:24])
+                self.number(field[12:24])
         except BadHeaderError:
             prefix = text_of(field[:155])
             return prefix if prefix.isascii() else b""
@@ -151,16 +151,18 @@ class HeaderReader:
                 raise BadHeaderError(_BAD_RECORD)
             if b"\0" in (value if key in (b"path", b"linkpath", b"uname", b"gname") else key):
                 raise BadHeaderError(_BAD_RECORD)
-            if key in (_SPARSE_OFFSET, _SPARSE_BYTES):
+            if key in _SPARSE_PAIR:  # of PAX 0.0, again and again
+                if key != _SPARSE_PAIR[len(sparse) % 2] or b"," in value:
+                    raise BadHeaderError(_BAD_RECORD)
                 sparse.append(value)
             else:
                 found[key] = value
             position = end
         if sparse:
-            found[SPARSE_MAP] = b",".join(sparse)
+            found[sparse_files.MAP] = b",".join(sparse)
         return found
 
-    def _number(self, field: bytes) -> int:
+    def number(self, field: bytes) -> int:
         """A numeric field: octal text, or base-256 where the first bit is set."""
         return self._base256(field) if field[0] & 0x80 else self._octal(field)
 

@@ -8,7 +8,8 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias, overload
 
-from soci_cli.errors import InvalidDataError
+from soci_cli.errors import InvalidDataError, UnsupportedLayerError
+from soci_cli.ztoc import sparse
 from soci_cli.ztoc.flatbuffer import INT64, REFERENCE, UINT32, FlatBuffer, Table, release
 from soci_cli.ztoc.model import OPAQUE_WHITEOUT, XATTR_PREFIX, FileMetadata
 from soci_cli.ztoc.toc_writer import FILE_KINDS, XATTR_COST
@@ -60,8 +61,13 @@ class TableOfContents(Sequence[FileMetadata]):
         table: Table | None,
         archive_size: int,
         other: slice = slice(0, 0),
+        has_all_maps: bool = False,
     ) -> None:
-        """`other` is a part of the buffer that holds no strings of entries: the checkpoints."""
+        """`other` is a part of the buffer that holds no strings of entries: the checkpoints.
+
+        With `has_all_maps` each sparse file has its map in its records.
+        """
+        self.has_all_maps = has_all_maps
         self._buffer = buffer
         self._archive_size = archive_size
         self._other = other
@@ -132,12 +138,47 @@ class TableOfContents(Sequence[FileMetadata]):
         return size
 
     def extent(self, fields: Fields) -> tuple[int, int]:
-        """Where a regular file's bytes are in the archive, and how many. Raises InvalidDataError."""
+        """Where a regular file's bytes are in the archive, and its size. Raises InvalidDataError.
+
+        Of a sparse file fewer bytes may be there: see `sparse_map`.
+        """
         offset, size = fields.uncompressed_offset, fields.uncompressed_size
-        if not (offset >= 0 and size >= 0 and offset + size <= self._archive_size):
-            name = self.string(fields.name).decode(errors="replace")
-            raise InvalidDataError(f"not a valid zTOC: {name!r} lies outside the archive")
+        if offset >= 0 and 0 <= size <= self._archive_size - offset:
+            return offset, size
+        if offset < 0 or size < 0 or not self._may_be_sparse(fields):
+            raise self._outside(fields)
         return offset, size
+
+    def _outside(self, fields: Fields) -> InvalidDataError:
+        name = self.string(fields.name).decode(errors="replace")
+        return InvalidDataError(f"not a valid zTOC: {name!r} lies outside the archive")
+
+    def _may_be_sparse(self, fields: Fields) -> bool:
+        return any(key.startswith(sparse.PREFIX) for key, _ in self.xattrs(fields.xattrs))
+
+    def stored(self, fields: Fields) -> tuple[int, int]:
+        """Where an entry's bytes are in the archive, and how many, as its numbers say."""
+        try:
+            pieces = self.sparse_map(fields)
+        except UnsupportedLayerError:
+            pieces = None
+        size = fields.uncompressed_size if pieces is None else pieces.stored
+        return fields.uncompressed_offset, size
+
+    def sparse_map(self, fields: Fields) -> sparse.SparseMap | None:
+        """Where the bytes of a regular file belong that has holes; None for one in one piece.
+
+        Raises UnsupportedLayerError where the zTOC does not have the map, InvalidDataError for a map that
+        does not fit.
+        """
+        if not fields.xattrs:
+            return None
+        records = dict(self.xattrs(fields.xattrs))
+        size = fields.uncompressed_size
+        found = sparse.map_of(records, size, has_all_maps=self.has_all_maps)
+        if found is not None and fields.uncompressed_offset + found.stored > self._archive_size:
+            raise self._outside(fields)
+        return found
 
     def _table(self, index: int) -> tuple[int, _Shape]:
         buffer = self._buffer
@@ -338,7 +379,9 @@ class LoadedContents(TableOfContents):
 
     def __init__(self, contents: TableOfContents, kinds: Sequence[bytes]) -> None:
         """`kinds` are the types of all entries. Raises InvalidDataError."""
-        super().__init__(contents._buffer, None, contents._archive_size)
+        super().__init__(
+            contents._buffer, None, contents._archive_size, contents._other, contents.has_all_maps
+        )
         self._start, self._count = contents._start, contents._count
         self._names = list(contents.names())
         self._kinds = kinds

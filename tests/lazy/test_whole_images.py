@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from soci_cli.errors import IntegrityError, InvalidDataError, UnsupportedLayerError
+from soci_cli.errors import IntegrityError, InvalidDataError
 from soci_cli.lazy import Cache
 from soci_cli.oci.media_types import OCI_LAYER_ZSTD
 from tests.lazy.tools import opened, whole
 from tests.support.images import LayoutMaker, gz, sha256, tar_of, zst
-from tests.support.layers import mixed_data, pax
+from tests.support.layers import file, mixed_data, pax
 
 BIG = mixed_data(400_000)
 
@@ -39,13 +39,12 @@ def test_broken_layers(tmp_path: Path, data: bytes, kind: str, said: str) -> Non
 
 
 def test_a_sparse_file(tmp_path: Path) -> None:
-    records = [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")]
-    data = gz(pax(records) + tar_of({"x": b"1"}))
-    with (
-        pytest.raises(UnsupportedLayerError, match="sparse"),
-        opened(whole(tmp_path, data), tmp_path) as image,
-    ):
-        image.open_all()
+    records = [(b"GNU.sparse.map", b"5000,3,100000,4"), (b"GNU.sparse.size", b"200000")]
+    data = gz(pax(records) + file(b"x", b"onetwo!") + tar_of({"y": b"1"}))
+    with opened(whole(tmp_path, data), tmp_path) as image:
+        content = bytes(5000) + b"one" + bytes(94997) + b"two!" + bytes(99996)
+        assert image.read(image.find(b"x"), 0, 1 << 20) == content
+        assert image.read(image.find(b"y"), 0, 10) == b"1"
 
 
 def test_an_empty_layer(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.support.layers import (
 
 ROWS = golden_rows()
 ACCEPTED = [row for row in ROWS if "refused" not in row]
-# A PAX global header is applied where the reference refuses the layer.
+# A PAX global header is passed over where the reference refuses the layer.
 REFUSED = [row for row in ROWS if "refused" in row and row["layer"] != "bad-pax-global.tar.gz"]
 ZTOCS = sorted(path.name for path in (GOLDEN / "ztocs").iterdir())
 CHUNKED = [row for row in ACCEPTED if row["span_size"] == 65536]
@@ -130,7 +130,7 @@ def test_same_bytes(name: str) -> None:
     assert built.data == expected
 
 
-def test_global_header_is_applied() -> None:
+def test_global_header_is_passed_over() -> None:
     built = build_row({"layer": "bad-pax-global.tar.gz", "span_size": 0})
     (entry,) = entries_of(decode_ztoc(built.data))
     assert (entry.name, entry.type, entry.uncompressed_size) == (b"f", b"reg", 1)

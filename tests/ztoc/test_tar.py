@@ -1,4 +1,4 @@
-"""Reading tar headers by the rules of Go's archive/tar: plain ones, sparse files, the end."""
+"""Reading tar headers by the rules of Go's archive/tar: plain ones, the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from soci_cli.errors import InvalidDataError, UnsupportedLayerError
+from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc import FileMetadata
 from tests.support.layers import (
     END,
@@ -205,25 +205,7 @@ def test_gnu_with_only_a_bad_ctime() -> None:
     assert scan_one(header(b"n", magic=GNU, prefix=bytes(12) + b"x" * 12) + END).name == b"n"
 
 
-# Sparse files.
-
-
-@pytest.mark.parametrize(
-    "archive",
-    [
-        header(b"n", type_=b"S", magic=GNU),
-        pax([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.name", b"n")])
-        + file(b"x", b"1\n0\n512\n" + bytes(1024)),
-        pax([(b"GNU.sparse.major", b"0"), (b"GNU.sparse.minor", b"1"), (b"GNU.sparse.map", b"0,5")])
-        + file(b"x", b"hello"),
-        pax([(b"GNU.sparse.map", b"0,5"), (b"GNU.sparse.size", b"5")]) + file(b"x", b"hello"),
-        pax([(b"GNU.sparse.offset", b"0"), (b"GNU.sparse.numbytes", b"5")]) + file(b"x", b"hello"),
-        pax([(b"GNU.sparse.major", b"0"), (b"GNU.sparse.minor", b"0")]) + file(b"x", b"hello"),
-    ],
-)
-def test_sparse_files_are_not_supported(archive: bytes) -> None:
-    with pytest.raises(UnsupportedLayerError, match="sparse"):
-        scan(archive + END)
+# Sparse files: test_sparse.py.
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from soci_cli.ztoc.attributes import (
 )
 from soci_cli.ztoc.layer import LayerFiles
 from soci_cli.ztoc.model import XATTR_PREFIX
+from soci_cli.ztoc.sparse import PREFIX as SPARSE_PREFIX
 from soci_cli.ztoc.toc import LoadedContents
 
 _NOBODY = 65534
@@ -61,6 +62,8 @@ class _Layer:
     def __init__(self, ztoc: Ztoc, tag: bytes, inodes: Inodes, start: int, is_lowest: bool) -> None:
         """Adds the inodes of a layer whose device begins at block `start`."""
         self._is_lowest = is_lowest
+        if ztoc.files.contains(SPARSE_PREFIX):
+            raise UnsupportedLayerError("it has sparse files")
         self.first = len(inodes.heads)
         self.layout = DeviceLayout(ztoc.uncompressed_archive_size)
         self._contents = ztoc.files

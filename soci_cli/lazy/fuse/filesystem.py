@@ -9,17 +9,18 @@ from __future__ import annotations
 import errno
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from soci_cli.errors import InvalidDataError
-from soci_cli.kernel.namespaces import mapped_ids
 from soci_cli.lazy.fuse import wire
+from soci_cli.lazy.fuse.owners import Owners, same_owners
 from soci_cli.lazy.layer_bytes import LayerBytes, Name
 from soci_cli.lazy.merged import File, Folder, LazyImage
+from soci_cli.lazy.sparse import spread
 from soci_cli.ztoc.attributes import FORMATS, IMPLIED_ATTRIBUTES
 from soci_cli.ztoc.folders import FOLDER, IMPLIED, SYMLINK
 from soci_cli.ztoc.layer import LayerFiles
@@ -122,28 +123,6 @@ class Tree(Protocol):
         """Where the bytes of a regular file are."""
 
 
-Owners = Callable[[int, int], tuple[int, int]]
-"""The user and group that a file of this user and group gets where the image is mounted."""
-
-
-def same_owners(user: int, group: int) -> tuple[int, int]:
-    """Those of the image: for the real root, and where owners are not checked."""
-    return user, group
-
-
-def namespace_owners() -> Owners:
-    """Those of the image, but root for ids that this process's user namespace does not have."""
-    users, groups = mapped_ids("uid"), mapped_ids("gid")
-
-    def owners(user: int, group: int) -> tuple[int, int]:
-        return (
-            user if any(user in ids for ids in users) else 0,
-            group if any(group in ids for ids in groups) else 0,
-        )
-
-    return owners
-
-
 class Numbers:
     """The node ids of an image's files, which `stat` shows as inode numbers.
 
@@ -203,8 +182,8 @@ class _Files:
             found = files.node(entry)
             if found.type != "reg":
                 raise OSError(errno.EINVAL, "no regular file")
-            archive = self.image.layers[number].archive
-            content = FileContent(files, number, entry, archive, found.offset, found.size)
+            archive, offset = spread(self.image.layers[number].archive, found.offset, files, entry)
+            content = FileContent(files, number, entry, archive, offset, found.size)
             if len(self._contents) >= _MAX_CONTENTS:
                 self._contents.clear()
             self._contents[node] = content

@@ -13,11 +13,12 @@ from soci_cli.kernel.fuse_device import mount_fuse, raise_read_ahead
 from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.kernel.points import identify, resolve
 from soci_cli.kernel.unmount import unmount
-from soci_cli.lazy.fuse.filesystem import TRUSTED_MARK, USER_MARK, namespace_owners, same_owners
+from soci_cli.lazy.fuse.filesystem import TRUSTED_MARK, USER_MARK
 from soci_cli.lazy.fuse.layer_tree import LayerTree
 from soci_cli.lazy.fuse.mounted import MountedImage, start_session
 from soci_cli.lazy.fuse.mounting import check_target
 from soci_cli.lazy.fuse.naming import LAYER_SOURCE, LAYER_SUBTYPE
+from soci_cli.lazy.fuse.owners import namespace_owners, same_owners
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.lazy.merged import LazyImage

@@ -9,10 +9,9 @@ from soci_cli.lazy.fuse.filesystem import (
     ROOT,
     TRUSTED_MARK,
     LayersTree,
-    Owners,
     path_of,
-    same_owners,
 )
+from soci_cli.lazy.fuse.owners import Owners, same_owners
 from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.lazy.merged import LazyImage
 from soci_cli.ztoc.folders import IMPLIED

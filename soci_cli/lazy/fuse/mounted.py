@@ -24,9 +24,8 @@ from soci_cli.lazy.fuse.filesystem import (
     LayersTree,
     MergedTree,
     Tree,
-    namespace_owners,
-    same_owners,
 )
+from soci_cli.lazy.fuse.owners import namespace_owners, same_owners
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.merged import LazyImage
 

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from soci_cli.lazy.fuse import filesystem, wire
+from soci_cli.lazy.fuse import owners, wire
 from soci_cli.lazy.fuse.filesystem import (
     ROOT,
     TRUSTED_MARK,
@@ -114,9 +114,9 @@ def test_attributes() -> None:
 
 def test_owners_that_are_not_in_the_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their files are root's; otherwise nobody could read them."""
-    monkeypatch.setattr(filesystem, "mapped_ids", lambda kind: [range(0, 1), range(1, 65537)])
-    owners = filesystem.namespace_owners()
-    assert owners(3, 70000) == (3, 0)
+    monkeypatch.setattr(owners, "mapped_ids", lambda kind: [range(0, 1), range(1, 65537)])
+    of = owners.namespace_owners()
+    assert of(3, 70000) == (3, 0)
 
 
 def test_mounting_reads_no_names() -> None:
