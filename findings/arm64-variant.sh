@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# crane 0.20.6, oras 1.3.6, regctl 0.11.7, and containerd's platforms 1.0.0-rc.5. linux/arm64 and linux/arm64/v8 are
-# the same platform to containerd and regctl. crane and oras take an entry with v8 where linux/arm64 is asked for,
-# and not the other way: asked for linux/arm64/v8, as many indexes have it, they find nothing in an index that
-# says linux/arm64, as many others do. Scripts that copy the platform of one image to ask for another work
-# with some tools only. Needs Go 1.25 or newer.
+# crane 0.20.6, oras 1.3.6, regctl 0.11.7, and containerd's platforms 1.0.0-rc.5. linux/arm64 and
+# linux/arm64/v8 are the same platform to containerd and regctl. crane and oras take an entry with v8 where
+# linux/arm64 is asked for, and not the other way: asked for linux/arm64/v8, as many indexes have it, they
+# find nothing in an index that says linux/arm64, as many others do. Scripts that copy the platform of one
+# image to ask for another work with some tools only. Needs Go 1.25 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# crane 0.20.6, regctl 0.11.7, oras 1.3.6. An index whose tag is there and one of whose manifests is gone, as
-# clean-ups by "untagged" leave it, is not mended by copying the image again. crane and regctl see that the
-# index is there, copy nothing and exit with 0; the platform stays away. oras sees the same, then pushes the
-# index for its tag and fails, as the registry (CNCF distribution 2.8.2) knows that a manifest is missing.
-# `regctl image copy --force-recursive` mends it. Needs Go 1.25 or newer, and apt with Debian 12's packages.
+# crane 0.20.6, regctl 0.11.7, oras 1.3.6. An index whose tag is there and one of whose manifests is gone,
+# as clean-ups by "untagged" leave it, is not mended by copying the image again. crane and regctl see that
+# the index is there, copy nothing and exit with 0; the platform stays away. oras sees the same, then pushes
+# the index for its tag and fails, as the registry (CNCF distribution 2.8.2) knows that a manifest is
+# missing. `regctl image copy --force-recursive` mends it. Needs Go 1.25 or newer, and apt with Debian 12's
+# packages.
 set -euo pipefail
 dir=$(mktemp -d)
 pids=

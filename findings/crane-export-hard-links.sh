@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# crane 0.20.6 (go-containerregistry). `crane export` and `crane flatten` go through the layers from the top and
-# keep the first entry of each name, hard links as they are. Where an upper layer replaces one name of a file
-# with several, the links of the lower layer now point to the new file: the other names get its content, without
-# an error. Where the upper layer deletes that name, the archive has links without a target, and tar fails. On a
-# node the other names keep what they had, as hard links are to files and not to names. Git, Python and Perl
-# packages are full of hard links. Needs Go 1.24 or newer.
+# crane 0.20.6 (go-containerregistry). `crane export` and `crane flatten` go through the layers from the top
+# and keep the first entry of each name, hard links as they are. Where an upper layer replaces one name of a
+# file with several, the links of the lower layer now point to the new file: the other names get its
+# content, without an error. Where the upper layer deletes that name, the archive has links without a
+# target, and tar fails. On a node the other names keep what they had, as hard links are to files and not to
+# names. Git, Python and Perl packages are full of hard links. Needs Go 1.24 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# crane 0.20.6 (go-containerregistry). `crane export` and `crane flatten` know whiteouts of single names only. An
-# opaque whiteout (.wh..wh..opq, image specification, "Whiteouts") is taken for a file called ".wh..opq" that
-# is gone: what lower layers have in that directory, and a node does not show, is back in the archive. And
-# a name that a layer both whites out and has is lost, though whiteouts apply to lower layers only. Layers
-# of overlayfs have opaque whiteouts wherever a directory was removed and made again. Needs Go 1.24 or newer.
+# crane 0.20.6 (go-containerregistry). `crane export` and `crane flatten` know whiteouts of single names
+# only. An opaque whiteout (.wh..wh..opq, image specification, "Whiteouts") is taken for a file called
+# ".wh..opq" that is gone: what lower layers have in that directory, and a node does not show, is back in
+# the archive. And a name that a layer both whites out and has is lost, though whiteouts apply to lower
+# layers only. Layers of overlayfs have opaque whiteouts wherever a directory was removed and made again.
+# Needs Go 1.24 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# CNCF distribution 3.1.2 (2.8.2 does the same). An OCI manifest is "not found" (404, MANIFEST_UNKNOWN) for a
-# client that accepts everything: "Accept: */*", as curl and many HTTP libraries send, is not understood, nor is
-# no Accept header at all; only the exact media type counts. A manifest in Docker's format is found all the
-# same. So a check whether a tag or a digest exists depends on the format that it was pushed in: buildx with
-# attestations, ko, buildah and crane push OCI. Needs Go 1.25 or newer.
+# CNCF distribution 3.1.2 (2.8.2 does the same). An OCI manifest is "not found" (404, MANIFEST_UNKNOWN) for
+# a client that accepts everything: "Accept: */*", as curl and many HTTP libraries send, is not understood,
+# nor is no Accept header at all; only the exact media type counts. A manifest in Docker's format is found
+# all the same. So a check whether a tag or a digest exists depends on the format that it was pushed in.
+# Needs Go 1.25 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# CNCF distribution 2.8.2 (docker-registry of Debian 12; 3.1.2 does the same) and curl. The upload of a blob by
-# `curl -X PUT --data-binary @FILE URL` fails with "provided digest did not match uploaded content", whatever the
-# digest: curl says application/x-www-form-urlencoded where no type is given, and the registry reads such a body
-# as a form to look for its parameters before it takes the rest, which is nothing. The message leads
-# astray; a Content-Type helps. Needs apt with Debian 12's packages.
+# CNCF distribution 2.8.2 (docker-registry of Debian 12; 3.1.2 does the same) and curl. The upload of a blob
+# by `curl -X PUT --data-binary @FILE URL` fails with "provided digest did not match uploaded content",
+# whatever the digest: curl says application/x-www-form-urlencoded where no type is given, and the registry
+# reads such a body as a form to look for its parameters before it takes the rest, which is nothing. The
+# message leads astray; a Content-Type helps. Needs apt with Debian 12's packages.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# CNCF distribution 2.8.2 (docker-registry of Debian 12). Whoever uploads a blob in chunks and gets no answer to
-# one of them asks the registry with a GET how far it came, says the distribution specification, and goes on
-# from there. Here the URL of an upload carries the offset (in _state), and a request with another offset than
-# the blob's is told that the upload is invalid (404), the GET as well. Only the answer that got lost had the URL
-# with the right offset. The upload is there, and nobody can go on with it or ask for it: the blob has to be
-# sent again from its start. (3.1.2 answers the GET.) Needs apt with Debian 12's packages.
+# CNCF distribution 2.8.2 (docker-registry of Debian 12). Whoever uploads a blob in chunks and gets no
+# answer to one of them asks the registry with a GET how far it came, says the distribution specification,
+# and goes on from there. Here the URL of an upload carries the offset (in _state), and a request with
+# another offset than the blob's is told that the upload is invalid (404), the GET as well. Only the answer
+# that got lost had the URL with the right offset. The upload is there, and nobody can go on with it or ask
+# for it: the blob has to be sent again from its start. (3.1.2 answers the GET.) Needs apt with Debian 12's
+# packages.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

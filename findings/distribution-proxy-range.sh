@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# CNCF distribution 3.1.2 as a pull-through cache (2.8.2 does the same). The first request for a part of a blob
-# is answered with 200 and the whole blob, whatever its Range header says; only from then on there are parts
-# (206). The registry behind the cache gives parts at once. So whoever reads an image lazily through such a
-# mirror downloads each layer whole at the first byte, and a client that insists on 206 fails once and works
-# when somebody looks at it. Needs Go 1.25 or newer.
+# CNCF distribution 3.1.2 as a pull-through cache (2.8.2 does the same). The first request for a part of a
+# blob is answered with 200 and the whole blob, whatever its Range header says; only from then on there are
+# parts (206). The registry behind the cache gives parts at once. So whoever reads an image lazily through
+# such a mirror downloads each layer whole at the first byte, and a client that insists on 206 fails once
+# and works when somebody looks at it. Needs Go 1.25 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 pids=

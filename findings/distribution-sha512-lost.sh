@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# CNCF distribution 2.8.2 (docker-registry of Debian 12; 3.1.2 loses the layer, too). Digests may be sha512, says
-# the image specification. The registry takes a layer under its sha512 digest, stores it under its sha256,
-# serves it under both, and takes an image that names it by sha512. `registry garbage-collect` then looks for the
-# sha512 digest among its files, finds nothing that uses the layer, and deletes it: the image is tagged and
-# cannot be pulled any more. Needs apt with Debian 12's packages.
+# CNCF distribution 2.8.2 (docker-registry of Debian 12; 3.1.2 loses the layer, too). Digests may be sha512,
+# says the image specification. The registry takes a layer under its sha512 digest, stores it under its
+# sha256, serves it under both, and takes an image that names it by sha512. `registry garbage-collect` then
+# looks for the sha512 digest among its files, finds nothing that uses the layer, and deletes it: the image
+# is tagged and cannot be pulled any more. Needs apt with Debian 12's packages.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# estargz 0.19.1 (stargz-snapshotter). An archive may have a name twice, as `tar -r` makes it; the later entry
-# replaces the earlier. The conversion to eStargz drops the earlier one, also when a hard link between the two
-# has given that file another name. What was a second name of the old file is then a link to the new one: read
-# lazily it has the wrong content, without an error, and unpacking the converted layer fails, since the link
-# now comes before its target. GNU tar and containerd unpack the layer that was converted, with the old file
-# under its second name. Needs Go 1.25 or newer and GNU tar.
+# estargz 0.19.1 (stargz-snapshotter). An archive may have a name twice, as `tar -r` makes it; the later
+# entry replaces the earlier. The conversion to eStargz drops the earlier one, also when a hard link between
+# the two has given that file another name. What was a second name of the old file is then a link to the new
+# one: read lazily it has the wrong content, without an error, and unpacking the converted layer fails,
+# since the link now comes before its target. GNU tar and containerd unpack the layer that was converted,
+# with the old file under its second name. Needs Go 1.25 or newer and GNU tar.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# estargz 0.19.1 (stargz-snapshotter). Converting a layer to eStargz gives other bytes, another digest and another
-# diff ID on machines with another number of processors: by default the archive is cut into GOMAXPROCS pieces
-# (at least) that are compressed side by side, and each piece begins a gzip member of its own. The table of
-# contents has those offsets in it and is a file of the archive, so the uncompressed layer differs, too. A build
-# is reproducible only with WithParallelism(N), which came with 0.19, or with WithMinChunkSize. Needs Go 1.25
-# or newer.
+# estargz 0.19.1 (stargz-snapshotter). Converting a layer to eStargz gives other bytes, another digest and
+# another diff ID on machines with another number of processors: by default the archive is cut into
+# GOMAXPROCS pieces (at least) that are compressed side by side, and each piece begins a gzip member of its
+# own. The table of contents has those offsets in it and is a file of the archive, so the uncompressed layer
+# differs, too. A build is reproducible only with WithParallelism(N), which came with 0.19, or with
+# WithMinChunkSize. Needs Go 1.25 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# deflate 0.9.0 (libdeflate) and rapidgzip 0.16.2 (Python). Of gzip data in several members, as pigz -i, bgzip
-# and eStargz write it, deflate.gzip_decompress() gives the first member and no error, also when it is told the
-# right size (zeros follow). Of data padded with zeros, which gzip(1) takes without a word, it gives nothing and no error, as
-# it looks for the size in the last four bytes; rapidgzip raises ValueError in the place of the end. zlib-ng,
-# isal and indexed_gzip read both.
+# deflate 0.9.0 (libdeflate) and rapidgzip 0.16.2 (Python). Of gzip data in several members, as bgzip and
+# eStargz write it, deflate.gzip_decompress() gives the first member and no error, also when it is told the
+# right size (zeros follow). Of data padded with zeros, which gzip(1) takes without a word, it gives nothing
+# and no error, as it looks for the size in the last four bytes; rapidgzip raises ValueError in the place of
+# the end. zlib-ng, isal and indexed_gzip read both.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

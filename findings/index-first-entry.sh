@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# crane 0.20.6, regctl 0.11.7, oras 1.3.6, skopeo 1.9.3 (also its library at 5.42.1). Asked for a platform of an
-# index, all of them take the first entry that names it, be it an image or not: nobody looks at the entry's
-# artifactType or at the media type of its config. An index that lists an image and, for the same platform, an
-# artifact, as SOCI v2 does, is right as long as the image comes first. JSON and the specification give the
-# order no such meaning; a tool that sorts or adds entries breaks the image. Needs Go 1.25 or newer; skopeo is
-# asked where it is there.
+# crane 0.20.6, regctl 0.11.7, oras 1.3.6, skopeo 1.9.3 (also its library at 5.42.1). Asked for a platform
+# of an index, all of them take the first entry that names it, as the image specification says, but whatever
+# it is: nobody looks at the entry's artifactType or at the media type of its config. An index that lists an
+# image and, for the same platform, an artifact, as SOCI v2 does, is right as long as the image comes first;
+# a tool that sorts the entries or puts one in front breaks it. Needs Go 1.25 or newer; skopeo is asked
+# where it is there.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# skopeo 1.9.3 (Debian 12), oras 1.3.6 and regctl 0.11.7. The name of an image in an OCI layout may be a whole
-# reference, such as example.com/app:1 (image specification, "Pre-Defined Annotation Keys"); skopeo takes what is
-# behind the first colon of oci:DIR:example.com/app:1. oras looks for the last colon and takes
+# skopeo 1.9.3 (Debian 12), oras 1.3.6 and regctl 0.11.7. The name of an image in an OCI layout may be a
+# whole reference, such as example.com/app:1 (image specification, "Pre-Defined Annotation Keys"); skopeo
+# takes what is behind the first colon of oci:DIR:example.com/app:1. oras looks for the last colon and takes
 # DIR:example.com/app for the folder, regctl refuses the name: neither can reach the image by it. The digest
 # helps, DIR@sha256:.... Needs skopeo and Go 1.25 or newer.
 set -euo pipefail

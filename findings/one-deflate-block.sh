@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # python-isal 1.9.1 at level 0 and zlib-ng 1.1.0 at level 1, the fastest ones that compress. Both write the
-# whole of what they are given as one DEFLATE block, however large; zlib and the other levels begin a new one
-# often. A gzip file can be entered only between two blocks, so no index of whatever kind (zran, indexed_gzip,
-# SOCI) helps with such a file: to read its last byte it is inflated from the first one.
+# whole of what they are given as one DEFLATE block, however large; zlib and the other levels begin a new
+# one often. A gzip file can be entered only between two blocks, so no index of whatever kind (zran,
+# indexed_gzip, SOCI) helps with such a file: to read its last byte it is inflated from the first one.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# oras 1.3.6 and crane 0.20.6. `oras copy --to-oci-layout` of one image of two platforms writes three entries into
-# the layout's index.json: the image's index, under its tag, and both platforms' manifests, without a name. So
-# `crane push` refuses the layout ("layout contains 3 entries"), and `crane push --index`, which it advises, pushes
-# index.json as the image: it has another digest, and each platform twice. `regctl image copy` writes one entry
-# for the same image, and crane pushes that as it was. Needs Go 1.25 or newer.
+# oras 1.3.6 and crane 0.20.6. `oras copy --to-oci-layout` of one image of two platforms writes three
+# entries into the layout's index.json: the image's index, under its tag, and both platforms' manifests,
+# without a name. So `crane push` refuses the layout ("layout contains 3 entries"), and `crane push
+# --index`, which it advises, pushes index.json as the image: it has another digest, and each platform
+# twice. `regctl image copy` writes one entry for the same image, and crane pushes that as it was. Needs Go
+# 1.25 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

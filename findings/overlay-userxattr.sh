@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Linux (5.11 and newer, seen on 6.18). An overlay mounted in a user namespace without the option userxattr works
-# at first sight: reading, writing and deleting files is right. But its marks are trusted.* attributes, which
-# nobody in a user namespace may read or write. Removing a directory of the image that is not empty fails
-# with EIO, making one where something was deleted, too, and what a mount with userxattr hid behind a new directory
-# is shown again. Mounting says nothing of it: the option is to be given always. Needs user namespaces and a
-# temporary folder on a file system with user.* attributes that is no overlay.
+# Linux (5.11 and newer, seen on 6.18). An overlay mounted in a user namespace without the option userxattr
+# works at first sight: reading, writing and deleting files is right. But its marks are trusted.*
+# attributes, which nobody in a user namespace may read or write. Removing a directory of the image that is
+# not empty fails with EIO, making one where something was deleted, too, and what a mount with userxattr hid
+# behind a new directory is shown again. Mounting says nothing of it: the option is to be given always.
+# Needs user namespaces and a temporary folder on a file system with user.* attributes that is no overlay.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'chmod -R u+rwx "$dir"; rm -rf "$dir"' EXIT

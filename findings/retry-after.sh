@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# crane 0.20.6, oras 1.3.6, regctl 0.11.7. A registry that is asked too often answers 429 and says in Retry-After
-# when to come again. crane does not try again at all. oras comes again after 3 seconds, its longest pause, also
-# when it was told 6; where the registry asks for a minute, it asks six times in 15 seconds and gives up. regctl
-# waits as long as it is told. Needs Go 1.25 or newer.
+# crane 0.20.6, oras 1.3.6, regctl 0.11.7. A registry that is asked too often answers 429 and says in
+# Retry-After when to come again. crane does not try again at all. oras comes again after 3 seconds, its
+# longest pause, also when it was told 6; where the registry asks for a minute, it asks six times in 15
+# seconds and gives up. regctl waits as long as it is told. Needs Go 1.25 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# skopeo 1.9.3 (Debian 12; its library at 5.42.1, which newer ones have, does the same) and oras 1.3.6. Where a
-# registry has no Referrers API, what refers to an image (signatures, SBOMs, SOCI indexes v1) is listed in an
-# OCI index under the tag sha256-DIGEST. `skopeo sync` takes that tag for an image of several platforms and
-# copies one of them: the first referrer, since none names a platform. In the mirror the tag is that referrer
-# and no list: the others are missing, and clients find nothing, not even the first. `--all` copies the list;
-# skopeo 1.9.3 drops the artifact types from it, and who asks for one type finds nothing. Exit status 0 each
-# time. Needs skopeo, Go 1.25 or newer, and apt with Debian 12's packages.
+# skopeo 1.9.3 (Debian 12; its library at 5.42.1, which newer ones have, does the same) and oras 1.3.6.
+# Where a registry has no Referrers API, what refers to an image (signatures, SBOMs, SOCI indexes v1) is
+# listed in an OCI index under the tag sha256-DIGEST. `skopeo sync` takes that tag for an image of several
+# platforms and copies one of them: the first referrer, since none names a platform. In the mirror the tag
+# is that referrer and no list: the others are missing, and clients find nothing, not even the first.
+# `--all` copies the list; skopeo 1.9.3 drops the artifact types from it, and who asks for one type finds
+# nothing. Exit status 0 each time. Needs skopeo, Go 1.25 or newer, and apt with Debian 12's packages.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

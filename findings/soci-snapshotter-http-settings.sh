@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # soci-snapshotter 0.16.1 (awslabs). Keys of its configuration are written with underscores (max_retries,
-# min_wait_msec), in [blob], [fuse] and all other tables but one: in [http] the same keys are called as in the
-# Go code (MaxRetries, MinWaitMsec). The reader ignores keys that it does not know, without a word, so the
-# limits that somebody set for a slow registry in [http] as in [blob] are not in force. Needs Go 1.26 or newer.
+# min_wait_msec), in [blob], [fuse] and all other tables but one: in [http] the same keys are called as in
+# the Go code (MaxRetries, MinWaitMsec). The reader ignores keys that it does not know, without a word, so
+# the limits that somebody set for a slow registry in [http] as in [blob] are not in force. Needs Go 1.26 or
+# newer.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# skopeo 1.9.3 (Debian 12) with containers/storage, where podman, buildah and CRI-O keep images, too. Pulling an
-# image and pushing it again unchanged gives another digest. The storage keeps layers unpacked, so they are
-# compressed again, by another gzip than made them, unless a cache file (blob-info-cache) knows that the registry
-# has them; the manifest is written again in any case, with its fields in this library's order. So an image has
-# one digest pushed to where it came from, and a third one in another registry or once the cache is gone.
-# Signatures and SOCI indexes of the first do not fit; those of single layers fit only with the cache. Needs
-# skopeo, pigz, Go 1.24 or newer and user namespaces; what skopeo writes to /var/lib is in a tmpfs.
+# skopeo 1.9.3 (Debian 12) with containers/storage, where podman, buildah and CRI-O keep images, too.
+# Pulling an image and pushing it again unchanged gives another digest. The storage keeps layers unpacked,
+# so they are compressed again, by another gzip than made them, unless a cache file (blob-info-cache) knows
+# that the registry has them; the manifest is written again in any case, with its fields in this library's
+# order. So an image has one digest pushed to where it came from, and a third one in another registry or
+# once the cache is gone. Signatures and SOCI indexes of the first do not fit; those of single layers fit
+# only with the cache. Needs skopeo, pigz, Go 1.24 or newer and user namespaces; what skopeo writes to
+# /var/lib is in a tmpfs.
 set -euo pipefail
 if [ -z "${inside:-}" ]; then
     skopeo --version

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# GNU tar 1.34 and containerd 2.4.2. `tar --acls` stores POSIX ACLs as text (SCHILY.acl.access). containerd reads
-# only SCHILY.xattr.* of a layer and drops them without a word: the files of the image have none. tar's option
-# --xattrs --xattrs-include='*' stores the same ACL as the attribute system.posix_acl_access, and then it is
-# there. Needs Go 1.25 or newer, GNU tar, and a temporary folder on a file system with ACLs.
+# GNU tar 1.34 and containerd 2.4.2. `tar --acls` stores POSIX ACLs as text (SCHILY.acl.access). containerd
+# reads only SCHILY.xattr.* of a layer and drops them without a word: the files of the image have none.
+# tar's option --xattrs --xattrs-include='*' stores the same ACL as the attribute system.posix_acl_access,
+# and then it is there. Needs Go 1.25 or newer, GNU tar, and a temporary folder on a file system with ACLs.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT

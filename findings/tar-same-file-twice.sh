@@ -3,7 +3,8 @@
 # archive several times, since find names the directories and tar descends into them. GNU tar stores a file
 # that it has stored before as a hard link, so the archive has hard links of files to themselves. GNU tar
 # extracts that without a word. As a layer it is refused: containerd removes the file to make room for the
-# link, and then the link has no target ("no such file or directory"). Needs Go 1.25 or newer, GNU tar and find.
+# link, and then the link has no target ("no such file or directory"). Needs Go 1.25 or newer, GNU tar and
+# find.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT
