@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from soci_cli.commands.app import App
@@ -9,11 +13,15 @@ from soci_cli.commands.flags import common_flags, pass_app, platform_flags, snap
 from soci_cli.commands.output import count, human_size
 from soci_cli.commands.registry_flags import RegistryFlags, transfer_flags
 from soci_cli.errors import UsageError, explaining
-from soci_cli.index.discover import IndexSources
-from soci_cli.index.pull import PulledPlatform, PullOptions, PullResult, pull
-from soci_cli.oci import parse_digest, parse_reference, platforms
+from soci_cli.index.discover import FoundIndex, IndexSources
+from soci_cli.index.image import ImageManifest, chain_ids, diff_ids_of, manifest_of
+from soci_cli.index.pull import PulledPlatform, PullOptions, PullResult, Staying, pull
+from soci_cli.oci import Descriptor, parse_digest, parse_reference, platforms
 from soci_cli.settings import PullModes
 from soci_cli.targets.places import DOCKER
+
+if TYPE_CHECKING:
+    from soci_cli.targets import Source, Target
 
 
 @click.command()
@@ -39,7 +47,8 @@ def command(
 ) -> None:
     """Pull the image REF into the local store.
 
-    With --address or --namespace it goes into containerd instead, with all its layers.
+    With --address or --namespace it goes into containerd instead: with all its layers or, where containerd
+    has the snapshotter that --snapshotter names, without those that the snapshotter reads lazily.
 
     With a SOCI index only what is needed at once is fetched: manifests, config, zTOCs, and layers that
     have no zTOC. The other layers stay in the registry and are read from there when something needs them.
@@ -70,6 +79,9 @@ def command(
         app.output.progress() as observer,
     ):
         home = f"{DOCKER}{reference.name}"
+        if app.names_containerd and lazily:
+            staying = _staying(app, snapshotter, source, target, str(reference), soci_index_digest)
+            options = dataclasses.replace(options, staying=staying)
         result = pull(source, home, target, options, observer)
         if app.names_containerd:
             _keep(app, name, result)
@@ -77,6 +89,30 @@ def command(
         app.output.note(_line(part, modes, lazily))
     app.output.detail(_total(result))
     app.output.result(result.descriptor.digest)
+
+
+def _staying(
+    app: App, snapshotter: str, source: Source, target: Target, name: str, index: str | None
+) -> Staying | None:
+    """Has a snapshotter of containerd mount layers; None where containerd has none of this name."""
+    from soci_cli.targets.containerd.place import ContainerdTarget
+    from soci_cli.targets.containerd.snapshots import LayeredImage, Snapshots
+
+    snapshots = Snapshots(app.connect(), snapshotter)
+    if not isinstance(target, ContainerdTarget) or not snapshots.is_loaded():
+        app.output.note(f"containerd has no snapshotter {snapshotter}, so all layers are pulled")
+        return None
+
+    def staying(entry: ImageManifest, _: FoundIndex) -> Sequence[Descriptor]:
+        manifest = manifest_of(entry)
+        chain = chain_ids(diff_ids_of(source, manifest))
+        image = LayeredImage(name, entry.descriptor.digest, manifest.layers, chain, index or "")
+        count = snapshots.prepare(image, target.metadata)
+        if count:
+            snapshots.keep(manifest.config.digest, chain[count - 1] or "")
+        return manifest.layers[:count]
+
+    return staying
 
 
 def _keep(app: App, name: str, result: PullResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -350,3 +351,17 @@ def diff_ids_of(source: Source, manifest: Manifest) -> Sequence[str | None]:
     found = parse_config_diff_ids(read_blob(source, config, _CONFIG_LIMIT), what)
     count = len(manifest.layers)
     return found if len(found) == count else [None] * count
+
+
+def chain_ids(diff_ids: Sequence[str | None]) -> list[str | None]:
+    """The chain ID of each layer (OCI image spec, config.md); None from the first unknown diff ID on."""
+    found: list[str | None] = []
+    for one in diff_ids:
+        above = found[-1] if found else ""
+        if one is None or above is None:
+            found.append(None)
+        elif not above:
+            found.append(one)
+        else:
+            found.append(f"sha256:{hashlib.sha256(f'{above} {one}'.encode()).hexdigest()}")
+    return found

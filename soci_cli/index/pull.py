@@ -1,8 +1,8 @@
-"""Pulling: an image out of a registry, into the local store without the layers that can stay there."""
+"""Pulling: an image out of a registry, without the layers that can stay there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from soci_cli.errors import NotFoundError, UsageError
@@ -15,15 +15,22 @@ from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source, Target, copy_graph, read_blob
 from soci_cli.targets.copy import copy_leaf
 
+Staying = Callable[[ImageManifest, FoundIndex], Sequence[Descriptor]]
+"""Gives the layers of a manifest, the lowest ones, that somebody else has fetched or reads lazily."""
+
 
 @dataclass(frozen=True)
 class PullOptions:
-    """What to pull. `index` says where SOCI indexes are looked for; None pulls every layer."""
+    """What to pull. `index` says where SOCI indexes are looked for; None pulls every layer.
+
+    `staying` is asked which layers need not be pulled when all else is there.
+    """
 
     platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
     index: IndexSources | None = None
     concurrency: int = 3
+    staying: Staying | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ def pull(
     found = [work.find(entry) for _, entry in parts]
     outcomes = work.blobs([entry for _, entry in parts], found)
     work.manifests(image, [entry for _, entry in parts], found)
+    outcomes |= work.layers([entry for _, entry in parts], found)
     target.tag(image.root)
     results = tuple(
         PulledPlatform(
@@ -127,6 +135,8 @@ class _Pull:
             indexed = ztocs_by_layer(index.manifest) if index else {}
             wanted[manifest.config.digest] = manifest.config
             for layer in manifest.layers:
+                if index and self._options.staying:
+                    continue  # until it is known which are needed
                 lazy = (
                     store is not None and layer.digest in indexed and not self._target.exists(layer)
                 )
@@ -136,16 +146,34 @@ class _Pull:
                     wanted[blob.digest] = blob
         # A layer may be indexed for one platform only; then it is fetched.
         remote = {digest: layer for digest, layer in remote.items() if digest not in wanted}
-        items = sorted(wanted.values(), key=lambda blob: -blob.size)
-        done = run_all(self._fetch, items, self._options.concurrency)
-        outcomes = {blob.digest: outcome for blob, outcome in zip(items, done, strict=True)}
-        self.fetched += sum(
-            blob.size for blob, outcome in zip(items, done, strict=True) if outcome == "copied"
-        )
+        outcomes = self._fetch_all(wanted)
         if store is not None:
             for digest in remote:
                 store.remember_location(digest, self._home)
         return outcomes | dict.fromkeys(remote, "remote")
+
+    def layers(
+        self, entries: Sequence[ImageManifest], found: Sequence[FoundIndex | None]
+    ) -> dict[str, str]:
+        """Fetches the layers that are needed, where `staying` says so; the outcome of each by digest."""
+        wanted: dict[str, Descriptor] = {}
+        remote: dict[str, str] = {}
+        for entry, index in zip(entries, found, strict=True):
+            if index is None or self._options.staying is None:
+                continue
+            staying = {layer.digest for layer in self._options.staying(entry, index)}
+            remote |= dict.fromkeys(staying, "remote")
+            layers = manifest_of(entry).layers
+            wanted |= {layer.digest: layer for layer in layers if layer.digest not in staying}
+        return remote | self._fetch_all(wanted)
+
+    def _fetch_all(self, wanted: Mapping[str, Descriptor]) -> dict[str, str]:
+        """Fetches blobs side by side; the outcome of each by digest."""
+        items = sorted(wanted.values(), key=lambda blob: -blob.size)
+        done = run_all(self._fetch, items, self._options.concurrency)
+        outcomes = {blob.digest: outcome for blob, outcome in zip(items, done, strict=True)}
+        self.fetched += sum(blob.size for blob in items if outcomes[blob.digest] == "copied")
+        return outcomes
 
     def manifests(
         self,

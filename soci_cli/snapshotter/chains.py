@@ -7,14 +7,13 @@ have the layer. Where they came from stands in a label of containerd's, without 
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from soci_cli.errors import SociError
-from soci_cli.index.image import diff_ids_of
+from soci_cli.index.image import chain_ids, diff_ids_of
 from soci_cli.index.model import INDEX_DIGEST
 from soci_cli.oci import Descriptor, parse_manifest, parse_reference
 from soci_cli.targets import read_blob
@@ -123,20 +122,6 @@ class Chains:
                 for repository in repositories:
                     with suppress(SociError):
                         yield parse_reference(f"{domain}/{repository}").name
-
-
-def chain_ids(diff_ids: Sequence[str | None]) -> list[str | None]:
-    """The chain ID of each layer (OCI image spec, config.md); None from the first unknown diff ID on."""
-    found: list[str | None] = []
-    for one in diff_ids:
-        if one is None or (found and found[-1] is None):
-            found.append(None)
-        elif not found:
-            found.append(one)
-        else:
-            text = f"{found[-1]} {one}".encode()
-            found.append(f"sha256:{hashlib.sha256(text).hexdigest()}")
-    return found
 
 
 def _read(source: ContainerdSource, info: ContentInfo) -> _Known:

@@ -25,26 +25,17 @@ from soci_cli.oci import Descriptor, Manifest, parse_digest, parse_manifest, par
 from soci_cli.parallel import Stop, run_all
 from soci_cli.progress import SilentObserver
 from soci_cli.snapshotter.chains import Chains
-from soci_cli.snapshotter.snapshots import TARGET
 from soci_cli.snapshotter.turns import Turns
 from soci_cli.targets import Source, read_blob
 from soci_cli.targets.blobs import BlobReader
 from soci_cli.targets.containerd.client import Containerd
 from soci_cli.targets.containerd.place import ContainerdSource
+from soci_cli.targets.containerd.snapshots import IMAGE, INDEX, LAYER, MANIFEST, TARGET
 from soci_cli.targets.registry.options import RegistryOptions
 from soci_cli.targets.registry.registries import Registries
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE
 
 _T = TypeVar("_T")
-
-_LABEL = "containerd.io/snapshot"
-IMAGE = f"{_LABEL}/cri.image-ref"
-MANIFEST = f"{_LABEL}/cri.manifest-digest"
-LAYER = f"{_LABEL}/cri.layer-digest"
-INDEX = f"{_LABEL}/remote/soci.index.digest"
-SIZE = f"{_LABEL}/remote/soci.size"
-NAMESPACE = f"{_LABEL}/remote/namespace"
-HAS_INDEX = f"{_LABEL}/remote/has.soci.index.digest"
 
 _KEPT = 64  # images
 _FRESH = 300.0  # seconds for which an image without an index is taken to have none

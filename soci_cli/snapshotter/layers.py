@@ -29,10 +29,11 @@ from soci_cli.processes import encoding
 from soci_cli.processes.control import RemoteError
 from soci_cli.processes.folder import Folder
 from soci_cli.progress import SilentObserver
-from soci_cli.snapshotter.images import HAS_INDEX, NAMESPACE, Images
+from soci_cli.snapshotter.images import Images
 from soci_cli.snapshotter.metadata import Snapshot, Usage
-from soci_cli.snapshotter.snapshots import REMOTE, TARGET, Provided
+from soci_cli.snapshotter.snapshots import REMOTE, Provided
 from soci_cli.snapshotter.turns import Turns
+from soci_cli.targets.containerd.snapshots import HAS_INDEX, NAMESPACE, TARGET
 from soci_cli.targets.registry.options import RegistryOptions
 
 OWNER = "snapshotter"

@@ -34,10 +34,8 @@ from soci_cli.processes.tree import remove_tree
 from soci_cli.snapshotter.filters import parse_filters
 from soci_cli.snapshotter.metadata import Kind, Metadata, Snapshot, Usage
 from soci_cli.snapshotter.turns import Turns
+from soci_cli.targets.containerd.snapshots import TARGET
 from soci_cli.text import brief
-
-TARGET = "containerd.io/snapshot.ref"
-"""The label of a Prepare for a layer of an image: its value is the chain ID to commit it as."""
 
 REMOTE = "containerd.io/snapshot/remote"
 """The label of a layer that is mounted and not unpacked."""
@@ -161,7 +159,7 @@ class Snapshotter(Closing):
         """A new snapshot that is written to.
 
         AlreadyExistsError also where it is for a layer that is here, or has been put here: then it is
-        committed under the name of the label `TARGET`, with this parent.
+        committed under the name of the label `containerd.io/snapshot.ref`, with this parent.
         """
         target = labels.get(TARGET)
         if not target:

@@ -21,7 +21,9 @@ from soci_cli.closing import Closing
 from soci_cli.kernel import calls
 from soci_cli.kernel.points import mount_points
 from soci_cli.lazy.mounts.records import Hosts
+from tests.integration.published import Published
 from tests.support.commands import environment
+from tests.support.images import noise
 
 PATIENCE = 30.0
 KILLED = signal.SIGKILL
@@ -167,3 +169,15 @@ def programs_tar(names: Sequence[str], files: dict[str, bytes] | None = None) ->
             info.size, info.mode, info.mtime = len(data), 0o644, 1_700_000_000
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
+
+
+TOOLS = ("sh", "cat", "ls", "mv", "rm", "mkdir", "sha256sum", "sleep")
+DATA = noise(3, 700_000)
+SOCI = ("--snapshotter", "soci")
+RUN = ("run", "--rm", "--snapshotter", "soci")
+Pull = Callable[..., None]
+PULL = ("images", "pull", "--snapshotter", "soci", "--plain-http")
+
+
+def name_of(image: Published, host: str = "") -> str:
+    return f"{host or image.host}/{image.repository}:soci"

@@ -102,7 +102,7 @@ class Containerd(Closing):
         self.address = path
         self.namespace = namespace
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(
+        self.channel = grpc.insecure_channel(
             f"unix:{quote(path)}",
             options=[
                 ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
@@ -116,14 +116,14 @@ class Containerd(Closing):
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
-        self.content = content_pb2_grpc.ContentStub(self._channel)
-        self._images = images_pb2_grpc.ImagesStub(self._channel)
-        self.leases = leases_pb2_grpc.LeasesStub(self._channel)
-        self._version = version_pb2_grpc.VersionStub(self._channel)
+        self.content = content_pb2_grpc.ContentStub(self.channel)
+        self._images = images_pb2_grpc.ImagesStub(self.channel)
+        self.leases = leases_pb2_grpc.LeasesStub(self.channel)
+        self._version = version_pb2_grpc.VersionStub(self.channel)
 
     def close(self) -> None:
         """End the connection."""
-        self._channel.close()
+        self.channel.close()
 
     @property
     def metadata(self) -> list[tuple[str, str]]:

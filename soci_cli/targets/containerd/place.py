@@ -193,6 +193,11 @@ class ContainerdTarget(ContainerdSource, Target):
         # Others may have written it, without labels.
         self._client.label_content(descriptor.digest, labels)
 
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What goes along with a call whose results are to be kept till `close`."""
+        return self._lease.metadata
+
     def before(self) -> Source | None:
         """See `Target.before`."""
         return ContainerdSource(self._client, self._given, self._name)

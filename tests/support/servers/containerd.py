@@ -84,15 +84,20 @@ class ContainerdServer(Closing):
     `log`. Garbage is collected by `collect` and by deletions with `sync` only.
     """
 
-    def __init__(self, folder: Path, programs: Programs, settings: str = "") -> None:
-        """`settings` are lines of its config.toml besides those that all have."""
+    def __init__(
+        self, folder: Path, programs: Programs, settings: str = "", short: Path | None = None
+    ) -> None:
+        """`settings` are lines of its config.toml besides those that all have.
+
+        `short` is a folder for the socket, where its address must be known before: `short / "s"`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.version = programs.version
         self._programs = programs
         self.log = folder / "containerd.log"
         # The path of a socket has at most 107 bytes.
-        self._short = Path(tempfile.mkdtemp(prefix="ctrd-"))
+        self._short = short or Path(tempfile.mkdtemp(prefix="ctrd-"))
         self.address = str(self._short / "s")
         self._config = folder / "config.toml"
         quoted = {
