@@ -26,6 +26,7 @@ from tests.snapshotter.world import (
     name_of,
 )
 from tests.support.commands import process
+from tests.support.holders import crash
 from tests.support.images import sha256
 from tests.support.servers import DockerRegistry, FaultProxy
 from tests.support.servers.containerd import NEWER, VERSIONS, ContainerdServer
@@ -182,17 +183,41 @@ def test_containers_do_not_notice_a_restart(
     assert out == "a small layer\n"
 
 
+def test_containers_do_not_notice_that_a_server_of_layers_is_killed(
+    image: Published, daemon: Daemon, containerd: ContainerdServer, pull: Pull
+) -> None:
+    """A successor takes over, with the daemon or without it."""
+    name = name_of(image)
+    pull(name)
+    containerd.ctr("run", "-d", *SOCI, name, "box", "/bin/sleep", "1000")
+    inside = ("tasks", "exec", "--exec-id", "e", "box")
+    digest, mounts = sha256(DATA)[7:], daemon.mounted()
+    for with_daemon in (False, True):
+        (host,) = daemon.hosts()
+        if with_daemon:
+            daemon.stop(KILLED)
+        os.kill(host, KILLED)
+        out = containerd.ctr(*inside, "/bin/sha256sum", "/data/noise")
+        assert out.split()[0] == digest
+        daemon.wait_for(lambda: daemon.hosts() not in ([], [host]))  # noqa: B023
+    daemon.start()
+    reconnect(daemon, containerd)
+    assert daemon.mounted() == mounts
+    assert containerd.ctr(*inside, "/bin/cat", "/data/small") == "a small layer\n"
+    assert containerd.ctr(*RUN, name, "other", "/bin/ls", "/data") == "noise\nsmall\n"
+
+
 def test_a_layer_whose_server_died_is_mounted_again(
     image: Published, daemon: Daemon, containerd: ContainerdServer, pull: Pull
 ) -> None:
-    """At the next start of a container, and at the next start of the daemon."""
+    """Where nobody is left to take over: at the next start of a container, and of the daemon."""
     name = name_of(image)
     pull(name)
     for with_restart in (False, True):
         if with_restart:
             daemon.stop(KILLED)
         for pid in daemon.hosts():
-            os.kill(pid, KILLED)
+            crash(pid)
         daemon.wait_for(lambda: not daemon.hosts())
         if with_restart:
             daemon.start()

@@ -23,6 +23,7 @@ from soci_cli.kernel.points import mount_points
 from soci_cli.lazy.mounts.records import Hosts
 from tests.integration.published import Published
 from tests.support.commands import environment
+from tests.support.holders import crash
 from tests.support.images import noise
 
 PATIENCE = 30.0
@@ -133,7 +134,7 @@ class Daemon(Closing):
         """Ends it, and all that it left."""
         self.stop(signal.SIGKILL)
         for pid in self.hosts():
-            os.kill(pid, signal.SIGKILL)
+            crash(pid)
         for path in self.mounted():
             calls.umount2(Path(path), calls.MNT_DETACH)
         rmtree(self._short, ignore_errors=True)
