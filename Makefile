@@ -1,6 +1,7 @@
 # make demo    set everything up, convert a real image, read one file out of it
 # make check   set everything up, then ruff, mypy and the tests that are quick
 # make test    the same with all tests and the tools that they use: what continuous integration runs
+# make lowest  tests with the oldest release of each dependency that is allowed
 # make soak    random cases and kills by the thousand, which take an hour and more
 # make bench   set everything up, then the benchmark against other tools
 # make proto   generate the code for containerd's API again
@@ -12,7 +13,7 @@ VENV := .venv
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(VENV)/bin/pytest -n auto --dist worksteal
 
-.PHONY: demo check test soak lint bench proto clean
+.PHONY: demo check test lowest soak lint bench proto clean
 
 demo: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh examples/demo.sh
@@ -26,10 +27,13 @@ test: $(VENV)/.ready-dev
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST)
 
+lowest:
+	@sh tests/lowest.sh "$(PYTHON)"
+
 soak: $(VENV)/.ready-dev
 	@sh tests/install-tools.sh
 	SOCI_TESTS_SCALE=20 $(PYTEST) -m hypothesis
-	SOCI_TESTS_SCALE=20 $(VENV)/bin/pytest tests/fuzz
+	SOCI_TESTS_SCALE=20 $(VENV)/bin/pytest tests/fuzz tests/reference
 	$(VENV)/bin/pytest -m soak -s
 
 lint: $(VENV)/.ready-dev
@@ -50,7 +54,7 @@ proto:
 	rm -rf .proto-venv
 
 clean:
-	rm -rf $(VENV) .demo .bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .demo .bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.ready: pyproject.toml tests/make-venv.sh
 	@sh tests/make-venv.sh $(VENV) "$(PYTHON)" .

@@ -18,6 +18,9 @@ install_packages() {
         command -v fusermount3 >/dev/null 2>&1 || missing="$missing fuse3"
         command -v fuse-overlayfs >/dev/null 2>&1 || missing="$missing fuse-overlayfs"
         command -v getfattr >/dev/null 2>&1 || missing="$missing attr"
+        # With these and Go, tests/reference builds its program on the reference's library.
+        command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+        [ -e /usr/include/zlib.h ] || missing="$missing zlib1g-dev"
     fi
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null 2>&1 || return 0

@@ -21,7 +21,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # The release of soci-snapshotter whose `soci` this one can stand in for. nerdctl takes the first number
 # with two dots that --version prints for the version, and wants 0.10.0 or more.
-_COMPATIBLE = "0.15.0"
+_COMPATIBLE = "0.16.1"
 
 pass_app = click.make_pass_decorator(App, ensure=True)
 

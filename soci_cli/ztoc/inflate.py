@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from functools import lru_cache
 
 from soci_cli.errors import InvalidDataError, SociError
 from soci_cli.ztoc.model import WINDOW_SIZE
+
+_LOG = logging.getLogger("soci_cli.ztoc")
 
 Z_NO_FLUSH = 0
 Z_BLOCK = 5
@@ -95,9 +98,11 @@ def _zlib_ng() -> ZlibBackend:
     library = ctypes.CDLL(spec.origin)
     version = library.zlibng_version
     version.restype = ctypes.c_char_p
-    return _bind(
+    found = _bind(
         library, "zng_", f"zlib-ng {version().decode()}", _ZlibNgStream, library.zng_inflateInit2
     )
+    _check(found)
+    return found
 
 
 def _zlib() -> ZlibBackend:
@@ -136,6 +141,40 @@ def _bind(
     )
 
 
+_KNOWN_DATA = b"soci " * 40 + bytes(range(100))
+_KNOWN = bytes.fromhex(
+    "1f8b08000000000000032ace4fce54281efa04000000ffff6360646266616563e7e0e4e2e6e1e5e31710141216111513"
+    "97909492969195935750545256515553d7d0d4d2d6d1d5d33730343236313533b7b0b4b2b6b1b5b3777074727671757"
+    "3f7f0f4f2f6f1f5f30f080c0a0e090d0b8f888c8a8e898d8b4f484c4a060022a41e5e2c010000"
+)
+_KNOWN_STOPS = ((10, 0, 128), (20, 200, 131), (24, 200, 128), (126, 300, 198), (134, 300, 64))
+"""After each stop: bytes read, bytes written, and `data_type` (zlib manual, inflate, Z_BLOCK)."""
+
+
+def _check(library: ZlibBackend) -> None:
+    """OSError for a library that does not stop at the blocks of a known stream, or inflates it wrongly.
+
+    The functions are those of an extension module, whose next release may lay out its stream otherwise.
+    """
+    source, target = Buffer(len(_KNOWN)), Buffer(len(_KNOWN_DATA) + 1)
+    source.view[:] = _KNOWN
+    stops: list[tuple[int, int, int]] = []
+    with Inflater(GZIP, library) as inflater:
+        stream = inflater.stream
+        stream.next_in, stream.avail_in = source.address, len(_KNOWN)
+        stream.next_out, stream.avail_out = target.address, len(target.data)
+        try:
+            ended = False
+            while not ended and len(stops) < len(_KNOWN_STOPS) + 1:
+                ended = inflater.run(Z_BLOCK)
+                left = len(_KNOWN) - stream.avail_in
+                stops.append((left, len(target.data) - stream.avail_out, stream.data_type & 0xFF))
+        except InvalidDataError as error:
+            raise OSError(f"a known stream is said to be broken: {error}") from error
+    if tuple(stops) != _KNOWN_STOPS or target.data[:-1] != _KNOWN_DATA:
+        raise OSError("a known stream is not inflated as it must be")
+
+
 @lru_cache(maxsize=4)
 def backend(choice: str | None = None) -> ZlibBackend:
     """The inflate library: `choice`, or SOCI_ZLIB, or the first that works.
@@ -151,8 +190,10 @@ def backend(choice: str | None = None) -> ZlibBackend:
     for name in [choice] if choice else list(loaders):
         try:
             return loaders[name]()
-        except (OSError, AttributeError) as error:
+        except (OSError, AttributeError, MemoryError) as error:
             problems.append(f"{name}: {error}")
+            if not choice:
+                _LOG.warning("soci: warning: %s cannot be used, which is slower: %s", name, error)
     raise SociError(f"no library to inflate with: {'; '.join(problems)}")
 
 

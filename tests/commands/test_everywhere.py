@@ -71,7 +71,7 @@ def test_version(soci: Soci) -> None:
     done = soci("--version").good()
     assert len(done.text.splitlines()) == 1
     # The first number is what nerdctl takes for the version, the reference's one.
-    assert re.findall(r"v?(\d+\.\d+\.\d+)", done.text)[0] == "0.15.0"
+    assert re.findall(r"v?(\d+\.\d+\.\d+)", done.text)[0] == "0.16.1"
     assert f"soci-cli {__version__}" in done.text
 
 

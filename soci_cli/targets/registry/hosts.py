@@ -122,7 +122,7 @@ def ssl_context(tls: TlsSettings) -> ssl.SSLContext:
     else:
         import certifi  # certifi and the system's files take a moment to load
 
-        context = ssl.create_default_context()
+        context = _system_context()
         for path in (Path(certifi.where()), *tls.authorities):
             _trust(context, path)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -136,6 +136,23 @@ def ssl_context(tls: TlsSettings) -> ssl.SSLContext:
     for certificate, key in reversed(tls.clients):  # OpenSSL keeps the last one of a type
         _load_client(context, certificate, key)
     return context
+
+
+def _system_context() -> ssl.SSLContext:
+    """A context with the system's authorities, wherever the system keeps them.
+
+    Python's OpenSSL looks in the folders that it was built for. Where nothing is there, as on macOS, on
+    Windows and with Python builds that can be moved, truststore finds them.
+    """
+    context = ssl.create_default_context()
+    paths = ssl.get_default_verify_paths()
+    if context.cert_store_stats()["x509_ca"] or (
+        paths.capath and any(Path(paths.capath).iterdir())
+    ):
+        return context
+    import truststore
+
+    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def system_tls(environ: Mapping[str, str]) -> TlsSettings:

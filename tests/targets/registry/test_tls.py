@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import truststore
 
 from soci_cli.errors import ConfigError
 from soci_cli.targets.registry.hosts import (
@@ -178,3 +179,20 @@ def test_key_with_a_password(ca: Ca, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"locked\.key has a password"):
         ssl_context(TlsSettings(clients=((cert, locked),)))
+
+
+def test_authorities_that_openssl_does_not_find(
+    ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a Python that was built elsewhere: those of the system count all the same."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    assert isinstance(ssl_context(TlsSettings()), truststore.SSLContext)
+    monkeypatch.setattr("truststore._openssl._CA_FILE_CANDIDATES", [str(ca.cert)])
+    with tls_server(ca.issue("127.0.0.1")) as port:
+        assert greeting(port, TlsSettings()) == "()"
+    monkeypatch.setattr("truststore._openssl._CA_FILE_CANDIDATES", [])
+    with tls_server(ca.issue("127.0.0.1")) as port:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            greeting(port, TlsSettings())
+        assert greeting(port, TlsSettings(authorities=(ca.cert,))) == "()"
