@@ -78,9 +78,11 @@ def _layer_line(layer: LayerFacts) -> str:
         return f"{line}  no zTOC"
     if ztoc.problem:
         return f"{line}  zTOC {ztoc.digest[:19]}: {ztoc.problem}"
+    spans = f"{count(ztoc.spans, 'span')} of {human_size(ztoc.span_size)}"
+    if ztoc.largest_span > 2 * ztoc.span_size:
+        spans += f" (the largest of {human_size(ztoc.largest_span)})"
     line += (
-        f"  zTOC {ztoc.digest[:19]} {human_size(ztoc.size)}: "
-        f"{count(ztoc.spans, 'span')} of {human_size(ztoc.span_size)}, {count(ztoc.files, 'file')}, "
+        f"  zTOC {ztoc.digest[:19]} {human_size(ztoc.size)}: {spans}, {count(ztoc.files, 'file')}, "
         f"{human_size(ztoc.uncompressed_size)} uncompressed"
     )
     if ztoc.disable_xattrs:

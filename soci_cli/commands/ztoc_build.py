@@ -14,6 +14,7 @@ from soci_cli.commands.output import human_size
 from soci_cli.errors import UsageError, errors_at
 from soci_cli.progress import Work
 from soci_cli.ztoc import Compression, build_ztoc
+from soci_cli.ztoc.zinfo import too_large
 
 
 @click.command()
@@ -61,6 +62,9 @@ def command(
             advance=work.advance,
         )
         work.outcome = f"{built.spans} spans, {built.files} files"
+    problem = too_large(built.largest_span)
+    if problem:
+        app.output.note(f"{stream.name}: {problem}; `soci` reads such a layer whole")
     if output is None:
         sys.stdout.buffer.write(built.data)
         sys.stdout.buffer.flush()

@@ -35,6 +35,7 @@ class ZtocFacts:
     spans: int = 0
     files: int = 0
     uncompressed_size: int = 0
+    largest_span: int = 0
     disable_xattrs: bool = False
     problem: str = ""
 
@@ -192,6 +193,7 @@ def _ztoc_facts(source: Source, blob: Descriptor, look_into: bool) -> ZtocFacts:
             len(ztoc.spans),
             len(ztoc.files),
             ztoc.uncompressed_archive_size,
+            ztoc.largest_span,
             disable_xattrs,
         )
     except SociError as error:

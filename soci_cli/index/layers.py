@@ -27,6 +27,7 @@ from soci_cli.ztoc import (
     decode_ztoc,
 )
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE, ZtocHead, read_head
+from soci_cli.ztoc.zinfo import too_large
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -117,6 +118,9 @@ class LayerIndexer:
         except UnsupportedLayerError as error:
             self._copy(layer, None)
             return LayerReport(layer, "skipped", str(error))
+        problem = too_large(built.largest_span)
+        if problem:
+            return LayerReport(layer, "skipped", problem)
         ztoc_blob = Descriptor(ZTOC_MEDIA_TYPE, built.digest, len(built.data))
         self._target.push(ztoc_blob, built.data)
         self._memory.remember(layer.digest, ztoc_blob)
@@ -135,10 +139,12 @@ class LayerIndexer:
         there = self._target.exists(blob)
         data = b""
         try:
-            if not there:
+            head = read_head(BlobPages(self._target, blob)) if there else None
+            if head is None or _may_have_large_spans(head):
                 data = read_blob(known.place, blob, MAX_ZTOC_SIZE)
-                decode_ztoc(data)
-            head = read_head(BlobPages(self._target, blob) if there else data)
+                head = read_head(data)
+                if too_large(decode_ztoc(data).largest_span):
+                    return None
         except (NotFoundError, IntegrityError, InvalidDataError):
             return None
         if (
@@ -195,6 +201,14 @@ class LayerIndexer:
                 sink=sink,
                 advance=task.advance,
             )
+
+
+def _may_have_large_spans(head: ZtocHead) -> bool:
+    """Whether there are so few spans that one may be too large: mostly they are of about the span size."""
+    expected = head.uncompressed_archive_size // max(1, head.span_size)
+    return head.spans < expected and bool(
+        too_large((expected - head.spans) * head.span_size + head.span_size)
+    )
 
 
 def _write(place: str, writer: Writer, data: memoryview) -> None:

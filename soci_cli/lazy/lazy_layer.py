@@ -88,8 +88,8 @@ class LazyLayer(Closing):
 
         Raises what fetching raises, and InvalidDataError for spans that the layer does not have.
         """
-        if not self.indexed:
-            return ()
+        if not self.indexed or not self.archive.span_count:
+            return ()  # it is here as a whole
         return self._opener.prefetch_ranges(self.descriptor, len(self.files.ztoc.spans))
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from soci_cli.parallel import Stop
 from soci_cli.progress import Observer, SilentObserver
 from soci_cli.targets import Source
 from soci_cli.ztoc.layer import LayerFiles
+from soci_cli.ztoc.zinfo import too_large
 
 _PREFETCH_LIMIT = 16 << 20
 
@@ -129,6 +130,8 @@ class _Opener:
             if blob is None:
                 return self._open_whole(layer, stop)
             files = self._fetching.fetcher.ztocs.get(self._source, blob, self._fetching.cache)
+            if too_large(files.ztoc.largest_span):
+                return self._open_whole(layer, stop)
             spans = LayerSpans(
                 self._fetching,
                 self._source,

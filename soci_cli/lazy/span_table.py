@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc import Ztoc
-
-MAX_SPAN = 256 << 20
-"""Bytes that a span may have, compressed or not: it is inflated into memory whole."""
+from soci_cli.ztoc.zinfo import too_large
 
 _MAX_GAP = 256 << 10  # compressed bytes that are read through rather than asked around
 _MAX_OUTPUT = 32 << 20  # what a request may inflate to
@@ -62,12 +60,9 @@ class SpanTable:
         start, end = self.spans.compressed_range(number)
         first, last = self.range(number)
         largest = max(end - start, last - first)
-        if largest > MAX_SPAN:
-            raise InvalidDataError(
-                f"the span has {largest} bytes; at most {MAX_SPAN} can be read lazily, so build the zTOC "
-                "with a smaller span size",
-                span=number,
-            )
+        problem = too_large(largest)
+        if problem:
+            raise InvalidDataError(problem, span=number)
         return end - start, last - first
 
     def packed_size(self, number: int) -> int:

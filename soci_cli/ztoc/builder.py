@@ -20,6 +20,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -81,6 +82,7 @@ class BuiltZtoc:
     uncompressed_size: int
     spans: int
     files: int
+    largest_span: int = 0
 
 
 def build_ztoc(
@@ -114,8 +116,10 @@ def build_ztoc(
         source = _Source(stream, worker, expected_size, advance)
         try:
             if compression == Compression.GZIP:
-                blob = encode_gzip(span_size, _scan_gzip(source, worker, span_size))
+                checkpoints = _scan_gzip(source, worker, span_size)
+                blob = encode_gzip(span_size, checkpoints)
             else:
+                checkpoints = []
                 _scan_plain(source, worker, span_size)
                 blob = [encode_tar(span_size, source.position)]
             worker.finish()
@@ -136,6 +140,13 @@ def build_ztoc(
         checkpoints=blob,
         span_digests=worker.span_digests,
     )
+    last = source.position, worker.scanner.archive_size
+    points = [one[:2] for one in checkpoints] + [last]
+    largest = (
+        span_size
+        if not checkpoints
+        else max(max(after[0] - one[0], after[1] - one[1]) for one, after in pairwise(points))
+    )
     return BuiltZtoc(
         data,
         f"sha256:{hashlib.sha256(data).hexdigest()}",
@@ -143,6 +154,7 @@ def build_ztoc(
         worker.scanner.archive_size,
         len(worker.span_digests),
         len(worker.toc),
+        largest,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc.flatbuffer import (
@@ -90,6 +91,11 @@ class Ztoc:
     files: TableOfContents
     size: int
 
+    @cached_property
+    def largest_span(self) -> int:
+        """The bytes of the largest span, compressed or not."""
+        return self.spans.largest(self.uncompressed_archive_size)
+
 
 @dataclass(frozen=True)
 class ZtocHead:
@@ -97,6 +103,7 @@ class ZtocHead:
 
     build_tool_identifier: bytes
     compressed_archive_size: int
+    uncompressed_archive_size: int
     span_size: int
     spans: int
     files: int
@@ -115,7 +122,14 @@ def read_head(buffer: Slices) -> ZtocHead:
     span_size = span_size_of_gzip(blob) if gzip else decode_tar(blob, compressed_size).span_size
     contents = root.table(4)
     files = 0 if contents is None else contents.offsets(0)[1]
-    return ZtocHead(root.string(1), compressed_size, span_size, info.offsets(2)[1], files)
+    return ZtocHead(
+        root.string(1),
+        compressed_size,
+        root.integer(3, 8, 0),
+        span_size,
+        info.offsets(2)[1],
+        files,
+    )
 
 
 def _tables(buffer: Slices, start: int = 0) -> tuple[Table, Table]:

@@ -11,6 +11,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import overload
 
 from soci_cli.errors import InvalidDataError
@@ -23,6 +24,9 @@ _PACKED_SIZE = _CHECKPOINT.size + WINDOW_SIZE
 _TAR_KINDS = INT32 + INT64 * 2
 _TAR_VERSION = 2
 _VERSION_1_OFFSET = 10  # a gzip header without a name
+
+MAX_SPAN = 256 << 20
+"""Bytes that a span may have, compressed or not, so that it can be read lazily."""
 
 
 class Checkpoints(Sequence[Checkpoint]):
@@ -94,6 +98,13 @@ class Spans:
         end = self.compressed_size if last else source.offsets[span + 1]
         return source.offsets[span] - (1 if source.bits[span] else 0), end
 
+    def largest(self, archive_size: int) -> int:
+        """The bytes, compressed or not, of the largest span of an archive of this size."""
+        compressed = (stop - start for start, stop in map(self.compressed_range, range(len(self))))
+        ends = [*self.starts[1:], archive_size]
+        content = (stop - start for start, stop in zip(self.starts, ends, strict=False))
+        return max(chain(compressed, content), default=0)
+
     def span_of(self, offset: int) -> int:
         """The span that holds the uncompressed byte at `offset`."""
         return max(0, bisect_right(self.starts, offset) - 1)
@@ -151,6 +162,17 @@ def decode_gzip(blob: memoryview, compressed_size: int) -> Spans:
     windows = blob[_HEADER.size :]
     return Spans(
         span_size, compressed_size, starts, Checkpoints(offsets, starts, bytes(bits), windows)
+    )
+
+
+def too_large(span: int) -> str:
+    """Why a layer cannot be read lazily whose largest span has so many bytes; empty when it can."""
+    if span <= MAX_SPAN:
+        return ""
+    return (
+        f"a span of it has {span} bytes, and at most {MAX_SPAN} can be read lazily; its gzip stream has a "
+        "block of that size (as zlib-ng at level 1 and igzip at level 0 make it), or the span size is too "
+        "large"
     )
 
 
