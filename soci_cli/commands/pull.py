@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app, platform_flags, snapshotter_flag
@@ -100,7 +101,9 @@ def _staying(
 
     snapshots = Snapshots(app.connect(), snapshotter)
     if not isinstance(target, ContainerdTarget) or not snapshots.is_loaded():
-        app.output.note(f"containerd has no snapshotter {snapshotter}, so all layers are pulled")
+        context = click.get_current_context()
+        if context.get_parameter_source("snapshotter") is not ParameterSource.DEFAULT:
+            app.output.note(f"containerd has no snapshotter {snapshotter}: all layers are pulled")
         return None
 
     def staying(entry: ImageManifest, _: FoundIndex) -> Sequence[Descriptor]:
