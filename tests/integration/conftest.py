@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
+import stat
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.mounts import Facts, Person, facts, make_odd_image
+from tests.integration.mounts import NOBODY, Facts, Person, facts, make_odd_image, python_for
 from tests.integration.published import FILES, OTHER, Published, living, new_folder, publish
 from tests.support.images import LayoutMaker, gz, sha256, tar_of
 from tests.support.servers import DockerRegistry, FaultProxy
@@ -90,3 +93,23 @@ def proxy(docker_registry: DockerRegistry) -> Iterator[FaultProxy]:
 def person(tmp_path: Path) -> Iterator[Person]:
     """Who runs the tests, with a home of his own. What he leaves mounted is taken away."""
     yield from living(Person(new_folder(tmp_path / "home")))
+
+
+@pytest.fixture
+def fuse_for_all() -> Iterator[None]:
+    """/dev/fuse as ordinary machines have it."""
+    mode = stat.S_IMODE(Path("/dev/fuse").stat().st_mode)
+    Path("/dev/fuse").chmod(0o666)
+    yield
+    Path("/dev/fuse").chmod(mode)
+
+
+@pytest.fixture
+def nobody(fuse_for_all: None) -> Iterator[Person]:
+    """An ordinary user. His home is where he may get to."""
+    if shutil.which("fusermount3") is None:
+        pytest.skip("fusermount3 is not installed")
+    python = python_for(NOBODY)
+    with tempfile.TemporaryDirectory(prefix="soci-test-") as home:
+        os.chown(home, NOBODY, NOBODY)
+        yield from living(Person(Path(home), python, NOBODY))

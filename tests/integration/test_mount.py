@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import tarfile
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,14 +24,12 @@ from soci_cli.lazy.mounts.request import StatisticsQuestion
 from soci_cli.lazy.mounts.unmounting import ask_server
 from soci_cli.trial_registry import RegistryServer
 from tests.integration.mounts import (
-    NOBODY,
     Facts,
     Person,
     checksum,
     checksums,
     facts,
     make_odd_image,
-    python_for,
     wait_for,
 )
 from tests.integration.published import (
@@ -45,7 +42,6 @@ from tests.integration.published import (
     SUMS,
     Published,
     compare,
-    living,
     new_folder,
     publish,
 )
@@ -130,26 +126,6 @@ def test_every_file_in_a_user_namespace(odd: Published, unpacked: Facts, person:
     done = inside.run("sh", "-c", script, person.python, odd.place, place).good()
     compare(json.loads(done.out), seen_by_others(unpacked, mapped=True))
     wait_for(lambda: not person.records(), "the server ends")
-
-
-@pytest.fixture
-def fuse_for_all() -> Iterator[None]:
-    """/dev/fuse as ordinary machines have it."""
-    mode = stat.S_IMODE(Path("/dev/fuse").stat().st_mode)
-    Path("/dev/fuse").chmod(0o666)
-    yield
-    Path("/dev/fuse").chmod(mode)
-
-
-@pytest.fixture
-def nobody(fuse_for_all: None) -> Iterator[Person]:
-    """An ordinary user. His home is where he may get to."""
-    if shutil.which("fusermount3") is None:
-        pytest.skip("fusermount3 is not installed")
-    python = python_for(NOBODY)
-    with tempfile.TemporaryDirectory(prefix="soci-test-") as home:
-        os.chown(home, NOBODY, NOBODY)
-        yield from living(Person(Path(home), python, NOBODY))
 
 
 def test_every_file_as_an_ordinary_user(odd: Published, unpacked: Facts, nobody: Person) -> None:
