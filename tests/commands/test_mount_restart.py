@@ -40,6 +40,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "large"
 
 
+@pytest.fixture(params=["resend", "journal"])
+def way(request: pytest.FixtureRequest, home: Home) -> None:
+    """How a successor comes by requests that the server had."""
+    if request.param == "journal":
+        home.env["SOCI_WITHOUT"] = "resend"
+
+
 def server(home: Home) -> int:
     """The process that serves all mounts."""
     (pid,) = {mount["pid"] for mount in home.mounts()}
@@ -94,14 +101,15 @@ def tree(folder: Path) -> list[tuple[str, int, int, int]]:
 
 @pytest.mark.slow
 @both_engines
-def test_a_server_that_is_killed_again_and_again(home: Home, large: Path) -> None:
+def test_a_server_that_is_killed_again_and_again(home: Home, large: Path, way: None) -> None:
     home("mount", f"oci:{large}", home.target).good()
     moments = random.Random(3)
+    kills = 6 if "SOCI_WITHOUT" in home.env else 25
     with reading(home.target, home.folder / "stop"):
-        for _ in range(25):
+        for _ in range(kills):
             time.sleep(moments.uniform(0, 0.4))
             kill(home)
-    assert home.mounts()[0]["restarts"] == 25
+    assert home.mounts()[0]["restarts"] == kills
     home("umount", home.target).good()
     until(lambda: home.left == [])
 
@@ -130,7 +138,7 @@ def test_what_is_open_stays_so(home: Home, layout: Path) -> None:
 
 
 @both_engines
-def test_a_reader_waits_for_the_successor(home: Home, remote: Remote) -> None:
+def test_a_reader_waits_for_the_successor(home: Home, remote: Remote, way: None) -> None:
     """Its request was in the hands of the server that was killed."""
     home("mount", "--no-background-fetch", remote.image, home.target).good()
     remote.proxy.add(Fault(Hang(), remote.lower, "GET"))
@@ -171,7 +179,7 @@ def test_the_holder_is_killed(home: Home, layout: Path) -> None:
 
 
 @both_engines
-def test_replacing_while_it_is_read(home: Home, large: Path) -> None:
+def test_replacing_while_it_is_read(home: Home, large: Path, way: None) -> None:
     home("mount", f"oci:{large}", home.target).good()
     with reading(home.target, home.folder / "stop"):
         for _ in range(5):

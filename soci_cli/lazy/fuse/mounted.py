@@ -25,12 +25,15 @@ from soci_cli.lazy.fuse.filesystem import (
     MergedTree,
     Tree,
 )
+from soci_cli.lazy.fuse.journal import Journal
 from soci_cli.lazy.fuse.owners import namespace_owners, same_owners
 from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.merged import LazyImage
 
 _FAREWELL = 1.0
 _LATER = 0.1
+JOURNAL = "journal"
+"""The name of the descriptor of what is written down of requests, on kernels that do not resend them."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,18 @@ class MountedImage(Closing):
         try:
             for name, fd in self._descriptors.items():
                 copies[name] = os.dup(fd)
+            if self._session.journal is not None:
+                copies[JOURNAL] = os.dup(self._session.journal.fd)
         except OSError:
             for fd in copies.values():
                 os.close(fd)
             raise
         return handover, copies
+
+    def take_up(self, journal: int) -> None:
+        """Answers what another server left in its journal, whose descriptor belongs to this now."""
+        with suppress(OSError), Journal(journal) as left:
+            self._session.replay(left)
 
     def serve(self) -> None:
         """Waits until the image is unmounted, by anyone, or `abort` was called."""
@@ -161,8 +171,9 @@ def resume_image(
     """
     kept = dict(descriptors)
     program = _Inherited(kept["program"]) if "program" in kept else None
+    journal = Journal(kept.pop(JOURNAL)) if JOURNAL in kept else None
     session = start_session(
-        Session(kept.pop("connection"), tree, log, on_read, handover.agreed), target
+        Session(kept.pop("connection"), tree, log, on_read, handover.agreed, journal), target
     )
     if type(tree) in (LayersTree, MergedTree):  # overlayfs may come over other trees yet
         spare_xattrs(session, tree.image)

@@ -14,11 +14,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from pathlib import Path
 
 from soci_cli.errors import SociError
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import Tree
+from soci_cli.lazy.fuse.journal import Journal, new_file
 from soci_cli.lazy.layer_bytes import Name
 from soci_cli.processes.identity import is_dying
 from soci_cli.text import brief
@@ -38,6 +40,7 @@ _WATCH_PAUSE = 0.5
 _DOTS = 2  # names in every folder: itself and the one above
 _MAX_LISTINGS = 64
 _MAX_LISTED = 50_000
+_WITHOUT, _RESEND = "SOCI_WITHOUT", "resend"  # as if the kernel did not have it
 
 Log = Callable[[str], None]
 OnRead = Callable[[int, int], None]
@@ -53,12 +56,13 @@ class Session:
         log: Log,
         on_read: OnRead | None = None,
         agreed: int | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """`log` is given a line for each read that fails.
 
         `on_read` is called with layer and entry when a file is read, again only after another file was.
         `agreed` are the flags of INIT that an earlier server of the connection agreed on with the kernel,
-        which does not ask twice.
+        which does not ask twice, and `journal` what that server has left.
         """
         self._fd = fd
         self._tree = tree
@@ -66,6 +70,9 @@ class Session:
         self._on_read = on_read
         self._last_read = 0
         self._buffer = memoryview(bytearray(wire.MAX_READ))
+        self._turn = threading.Lock()  # of what answers requests
+        self.journal = journal
+        """Where requests are written down, on kernels that do not give them out again."""
         self._listings: OrderedDict[int, list[tuple[bytes, int]]] = OrderedDict()
         self._listed = 0
         self._waiting: dict[
@@ -98,11 +105,14 @@ class Session:
     def run(self) -> None:
         """Serves until the file system is unmounted, or the connection aborted."""
         try:
-            buffer = bytearray(wire.READ_BUFFER)
-            view, buffers = memoryview(buffer), [buffer]
+            if self.journal is not None:
+                self.replay(self.journal)
+            view = memoryview(bytearray(wire.READ_BUFFER))
             while not self._aborted:
+                if self.journal is not None:
+                    view = self.journal.buffer
                 try:
-                    length = os.readv(self._fd, buffers)
+                    length = os.readv(self._fd, (view,))
                 except InterruptedError:
                     continue
                 except OSError as error:
@@ -114,16 +124,25 @@ class Session:
                     return
                 if not length:
                     return
-                self._serve(view[:length])
+                with self._turn:
+                    self._serve(view[:length])
         finally:
             self.abort()
             self.drop()
+
+    def replay(self, journal: Journal) -> None:
+        """Answers what another server left. Any thread may do so."""
+        for request in journal.left():
+            with self._turn:
+                self._serve(request)
 
     def drop(self) -> None:
         """Closes the descriptor, at the end or where nobody runs it."""
         with self._mutex:
             fd, self._fd = self._fd, -1
             os.close(fd)
+            if self.journal is not None:
+                self.journal.close()
         self._ended.set()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -164,7 +183,7 @@ class Session:
             return
         try:
             if opcode == wire.READ:
-                self._read(unique, node, thread, body)
+                self._read(unique, node, thread, request)
                 return
             if opcode == wire.INTERRUPT:
                 self._interrupt(body)
@@ -200,13 +219,18 @@ class Session:
                 self._log(f"{self._tree.image.name}: an answer was refused: {problem}")
 
     def _init(self, body: memoryview) -> bytes:
-        major, minor, _, flags = wire.INIT_IN.unpack_from(body)
+        major, minor, _, _ = wire.INIT_IN.unpack_from(body)
+        offered = wire.init_flags(body)
         if (major, minor) < (wire.MAJOR, wire.OLDEST_MINOR):
             self._log(
                 f"FUSE {major}.{minor} of this kernel is too old; Linux 5.4 is needed at least"
             )
             raise OSError(errno.EPROTO, "the kernel is too old")
-        flags &= _WANTED
+        flags = offered & _WANTED
+        without = os.environ.get(_WITHOUT, "").split()
+        if not offered & wire.HAS_RESEND or _RESEND in without:
+            with suppress(OSError):
+                self.journal = Journal(new_file())
         if not self._agreed.done():
             self._agree(flags)
         return wire.init_out(minor, flags)
@@ -320,8 +344,8 @@ class Session:
 
     # Reading.
 
-    def _read(self, unique: int, node: int, thread: int, body: memoryview) -> None:
-        _, offset, size, _ = wire.READ_IN.unpack_from(body)
+    def _read(self, unique: int, node: int, thread: int, request: memoryview) -> None:
+        _, offset, size, _ = wire.READ_IN.unpack_from(request, wire.IN_HEADER.size)
         content = self._tree.content(node)
         if self._on_read is not None and node != self._last_read:
             self._last_read = node
@@ -339,6 +363,8 @@ class Session:
             self._log_failure(content.layer, name, error)
             raise OSError(errno.EIO, "unreadable") from None
         self._waiting[unique] = thread
+        if self.journal is not None:
+            self.journal.add(unique, request)
         layer = content.layer
         future.add_done_callback(lambda future: self._complete(unique, layer, name, future))
 
@@ -358,6 +384,8 @@ class Session:
         with self._mutex:
             if self._fd >= 0:
                 self._answer(unique, status, data)
+        if self.journal is not None:
+            self.journal.remove(unique)
 
     def _log_failure(self, number: int, name: Name, error: BaseException) -> None:
         """A line about a read of a layer that failed."""

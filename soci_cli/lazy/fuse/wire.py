@@ -77,6 +77,8 @@ MAX_PAGES = 1 << 22
 CACHE_SYMLINKS = 1 << 23
 NO_OPENDIR_SUPPORT = 1 << 24
 EXPLICIT_INVAL_DATA = 1 << 25
+INIT_EXT = 1 << 30  # there are more flags: 32 bits behind these
+HAS_RESEND = 1 << 39
 
 # Flags of an opened file or folder.
 KEEP_CACHE = 1 << 1
@@ -97,7 +99,7 @@ READ_BUFFER = 64 << 10
 IN_HEADER = Struct("=IIQQIIIHH")  # length, opcode, unique, node, uid, gid, pid, extensions, padding
 OUT_HEADER = Struct("=IiQ")  # length, error, unique
 
-INIT_IN = Struct("=IIII")  # major, minor, max_readahead, flags
+INIT_IN = Struct("=IIII")  # major, minor, max_readahead, flags; since 7.36 more flags follow
 READ_IN = Struct("=QQII")  # handle, offset, size, flags; more follows
 XATTR_IN = Struct("=II")  # size, padding; for GETXATTR the name follows
 INTERRUPT_IN = Struct("=Q")  # unique of the request that should end
@@ -110,7 +112,7 @@ _ENTRY_OUT = Struct("=QQQQII")
 _DIRENT = Struct("=QQII")
 _DIRENT_PLUS = Struct("=QQQQII88sQQII")
 _PADDING = tuple(map(bytes, range(8)))
-_UINT32 = Struct("=I")
+UINT32 = Struct("=I")
 _STATFS_OUT = Struct("=QQQQQIIII6I")
 OPEN_OUT = Struct("=QII")  # handle, flags, padding
 XATTR_OUT = Struct("=II")  # size, padding
@@ -126,6 +128,14 @@ MAX_READ = _MAX_PAGES * 4096
 """Bytes that a READ asks for at most, where pages have 4 KiB."""
 _MAX_BACKGROUND = 1024  # readahead under way: 12 by default, so a hung registry would soon hold all
 _CONGESTED = 768
+
+
+def init_flags(body: memoryview) -> int:
+    """All flags that the kernel offers in INIT."""
+    flags: int = INIT_IN.unpack_from(body)[3]
+    if flags & INIT_EXT and len(body) >= INIT_IN.size + UINT32.size:
+        flags |= UINT32.unpack_from(body, INIT_IN.size)[0] << 32
+    return flags
 
 
 def init_out(minor: int, flags: int) -> bytes:
@@ -181,7 +191,7 @@ def attr(
 
 def mode_of(packed: bytes) -> int:
     """The mode in a struct fuse_attr."""
-    mode: int = _UINT32.unpack_from(packed, _MODE)[0]
+    mode: int = UINT32.unpack_from(packed, _MODE)[0]
     return mode
 
 
@@ -212,7 +222,7 @@ def dirent(node: int, offset: int, kind: int, name: bytes) -> bytes:
 def dirent_plus(node: int, offset: int, packed: bytes, name: bytes) -> bytes:
     """One name for READDIRPLUS, with a packed fuse_attr: as `entry_out` and `dirent` after each other."""
     length = len(name)
-    (mode,) = _UINT32.unpack_from(packed, _MODE)
+    (mode,) = UINT32.unpack_from(packed, _MODE)
     return (
         _DIRENT_PLUS.pack(node, 0, FOREVER, FOREVER, 0, 0, packed, node, offset, length, mode >> 12)
         + name

@@ -202,8 +202,9 @@ class Holder:
 
     def _resend(self) -> None:
         """Asks the kernel for the requests that a server took and did not answer (Linux 6.9)."""
+        is_off = "resend" in os.environ.get("SOCI_WITHOUT", "").split()  # for tests
         for fds in self._kept.values():
-            if len(fds) > _FUSE:
+            if len(fds) > _FUSE and not is_off:
                 with suppress(OSError):  # it knows no such thing, or the mount is gone
                     os.write(fds[_FUSE], _RESEND)
 

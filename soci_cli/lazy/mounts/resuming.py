@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from soci_cli.lazy.cache import Cache, blob_key
 from soci_cli.lazy.entries import HEADER
-from soci_cli.lazy.fuse.mounted import Handover
+from soci_cli.lazy.fuse.journal import new_file
+from soci_cli.lazy.fuse.mounted import JOURNAL, Handover
 from soci_cli.lazy.lazy_layer import LazyLayer
 from soci_cli.lazy.merged import LazyImage
 from soci_cli.lazy.mounts.holder import MAX_DESCRIPTORS, MAX_PACKET
@@ -42,12 +43,16 @@ class MountState:
 
 @dataclass
 class Inherited:
-    """A mount that another server left; `descriptors` are by what they are, and belong to who has this."""
+    """A mount that another server left; `descriptors` are by what they are, and belong to who has this.
+
+    With `is_shared` that server still serves it.
+    """
 
     name: str
     state: MountState
     lock: int
     descriptors: dict[str, int]
+    is_shared: bool = False
 
     def remembering(self, source: Source) -> RememberingSource:
         """The place of its image, as it was when the image was opened first."""
@@ -60,8 +65,18 @@ class Inherited:
 
     def mount_descriptors(self) -> dict[str, int]:
         """Copies of those that `MountedImage` needs."""
-        needed = {name: fd for name, fd in self.descriptors.items() if not name.startswith(_BLOB)}
-        return {name: os.dup(fd) for name, fd in needed.items()}
+        found = {
+            name: os.dup(fd)
+            for name, fd in self.descriptors.items()
+            if not name.startswith(_BLOB) and not (self.is_shared and name == JOURNAL)
+        }
+        if self.is_shared and JOURNAL in self.descriptors:
+            found[JOURNAL] = new_file()
+        return found
+
+    def shared_journal(self) -> int | None:
+        """Takes the one that the other server uses still."""
+        return self.descriptors.pop(JOURNAL, None) if self.is_shared else None
 
     @property
     def is_mounted(self) -> bool:
@@ -98,6 +113,8 @@ def receive(connection: socket.socket) -> Inheritance:
         word, _, name = packet.decode().partition(" ")
         if word != "give":
             found.is_replacing = name == "replacing"
+            for one in found.mounts:
+                one.is_shared = found.is_replacing
             return found
         found.kept[name] = fds
         if name == HOST_NAME:

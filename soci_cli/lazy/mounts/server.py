@@ -70,6 +70,7 @@ class Server:
         self.settled = threading.Event()
         """Whether it is known how a mount that is taken over goes on."""
         self._woken = threading.Event()
+        self._journal: int | None = None
         self._place: RememberingSource | None = None
         self._record = MountRecord(
             image=request.image.place,
@@ -279,6 +280,7 @@ class Server:
                     self.settled.set()
                 else:
                     stack.push(opening.pop_all())
+                    self._journal = inherited.shared_journal()
                     inherited.close()
                     self.settled.set()
                     return found
@@ -297,6 +299,9 @@ class Server:
 
     def confirm(self) -> None:
         """The server before has ended, and has written its last into the list of files."""
+        journal, self._journal = self._journal, None
+        if journal is not None and self._mounted is not None:
+            self._mounted.take_up(journal)
         if self._opened is not None:
             self._keep(self._opened)
         if self._reads is not None:
