@@ -52,6 +52,11 @@ _OPTIONS = {"suid": True, "nosuid": False, "dev": True, "nodev": False, "allow_o
     "only; fuse for FUSE; or auto (default) for the best that there is: see soci mounts --engines.",
 )
 @click.option(
+    "--eager",
+    is_flag=True,
+    help="Fetch all layers first. Where EROFS serves the mount, no process stays for it.",
+)
+@click.option(
     "--foreground",
     is_flag=True,
     help="Serve in this process, with the log on stderr, until unmounted or Ctrl-C.",
@@ -75,6 +80,7 @@ def command(
     record: Path | None,
     options: tuple[str, ...],
     engine: str | None,
+    eager: bool,
     foreground: bool,
     no_background_fetch: bool,
     image: str,
@@ -109,6 +115,7 @@ def command(
             prefetch=app.settings.prefetch.enable,
             record=None if record is None else record.absolute(),
             engine=engine or app.settings.soci.engine,
+            eager=eager,
             debug=app.debug,
         )
 

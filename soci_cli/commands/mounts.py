@@ -173,6 +173,8 @@ def _facts(folder: Folder, record: MountRecord) -> dict[str, object]:
 
 
 def _state(folder: Folder, record: MountRecord) -> str:
+    if not record.served:
+        return "complete"
     if not folder.is_alive():
         return "crashed"
     if is_being_taken_over((folder, record)):

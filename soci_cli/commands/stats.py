@@ -44,6 +44,9 @@ def command(app: App, what: str | None, format_: str, all_owners: bool) -> int:
     """
     status = 0
     for number, (folder, record) in enumerate(_chosen(app, what, all_owners)):
+        if not record.served:
+            _show_complete(app, record, format_)
+            continue
         try:
             if not folder.is_alive():
                 raise NotFoundError(
@@ -65,6 +68,16 @@ def command(app: App, what: str | None, format_: str, all_owners: bool) -> int:
         for line in _lines(record, answer, folder):
             app.output.result(line)
     return status
+
+
+def _show_complete(app: App, record: MountRecord, format_: str) -> None:
+    """A mount that nobody serves."""
+    if format_ == "json":
+        facts = {"image": record.image, "folder": record.target, "engine": record.engine}
+        app.output.json({**facts, "complete": True}, indent=None)
+        return
+    app.output.result(f"{printable(record.image)} at {printable(record.target)}")
+    app.output.result("all of it is here: the kernel reads it, and no process serves it")
 
 
 def _host_log(record: MountRecord) -> str:

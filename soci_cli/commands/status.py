@@ -72,11 +72,11 @@ def _crashed(error: BaseException | None) -> str:
     """What to say of mounts whose server crashed, where an error comes from such a folder."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OF_CRASHES:
-            from soci_cli.lazy.mounts.records import Mounts, state_root
+            from soci_cli.lazy.mounts.records import Mounts, is_well, state_root
 
             with suppress(SociError):
                 mounts = Mounts(state_root(os.environ)).of(None)
-                crashed = [one.target for folder, one in mounts if not folder.is_alive()]
+                crashed = [one[1].target for one in mounts if not is_well(one)]
                 if error.errno == errno.EIO:  # which may have other causes
                     file = os.path.abspath(os.fsdecode(error.filename or ""))  # noqa: PTH100
                     crashed = [target for target in crashed if file.startswith(f"{target}/")]

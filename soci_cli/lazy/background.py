@@ -84,7 +84,10 @@ class BackgroundFetcher(Closing):
         layers: Sequence[ReadLayer],
         fetching: Fetching,
         options: BackgroundOptions | None = None,
+        then: Callable[[], None] | None = None,
     ) -> None:
+        """`then` is called in a thread of its own when no more is fetched, unless this is closed before."""
+        self._then = then
         self._options = options or BackgroundOptions()
         self._cache_limit = fetching.cache.limit
         self._fetcher = fetching.fetcher
@@ -183,6 +186,8 @@ class BackgroundFetcher(Closing):
                     return
         finally:
             self._finished.set()
+            if self._then is not None and not self._ending:
+                threading.Thread(target=self._then, name="soci-device", daemon=True).start()
 
     def _fetch_missing(self) -> Generator[float | _Chunk, _Outcome | None, bool]:
         """Fetches what is missing of all layers in turns; whether some of it is worth another attempt."""

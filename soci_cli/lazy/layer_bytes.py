@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from soci_cli.closing import Closing
 from soci_cli.lazy.stats import Presence
-from soci_cli.parallel import no_check
 
 if TYPE_CHECKING:
     from soci_cli.lazy.span_queue import PendingSpan, Priority
@@ -24,6 +23,10 @@ Name: TypeAlias = Callable[[], bytes]
 def no_name() -> bytes:
     """For a file of unknown name."""
     return b""
+
+
+def no_advance(_: int) -> None:
+    """For work whose progress nobody follows."""
 
 
 @contextmanager
@@ -77,11 +80,12 @@ class LayerBytes(Closing):
         """How much of the layer is on this machine, as far as that is known."""
         return Presence(0, 0, 0, 0)
 
-    def complete(self, check: Callable[[], None] = no_check) -> None:
+    def complete(self, advance: Callable[[int], None] = no_advance) -> None:
         """Fetches all that is missing, and makes of the layer a complete device, unless it is one.
 
-        `check` raises when there is no more need of it. Raises StorageError where the cache takes none,
-        UnsupportedLayerError and InvalidDataError where it cannot be one, and what reading raises.
+        `advance` is told of compressed bytes, and raises when there is no more need of it. Raises
+        StorageError where the cache takes none, UnsupportedLayerError and InvalidDataError where it cannot
+        be one, and what reading raises.
         """
 
     # What can be fetched before anybody asks: nothing, where a layer is here as a whole.

@@ -16,14 +16,13 @@ from soci_cli.lazy.cached_spans import CachedSpans
 from soci_cli.lazy.devices.making import make_device
 from soci_cli.lazy.entries import MAX_HELD, AnyEntry
 from soci_cli.lazy.fetching import Fetching
-from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_name
+from soci_cli.lazy.layer_bytes import LayerBytes, Name, no_advance, no_name
 from soci_cli.lazy.readahead import KnownSpans, Readahead
 from soci_cli.lazy.receiving import LayerReceiver
 from soci_cli.lazy.span_queue import PendingSpan, Priority, SpanQueue
 from soci_cli.lazy.span_table import SpanTable
 from soci_cli.lazy.stats import Presence
 from soci_cli.oci import Descriptor
-from soci_cli.parallel import no_check
 from soci_cli.targets import Source
 from soci_cli.ztoc import Ztoc
 
@@ -218,7 +217,7 @@ class LayerSpans(LayerBytes):
         absent = [number for number in numbers if number in spans or not cached.is_here(number)]
         return self._fetcher.want(self._queue, absent, priority, name) if absent else []
 
-    def complete(self, check: Callable[[], None] = no_check) -> None:
+    def complete(self, advance: Callable[[int], None] = no_advance) -> None:
         """See `LayerBytes.complete`."""
         if self._cached.device() is not None:
             return
@@ -232,8 +231,8 @@ class LayerSpans(LayerBytes):
                 self._ztoc,
                 diff_id,
                 lambda numbers: self.fetch(numbers, Priority.READAHEAD),
-                lambda: self._receiver.tail(check),
-                check,
+                lambda: self._receiver.tail(lambda: advance(0)),
+                advance,
             )
 
     def size_of(self, numbers: Iterable[int]) -> int:

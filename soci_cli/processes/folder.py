@@ -115,6 +115,13 @@ class OwnFolder(Folder, Closing):
         except OSError as error:
             raise _refused(self.path, error) from error
 
+    def leave(self) -> None:
+        """Lets go of it, and it stays: what it is of needs no process."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            os.close(self._root)
+            self._lock = -1
+
     def close(self) -> None:
         """Removes it."""
         if self._lock >= 0:

@@ -24,14 +24,14 @@ def make_device(
     diff_id: str,
     fetch: Callable[[Sequence[int]], Sequence[PendingSpan]],
     tail: Callable[[], Iterable[bytes]],
-    check: Callable[[], None],
+    advance: Callable[[int], None],
 ) -> None:
     """Makes the device of a layer, unless it is there or somebody else makes it.
 
-    `fetch` begins to fetch spans, `tail` gives what follows the archive in the layer, `check` raises when
-    there is no more need of it. Raises StorageError where the cache takes none, IntegrityError where the
-    archive is not that of its diff ID, UnsupportedLayerError for one that cannot be laid out, and what
-    fetching raises. The layer can be read meanwhile, and afterwards.
+    `fetch` begins to fetch spans, `tail` gives what follows the archive in the layer, `advance` is told of
+    compressed bytes, and raises when there is no more need of it. Raises StorageError where the cache takes
+    none, IntegrityError where the archive is not that of its diff ID, UnsupportedLayerError for one that
+    cannot be laid out, and what fetching raises. The layer can be read meanwhile, and afterwards.
     """
     if cached.device() is not None:
         return
@@ -52,7 +52,7 @@ def make_device(
             try:
                 # What was on its way before came into the cache.
                 while missing := growing.missing:
-                    _fill(growing, missing, cached, table, fetch, check)
+                    _fill(growing, missing, cached, table, fetch, advance)
                 cached.complete(growing.commit(tail()))
             except OSError as error:
                 raise StorageError(f"the cache: {error.strerror or error}") from error
@@ -64,13 +64,13 @@ def _fill(
     cached: CachedSpans,
     table: SpanTable,
     fetch: Callable[[Sequence[int]], Sequence[PendingSpan]],
-    check: Callable[[], None],
+    advance: Callable[[int], None],
 ) -> None:
     ahead = max(_AT_ONCE, table.count_in(_AHEAD))
     pending: deque[PendingSpan] = deque()
     for first in range(0, len(missing), _AT_ONCE):
-        check()
         batch = missing[first : first + _AT_ONCE]
+        advance(sum(map(table.packed_size, batch)))
         pending += fetch([number for number in batch if not cached.move(number, growing)])
         is_last = first + _AT_ONCE >= len(missing)
         while len(pending) > (0 if is_last else ahead):

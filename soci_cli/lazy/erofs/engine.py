@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from soci_cli.errors import MountError
 from soci_cli.kernel import calls, detached
 from soci_cli.kernel.fuse_device import abort_connection, connection_of, raise_read_ahead
 from soci_cli.kernel.overlay import Overlay
+from soci_cli.kernel.points import identify
+from soci_cli.kernel.unmount import unmount
+from soci_cli.lazy.devices.complete import Device
 from soci_cli.lazy.erofs import serving
 from soci_cli.lazy.erofs.image import ErofsImage, decode
 from soci_cli.lazy.erofs.mounting import Way, mount
@@ -34,12 +37,21 @@ def mount_image(
     options: MountOptions,
     log: Callable[[str], None],
     on_read: OnRead | None,
+    complete: Sequence[Device | None],
 ) -> MountedImage:
     """Mounts an image, whose metadata are in `file`, and serves its devices from threads of this process.
 
+    Those of layers that are in `complete` the kernel reads by itself; where all are, nothing is served.
     `scratch` is a folder of this user alone. Raises MountError, and nothing is mounted then.
     """
     attributes = (0 if options.suid else detached.NOSUID) | (0 if options.dev else detached.NODEV)
+    ready = [device.fileno() for device in complete if device is not None]
+    if len(ready) == len(about.layouts):
+        try:
+            _attach(way, file, ready, image, target, scratch, options, attributes)
+        except OSError as error:
+            raise MountError(f"{target} cannot be mounted: {error.strerror}") from error
+        return UnservedImage("overlay" if options.writable else "erofs", target)
     fd, below = serving.connect(f"soci-devices:{image.name}"[:200])
     with ExitStack() as stack:
         stack.callback(os.close, below)
@@ -48,16 +60,14 @@ def mount_image(
         connection = connection_of(below)  # which asks the server
         try:
             raise_read_ahead(below, _READ_AHEAD)
-            devices = serving.open_devices(below, len(about.layouts))
-            for device in devices:
-                stack.callback(os.close, device)
-            name = scratch / source_of(image.name)
-            mounted = mount(way, file, devices, attributes, name)
-            stack.callback(os.close, mounted)
-            if options.writable:
-                _attach_overlay(mounted, image, target, scratch, attributes)
-            else:
-                detached.attach(mounted, target)
+            devices = []
+            for number, device in enumerate(complete):
+                if device is None:
+                    devices.append(serving.open_device_file(below, number))
+                    stack.callback(os.close, devices[-1])
+                else:
+                    devices.append(device.fileno())
+            _attach(way, file, devices, image, target, scratch, options, attributes)
         except OSError as error:
             abort_connection(connection)
             raise MountError(f"{target} cannot be mounted: {error.strerror}") from error
@@ -81,6 +91,49 @@ def resume_image(
     about = decode(descriptors["metadata"])
     tree = serving.DevicesTree(image, about.layouts)
     return fuse.resume_image(tree, target, handover, descriptors, log, on_read)
+
+
+class UnservedImage(MountedImage):
+    """An image that is mounted, and of which everything is here: it outlives this process."""
+
+    is_served = False
+
+    def __init__(self, kind: str, target: Path) -> None:
+        self.kind = kind
+        self.target = target
+        self.identity = identify(target)
+        self.on_end = lambda: None
+
+    def serve(self) -> None:
+        """See `MountedImage.serve`: there is nothing to wait for."""
+
+    def abort(self) -> None:
+        """See `MountedImage.abort`."""
+        unmount(self.target, self.identity, force=True)
+
+    def close(self) -> None:
+        """It stays."""
+
+
+def _attach(
+    way: Way,
+    file: int,
+    devices: Sequence[int],
+    image: LazyImage,
+    target: Path,
+    scratch: Path,
+    options: MountOptions,
+    attributes: int,
+) -> None:
+    """Mounts metadata over devices, all of which are open files, at the target."""
+    mounted = mount(way, file, devices, attributes, scratch / source_of(image.name))
+    try:
+        if options.writable:
+            _attach_overlay(mounted, image, target, scratch, attributes)
+        else:
+            detached.attach(mounted, target)
+    finally:
+        os.close(mounted)
 
 
 def _attach_overlay(

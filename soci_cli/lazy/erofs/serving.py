@@ -131,14 +131,6 @@ def connect(source: str) -> tuple[int, int]:
         raise
 
 
-def open_devices(mounted: int, count: int) -> list[int]:
-    """Opens the files of all devices. OSError."""
-    fds: list[int] = []
-    try:
-        for number in range(count):
-            fds.append(os.open(str(number), os.O_RDONLY | os.O_CLOEXEC, dir_fd=mounted))
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
-    return fds
+def open_device_file(mounted: int, number: int) -> int:
+    """Opens the file of a device. OSError."""
+    return os.open(str(number), os.O_RDONLY | os.O_CLOEXEC, dir_fd=mounted)

@@ -66,6 +66,9 @@ class Program(Protocol):
 class MountedImage(Closing):
     """An image that is mounted and served. The image must be closed after this."""
 
+    is_served = True
+    """Whether it needs this process, or another one."""
+
     def __init__(
         self,
         kind: str,

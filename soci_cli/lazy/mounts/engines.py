@@ -23,7 +23,8 @@ from soci_cli.errors import (
 )
 from soci_cli.kernel.fuse_device import DEVICE
 from soci_cli.kernel.namespaces import privileges
-from soci_cli.lazy.cache import Cache
+from soci_cli.lazy.cache import Cache, device_key
+from soci_cli.lazy.devices.complete import Device, open_device
 from soci_cli.lazy.entries import Entry
 from soci_cli.lazy.erofs import engine as erofs
 from soci_cli.lazy.erofs.image import ErofsImage
@@ -161,8 +162,12 @@ class Engines:
         on_read: OnRead | None,
         *,
         fallback: bool,
+        unserved: bool,
     ) -> Mounted:
-        """Mounts at `target`; with `fallback` by FUSE where EROFS fails. See `mount_image`."""
+        """Mounts at `target`; with `fallback` by FUSE where EROFS fails. See `mount_image`.
+
+        With `unserved` the kernel reads complete layers by itself, and a mount may need no process.
+        """
         if isinstance(prepared, Prepared):
             try:
                 mounted = erofs.mount_image(
@@ -175,6 +180,7 @@ class Engines:
                     options,
                     self._log,
                     on_read,
+                    self._complete(prepared.about, unserved=unserved and on_read is None),
                 )
                 return Mounted(mounted, "erofs", metadata=prepared.metadata)
             except MountError as error:
@@ -224,6 +230,18 @@ class Engines:
         if made is None:
             raise StorageError(f"the cache {self._cache.root} does not keep the metadata for EROFS")
         return Prepared(found.way, *made, self._images.digest(layers))
+
+    def _complete(self, about: ErofsImage, *, unserved: bool) -> list[Device | None]:
+        """The complete devices of layers, as far as they are laid out as the metadata have it."""
+        found: list[Device | None] = []
+        for layer, layout in zip(self._image.layers, about.layouts, strict=True):
+            key = device_key(layer.descriptor.digest, layer.ztoc_digest)
+            device = open_device(self._cache, key) if unserved else None
+            fits = device is not None and (
+                (device.size, device.layout.runs) == (layout.archive_size, layout.runs)
+            )
+            found.append(device if fits else None)
+        return found
 
     def _make(self) -> None:
         try:

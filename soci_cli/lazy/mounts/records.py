@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soci_cli.errors import InvalidDataError, StorageError
-from soci_cli.kernel.points import MountIdentity
+from soci_cli.kernel.points import MountIdentity, mount_namespace, mount_points
 from soci_cli.processes.folder import Folder, Folders, OwnFolder
 from soci_cli.processes.identity import Process, boot_id
 from soci_cli.user_folders import own_folder
@@ -29,8 +29,8 @@ class MountRecord:
     `process_started` is in clock ticks after the boot `boot_id`, `started` in seconds since 1970. `host` is
     the folder of the process, `layer_digests` what it reads, `engine` what serves it, `reason` why that is
     not EROFS, and `metadata` the digest of EROFS's metadata in the cache. `restarts` is how many servers
-    took the mount over; one that is `held` is taken over when its server ends without a word. Older records
-    lack what has a default.
+    took the mount over; one that is `held` is taken over when its server ends without a word. One that
+    is not `served` needs no process: all of its image is here. Older records lack what has a default.
     """
 
     image: str
@@ -57,6 +57,7 @@ class MountRecord:
     metadata: str = ""
     restarts: int = 0
     held: bool = False
+    served: bool = True
 
     def __post_init__(self) -> None:
         """Raises InvalidDataError for what no server wrote."""
@@ -104,13 +105,25 @@ class Mounts(Folders[MountRecord]):
             self.check_free(Path(record.target))
             return self.create(record)
 
+    def all(self) -> list[Mount]:
+        """See `Folders.all`. What is left of mounts that needed no process, and are gone, is removed."""
+        found = []
+        for mount in super().all():
+            if mount[1].served or is_well(mount):
+                found.append(mount)
+            else:
+                mount[0].remove()
+        return found
+
     def check_free(self, target: Path) -> None:
         """Raises StorageError where a folder has a mount already."""
         other = self.find(target)
         if other is None:
             return
-        folder, record = other
-        if folder.is_alive():
+        _, record = other
+        if not record.served and record.namespace != mount_namespace():
+            return
+        if is_well(other):
             raise StorageError(
                 f"{record.target} has an image mounted already, {record.image}; soci umount it first"
             )
@@ -127,6 +140,17 @@ class Mounts(Folders[MountRecord]):
         """The mount at a folder, whose links are resolved; the newest where there are several."""
         found = [one for one in self.of(None) if one[1].target == str(target)]
         return found[-1] if found else None
+
+
+def is_well(mount: Mount) -> bool:
+    """Whether the server of a mount lives, or it needs none and is not gone, as far as can be seen."""
+    folder, record = mount
+    if record.served:
+        return folder.is_alive()
+    identity = record.identity
+    return identity is not None and (
+        identity.namespace != mount_namespace() or any(map(identity.fits, mount_points()))
+    )
 
 
 class Hosts(Folders[HostRecord]):

@@ -74,9 +74,10 @@ class MountRequest:
 
     `writable` to `allow_other` are those of `MountOptions`, `background` to `max_queue_size` those of
     `BackgroundOptions`, whose layers with a `prefetch` artifact are fetched at once. The files that are
-    read are written down in `record`; `engine` is one of `settings.ENGINES`. With `debug` the library's log
-    is shown, too. With `topmost` only the last of the image's layers is mounted, for overlayfs to join;
-    `is_stack` says whether the others are all that is below it.
+    read are written down in `record`; with `eager` all of it is fetched first. `engine` is one of
+    `settings.ENGINES`. With `debug` the library's log is shown, too. With `topmost` only the last of the
+    image's layers is mounted, for overlayfs to join; `is_stack` says whether the others are all that is
+    below it.
     """
 
     image: ImageRequest
@@ -94,6 +95,7 @@ class MountRequest:
     prefetch: bool = True
     record: Path | None = None
     engine: str = "auto"
+    eager: bool = False
     debug: bool = False
     topmost: bool = False
     is_stack: bool = True

@@ -36,7 +36,9 @@ def restart(state: Path, mounts: Sequence[Mount]) -> list[Restarted]:
     A process serves several mounts, which are all taken over with one of them. Readers wait for some
     hundredths of a second. StorageError where `state` cannot be read; what else goes wrong is an answer.
     """
-    hosts = {record.host or folder.name: (folder, record) for folder, record in mounts}
+    hosts = {
+        record.host or folder.name: (folder, record) for folder, record in mounts if record.served
+    }
     found = []
     for host, mount in hosts.items():
         error = None

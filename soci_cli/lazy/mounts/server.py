@@ -16,6 +16,7 @@ from soci_cli.errors import BusyError, CoveredError, EndedError, SociError, Stor
 from soci_cli.kernel.points import points_below
 from soci_cli.kernel.unmount import unmount
 from soci_cli.lazy.background import BackgroundFetcher, BackgroundOptions
+from soci_cli.lazy.completing import complete_all
 from soci_cli.lazy.fetcher import Fetcher
 from soci_cli.lazy.fuse import MountedImage, MountOptions
 from soci_cli.lazy.fuse.mounting import check_target
@@ -141,6 +142,10 @@ class Server:
                 except SociError:
                     self._check()  # which may have caused it
                     raise
+            if self._mounted is not None and not self._mounted.is_served:
+                self.folder.leave()
+                self.ready.set_result(self.folder.name)
+                return
             self.ready.set_result(self.folder.name)
             self._serve(found)
 
@@ -155,6 +160,8 @@ class Server:
             found.image.layers[-1].open()
         else:
             found.image.open_all()
+        if self._request.eager:
+            complete_all(found.image.layers, observer)
         found.keep()
         return found
 
@@ -189,6 +196,8 @@ class Server:
                 options,
                 reads,
                 fallback=request.engine != "erofs",
+                # Who serves in the foreground unmounts at the end.
+                unserved=self._write is None and not request.topmost,
             )
             mounted = made.image
             self._set_mounted(mounted)
@@ -208,6 +217,8 @@ class Server:
             engine=made.engine,
             reason=made.reason,
             metadata=made.metadata,
+            served=mounted.is_served,
+            host=self._record.host if mounted.is_served else "",
         )
         self._keep(found)
         self.folder.write(self._record)
@@ -226,6 +237,8 @@ class Server:
     def _keep(self, found: OpenedImage) -> None:
         """Has the holder keep what a successor needs."""
         if not self._keeper.is_begun or self._mounted is None or self._place is None:
+            return
+        if not self._mounted.is_served:
             return
         blobs: dict[str, int] = {}
         fds: list[int] = []
@@ -322,12 +335,21 @@ class Server:
             request.max_queue_size,
         )
         layers = image.layers[-1:] if request.topmost else image.layers
-        with BackgroundFetcher(layers, found.fetching, options) as ahead:
+        # What FUSE serves for good is as well off with spans.
+        then = None if request.engine == "fuse" else partial(self._complete, layers)
+        with BackgroundFetcher(layers, found.fetching, options, then) as ahead:
             if request.prefetch:
                 work = partial(self._prefetch, layers, ahead)
                 threading.Thread(target=work, name="soci-prefetch", daemon=True).start()
             assert self._mounted is not None
             self._mounted.serve()
+
+    def _complete(self, layers: Sequence[LazyLayer]) -> None:
+        """Makes devices of layers that are here, for the mounts after this one."""
+        if os.geteuid() == 0:
+            for layer in layers:
+                if not layer.archive.missing():
+                    self._quietly(layer.archive.complete)
 
     def _prefetch(self, layers: Sequence[LazyLayer], ahead: BackgroundFetcher) -> None:
         for number, layer in enumerate(layers):
