@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # crane 0.20.6, oras 1.3.6, regctl 0.11.7. A connection that breaks in the middle of a layer ends `crane
 # pull` and `oras copy` at once ("unexpected EOF"), whatever was downloaded, though the registry takes
-# ranges: their retries are for answers with an error status only. regctl asks for the rest and is done. (So
-# does containers/image 5.42.1, of current skopeo and podman; skopeo 1.9.3 gave up here.) A large layer over
-# a bad line never comes through with the first two. Needs Go 1.25 or newer.
+# ranges: they try requests again, not what broke off later. regctl asks for the rest and is done. (So does
+# containers/image 5.42.1, of current skopeo and podman; skopeo 1.9.3 gave up here.) A large layer over a
+# bad line never comes through with the first two. Needs Go 1.25 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

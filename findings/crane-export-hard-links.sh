@@ -4,7 +4,7 @@
 # file with several, the links of the lower layer now point to the new file: the other names get its
 # content, without an error. Where the upper layer deletes that name, the archive has links without a
 # target, and tar fails. On a node the other names keep what they had, as hard links are to files and not to
-# names. Git, Python and Perl packages are full of hard links. Needs Go 1.24 or newer.
+# names. Debian's perl and gzip, for example, come with hard links. Needs Go 1.24 or newer.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

@@ -2,9 +2,9 @@
 # CNCF distribution 2.8.2 (docker-registry of Debian 12). `registry garbage-collect --delete-untagged`
 # counts a manifest as untagged when no tag names it directly. The manifests of an image of several
 # platforms are named by its index only, so the clean-up deletes all of them, and what only they hold. The
-# tag stays and still gives the index: the image looks there and cannot be pulled. Other parts of an image
-# that an index lists, such as attestations and SOCI indexes, go the same way. (3.1.2 keeps them.) Needs apt
-# with Debian 12's packages.
+# tag stays and still gives the index: the image looks as if it were there and cannot be pulled. Other parts
+# of an image that an index lists, such as attestations and SOCI indexes, go the same way. (3.1.2 keeps
+# them.) Needs apt with Debian 12's packages.
 set -euo pipefail
 dir=$(mktemp -d)
 registry=

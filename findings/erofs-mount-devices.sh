@@ -2,8 +2,8 @@
 # util-linux 2.38, erofs-utils 1.5 (both Debian 12) and Linux 6.12 or newer with EROFS_FS_BACKED_BY_FILE. An
 # EROFS image whose data lies in a second file (mkfs.erofs --blobdev) can be mounted from the two files by
 # mount(2). mount(8) with the same options fails, "wrong fs type, bad option": it puts any image that is a
-# file on a loop device unasked, and the kernel takes either files or block devices, not one of each. It has
-# no option that stops it. Needs root, Python, and apt with Debian 12's packages.
+# file on a loop device unasked, and the kernel takes either files or block devices, not one of each. This
+# version has no option that stops it. Needs root, Python, and apt with Debian 12's packages.
 set -euo pipefail
 [ "$(id -u)" = 0 ] || { echo "run it as root" >&2; exit 2; }
 dir=$(mktemp -d)
