@@ -48,6 +48,7 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "image": {
         "convert": ("image_convert", "Make an image lazily loadable."),
+        "copy": ("image_copy", "Copy an image with its SOCI indexes."),
         "inspect": ("image_inspect", "Show what an image holds and which layers are indexed."),
         "load": ("image_load", "Take images out of an archive into the local store."),
         "ls": ("image_ls", "List the images of the local store, or of containerd."),
@@ -58,6 +59,7 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "index": {
         "info": ("index_info", "Show a SOCI index."),
         "ls": ("index_ls", "List SOCI indexes."),
+        "repair": ("index_repair", "Bring back what a clean-up took from a converted image."),
         "rm": ("index_rm", "Remove SOCI indexes."),
     },
     "prefetch": {

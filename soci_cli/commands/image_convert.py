@@ -74,7 +74,7 @@ def run_conversion(
 ) -> None:
     """Converts from place to place and says what came of it. UsageError, and what `convert` raises."""
     if target_place.kind == "containerd":
-        _check_tagged(target_place.text)
+        check_tagged(target_place.text)
     with (
         app.registries(registry, source_place, target_place) as registries,
         app.open_source(source_place, registries) as source,
@@ -102,7 +102,8 @@ def _list_indexes(app: App, target: Target, place: Place, registries: Registries
         artifacts.record(carried_indexes(read_image(target)), store, pinned=False)
 
 
-def _check_tagged(text: str) -> None:
+def check_tagged(text: str) -> None:
+    """UsageError for a name that containerd cannot give an image."""
     name = text.removeprefix(CONTAINERD)
     if "@" in name or ":" not in name.rpartition("/")[2]:
         raise UsageError(

@@ -12,8 +12,9 @@ import click
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, pass_app
 from soci_cli.errors import InvalidDataError, UsageError
+from soci_cli.index.copying import copy_image
 from soci_cli.oci import Descriptor, Reference, parse_reference
-from soci_cli.targets import Source, copy_graph, open_source
+from soci_cli.targets import Source, open_source
 from soci_cli.targets.places import place_of_file
 
 _CONTAINERD_NAME = "io.containerd.image.name"
@@ -53,24 +54,30 @@ def _load(app: App, path: Path, name: str | None, shown: str) -> None:
         return open_source(place_of_file(path, tag, shown), app.root)
 
     with at(None) as place:
-        entries = place.entries()
+        # What has a type of its own and no name lies beside an image, and goes along with it.
+        entries = [
+            entry for entry in place.entries() if not entry.artifact_type or _has_name(entry)
+        ]
     if name is not None or len(entries) == 1:
         reference = parse_reference(name) if name else _name(entries[0], shown)
         with at(None) as source:
-            _take(app, source, source.resolve(), reference)
+            _take(app, source, reference)
         return
     if not entries:
         raise InvalidDataError(f"{shown} holds no image")
     for entry in entries:
         with at(f"@{entry.digest}") as source:
-            _take(app, source, source.resolve(), _name(entry, shown))
+            _take(app, source, _name(entry, shown))
 
 
-def _take(app: App, source: Source, root: Descriptor, reference: Reference) -> None:
+def _take(app: App, source: Source, reference: Reference) -> None:
     with app.store.open(reference) as target, app.output.progress() as observer:
-        copy_graph(source, target, root, observer, allow_missing_manifests=True)
-        target.tag(root)
+        copy_image(source, target, observer)
     app.output.result(f"Loaded image: {reference}")
+
+
+def _has_name(entry: Descriptor) -> bool:
+    return _CONTAINERD_NAME in entry.annotations or _REF_NAME in entry.annotations
 
 
 def _name(entry: Descriptor, shown: str) -> Reference:

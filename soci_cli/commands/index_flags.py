@@ -124,6 +124,7 @@ class ConversionFlags:
     zstd_layers: str | None
     layer_types: str
     only_platforms: bool
+    tag_manifests: bool
 
     def options(self, app: App, index: IndexOptions) -> ConvertOptions:
         """The options of a conversion that indexes so."""
@@ -132,6 +133,7 @@ class ConversionFlags:
             recompress_zstd=(self.zstd_layers or app.settings.zstd_layers) == "recompress",
             keep_layer_types=self.layer_types == "keep",
             only_platforms=self.only_platforms,
+            tag_manifests=self.tag_manifests,
         )
 
 
@@ -146,6 +148,11 @@ def conversion_flags(command: _F) -> _F:
 
     wrapped: Any = with_conversion
     for option in (
+        click.option(
+            "--tag-manifests",
+            is_flag=True,
+            help="In a registry, give each manifest of the image and each SOCI index a tag of its own.",
+        ),
         click.option(
             "--only-platforms",
             is_flag=True,

@@ -27,6 +27,7 @@ from soci_cli.index.image import (
     diff_ids_of,
     image_before,
     manifest_of,
+    missing_platforms,
     read_image,
 )
 from soci_cli.index.layers import (
@@ -70,12 +71,14 @@ class ConvertOptions(IndexOptions):
 
     `recompress_zstd` turns zstd layers, which cannot be indexed, into gzip ones. `keep_layer_types` leaves
     layers their Docker media types, as the reference does. With `only_platforms` the result has the
-    platforms that are indexed, and no other.
+    platforms that are indexed, and no other. With `tag_manifests` each manifest of it gets a tag, against
+    clean-ups of registries that do not look into indexes.
     """
 
     recompress_zstd: bool = False
     keep_layer_types: bool = False
     only_platforms: bool = False
+    tag_manifests: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,21 +147,19 @@ def _without_missing(
     """
     for _, entry in picked:
         manifest_of(entry)
-    missing = [
-        entry
-        for entry in image.manifests
-        if target.repository is not None
-        and entry.manifest is None
-        and (entry.is_image or entry.is_manifest)
-        and not target.exists(entry.descriptor)
-    ]
-    if lost := platforms.dedupe(one.platform for one in missing if one.is_image and one.platform):
-        names = ", ".join(map(platforms.format_platform, lost))
+    if target.repository is None:
+        return image
+    if lost := missing_platforms(image, target):
         raise NotFoundError(
-            f"the manifests for {names} are not here, and a registry takes no image without them; copy "
+            f"the manifests for {lost} are not here, and a registry takes no image without them; copy "
             f"the whole image first, or {_ONLY}",
             place=source.name,
         )
+    missing = [
+        entry
+        for entry in image.manifests
+        if entry.manifest is None and entry.is_manifest and not target.exists(entry.descriptor)
+    ]
     for entry in missing:
         observer.note(
             f"manifest {entry.descriptor.digest} is not in {source.name} and left out",
@@ -245,6 +246,10 @@ class _Conversion:
         for descriptor, data in made:
             self.target.push(descriptor, data)
         root, _ = made[-1]
+        if options.tag_manifests:
+            made_indexes = [index.descriptor for _, index in indexes.values()]
+            for descriptor in (*made_indexes, *(descriptor for descriptor, _ in made[:-1])):
+                self.target.keep(descriptor)
         self.target.tag(root)
         return root, tuple(results)
 

@@ -71,8 +71,8 @@ def missing_index(digest: str, place: Source) -> str:
     """What to say of an index that a manifest names and its place does not have."""
     return (
         f"its SOCI index {digest} is missing in {place.name}: it was not copied with the image, or a "
-        "clean-up of untagged manifests removed it; copy the image with `soci image copy`, or convert it "
-        "again"
+        "clean-up of untagged manifests removed it; copy the image with `soci image copy`, bring it back "
+        "with `soci index repair`, or convert the image again"
     )
 
 

@@ -29,7 +29,7 @@ from soci_cli.oci import (
 )
 from soci_cli.oci.manifest import MAX_ENTRIES
 from soci_cli.oci.media_types import OCI_INDEX, is_index, is_manifest, layer_compression
-from soci_cli.targets import Source, read_blob
+from soci_cli.targets import Source, Target, read_blob
 from soci_cli.targets.copy import DEPTH_LIMIT
 
 _CONFIG_LIMIT = 16 << 20
@@ -339,6 +339,19 @@ def manifest_of(entry: ImageManifest) -> Manifest:
             f"{entry.descriptor.digest}{_CLEANED}"
         )
     return entry.manifest
+
+
+def missing_platforms(image: Image, target: Target) -> str:
+    """The platforms whose manifests neither the image's place nor the target has, for a message."""
+    lost = platforms.dedupe(
+        entry.platform
+        for entry in image.manifests
+        if entry.is_image
+        and entry.platform
+        and entry.manifest is None
+        and not target.exists(entry.descriptor)
+    )
+    return ", ".join(map(platforms.format_platform, lost))
 
 
 def diff_ids_of(source: Source, manifest: Manifest) -> Sequence[str | None]:

@@ -101,6 +101,8 @@ def resolve_entry(index: IndexJson, tag: str | None, place: str) -> Descriptor:
         if tag is None or tag == f"@{root.digest}":
             return root
     positions = _positions(index, tag)
+    if tag is None and not positions:
+        positions = list(range(len(index.entries)))  # nothing but artifacts
     if len({index.entries[position].digest for position in positions}) == 1:
         return without_names(index.entries[positions[0]])
     if not index.entries:
@@ -204,7 +206,7 @@ def check_tag_for_writing(tag: str | None, place: str) -> None:
 def _positions(index: IndexJson, tag: str | None) -> list[int]:
     """The entries that TAG may mean: by name, else by containerd's name, else by its tag."""
     if tag is None:
-        return list(range(len(index.entries)))
+        return _where(index, lambda entry: not _is_beside(entry))
     if tag.startswith("@"):
         return _where(index, lambda entry: entry.digest == tag[1:])
     return (
@@ -212,6 +214,20 @@ def _positions(index: IndexJson, tag: str | None) -> list[int]:
         or _where(index, lambda entry: entry.annotations.get(CONTAINERD_NAME) == tag)
         or _where(index, lambda entry: _tag_part(entry.annotations.get(CONTAINERD_NAME)) == tag)
     )
+
+
+def add_beside(index: IndexJson, referrer: Descriptor) -> bytes:
+    """index.json with a manifest that refers to an image, and has no name."""
+    entries = list(index.document.get("manifests") or ())
+    if referrer.digest not in [entry.digest for entry in index.entries]:
+        entries.append(without_names(referrer).to_json())
+    return encode_document(index, entries)
+
+
+def _is_beside(entry: Descriptor) -> bool:
+    """Whether an entry is no image, but an artifact without a name, such as what refers to one."""
+    named = entry.annotations.get(REF_NAME) or entry.annotations.get(CONTAINERD_NAME)
+    return bool(entry.artifact_type) and not named
 
 
 def _where(index: IndexJson, wanted: Callable[[Descriptor], bool]) -> list[int]:
@@ -225,9 +241,10 @@ def _tag_part(name: str | None) -> str | None:
 
 def _replaced(index: IndexJson, tag: str | None, place: str) -> list[int]:
     """The entries that a new one takes the place of."""
-    if tag is None and flat_index(index) is None and len(index.entries) > 1:
+    if tag is None and flat_index(index) is None and len(_positions(index, None)) > 1:
         unnamed = _where(
-            index, lambda e: REF_NAME not in e.annotations and CONTAINERD_NAME not in e.annotations
+            index,
+            lambda e: not {REF_NAME, CONTAINERD_NAME} & e.annotations.keys() and not _is_beside(e),
         )
         if len(unnamed) == 1:
             return unnamed

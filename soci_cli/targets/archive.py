@@ -37,6 +37,7 @@ from soci_cli.targets._index_json import (
     MARKER,
     MARKER_LIMIT,
     REF_NAME,
+    add_beside,
     check_marker,
     check_tag_for_writing,
     empty_index,
@@ -173,6 +174,7 @@ class ArchiveTarget(Target):
         self._tag = tag
         self._names = {REF_NAME: tag} if tag else dict(names or {}) or _names_in(path)
         self._tagged: Descriptor | None = None
+        self._beside: list[Descriptor] = []
         self._mutex = threading.Lock()
         self._file: NewFile | None = None
         self._end = 0
@@ -242,6 +244,11 @@ class ArchiveTarget(Target):
         except SociError:
             return None
 
+    def refer(self, referrer: Descriptor) -> bool:
+        """See `Target.refer`: an entry without a name."""
+        self._beside.append(referrer)
+        return True
+
     def tag(self, descriptor: Descriptor) -> None:
         """See `Target.tag`: finishes the tar file and gives it its name. Only once.
 
@@ -261,6 +268,8 @@ class ArchiveTarget(Target):
                     place=self._name,
                 )
             index = put_entry(empty_index(), self._tag, self._names, descriptor, self._name)
+            for referrer in self._beside:
+                index = add_beside(parse_index_json(index, self._name), referrer)
             # manifest.json is what `docker load` reads it by.
             members = [] if docker is None else [("manifest.json", docker)]
             members += [("index.json", index), ("oci-layout", MARKER)]

@@ -29,6 +29,7 @@ from soci_cli.targets._disk import (
 from soci_cli.targets._folder import LayoutFolder, write_all
 from soci_cli.targets._index_json import (
     REF_NAME,
+    add_beside,
     check_tag_for_writing,
     check_taggable,
     entry_naming,
@@ -257,6 +258,13 @@ class WritableLayout(Layout, Target):
             data = put_entry(index, self._tag, self._names, descriptor, self._name)
             self.folder.write_index(data)
         self._tagged = True
+
+    def refer(self, referrer: Descriptor) -> bool:
+        """See `Target.refer`: an entry without a name."""
+        self._prepare(referrer.digest)
+        with self.folder.locked():
+            self.folder.write_index(add_beside(self.folder.read_index_or_empty(), referrer))
+        return True
 
     def close(self) -> None:
         """Abort the writers that are still open; undo a new folder that got nothing."""

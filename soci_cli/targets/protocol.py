@@ -172,6 +172,13 @@ class Target(Source):
             finally:
                 writer.abort()
 
+    def refer(self, referrer: Descriptor) -> bool:
+        """List a manifest, which is here, among what refers to its subject; False without such a list."""
+        return False
+
+    def keep(self, manifest: Descriptor) -> None:
+        """Gives a manifest, which is here, a name of its own, where what has none may be cleaned up."""
+
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         """Share a blob of another place without copying it; False when that cannot be done.
 

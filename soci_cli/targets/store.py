@@ -388,6 +388,10 @@ class StoreTarget(WritableLayout):
                 )
                 self.store.remember_referrer(manifest.subject, referrer)
 
+    def refer(self, referrer: Descriptor) -> bool:
+        """See `Target.refer`: `push` has done it."""
+        return True
+
     def before(self) -> Source | None:
         """See `Target.before`."""
         return StoreTarget(self.store, self._reference, self._name)

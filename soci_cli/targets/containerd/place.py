@@ -193,6 +193,10 @@ class ContainerdTarget(ContainerdSource, Target):
         # Others may have written it, without labels.
         self._client.label_content(descriptor.digest, labels)
 
+    def refer(self, referrer: Descriptor) -> bool:
+        """See `Target.refer`: `keep_indexes` lists it, once the image has its name."""
+        return True
+
     @property
     def metadata(self) -> list[tuple[str, str]]:
         """What goes along with a call whose results are to be kept till `close`."""

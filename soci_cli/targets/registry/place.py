@@ -18,7 +18,7 @@ from soci_cli.errors import (
 )
 from soci_cli.oci.canonical import loads
 from soci_cli.oci.descriptor import Descriptor
-from soci_cli.oci.digest import algorithm_of, digest_of, new_hash
+from soci_cli.oci.digest import algorithm_of, digest_of, encoded_of, new_hash
 from soci_cli.oci.manifest import parse_index, parse_manifest
 from soci_cli.oci.media_types import (
     DOCKER_MANIFEST,
@@ -253,6 +253,16 @@ class RegistryTarget(RegistrySource, Target):
         self._there.add(descriptor.digest)
         if subject is not None and processed != subject.digest:
             add_to_fallback(self.repository, subject.digest, _as_referrer(descriptor, data))
+
+    def refer(self, referrer: Descriptor) -> bool:
+        """See `Target.refer`: `push` has done it."""
+        return True
+
+    def keep(self, manifest: Descriptor) -> None:
+        """See `Target.keep`: a tag that is made of its digest."""
+        name = f"{algorithm_of(manifest.digest)}-{encoded_of(manifest.digest)}.soci"
+        if not self._means(name, manifest.digest):
+            self._put_manifest(manifest, self._manifest(manifest), name)
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """See `Target.mount`: a blob of another repository of this registry."""
