@@ -17,7 +17,6 @@ from soci_cli.index.image import ImageManifest, choose, image_before, manifest_o
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
-    compression_of,
     short,
     skip_reason,
 )
@@ -29,6 +28,7 @@ from soci_cli.index.model import (
     make_index,
     ztoc_descriptor,
 )
+from soci_cli.index.packing import compression_of
 from soci_cli.index.prefetch import plan_prefetch
 from soci_cli.index.rehearsal import Rehearsal, RehearsedIndexer, WouldChangeError
 from soci_cli.oci import Descriptor, Platform, digest_of

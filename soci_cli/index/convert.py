@@ -33,8 +33,6 @@ from soci_cli.index.image import (
 from soci_cli.index.layers import (
     LayerIndexer,
     LayerReport,
-    compression_of,
-    packing_of,
     short,
     skip_reason,
 )
@@ -46,6 +44,7 @@ from soci_cli.index.model import (
     explaining_refusals,
     ztocs_by_layer,
 )
+from soci_cli.index.packing import is_plain_type, packing_of
 from soci_cli.index.recompress import recompress_layer
 from soci_cli.index.rehearsal import Rehearsal
 from soci_cli.oci import (
@@ -320,7 +319,8 @@ class _Conversion:
             is_layer(layer.media_type)
             and layer.size >= self.options.min_layer_size
             and (not layer.urls or self.source.exists(layer))
-            and compression_of(layer, self.source) == "zstd"
+            and is_plain_type(layer)
+            and packing_of(layer, self.source) == "zstd"
         )
 
     def _recompress(self, manifest: Manifest, position: int, stop: Stop) -> None:

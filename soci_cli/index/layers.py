@@ -15,6 +15,7 @@ from soci_cli.errors import (
     errors_at,
 )
 from soci_cli.index.memory import KnownZtoc, ZtocMemory, ZtocSettings
+from soci_cli.index.packing import Peeked, compression_of, packing_of_bytes
 from soci_cli.oci import Descriptor, VerifyingReader, encoded_of, media_types
 from soci_cli.progress import Task
 from soci_cli.targets import Source, Target, Writer, copy_blob, may_link, read_blob
@@ -28,9 +29,6 @@ from soci_cli.ztoc import (
 )
 from soci_cli.ztoc.codec import MAX_ZTOC_SIZE, ZtocHead, read_head
 from soci_cli.ztoc.zinfo import too_large
-
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True)
@@ -47,24 +45,6 @@ class LayerReport:
     ztoc: Descriptor | None = None
     spans: int = 0
     files: int = 0
-
-
-def compression_of(layer: Descriptor, source: Source) -> str:
-    """ "gzip", "uncompressed", "zstd", or another name that cannot be indexed.
-
-    Docker's plain type says little, so there the first bytes of the layer decide.
-    """
-    name = media_types.layer_compression(layer.media_type)
-    return packing_of(layer, source) if name == "unknown" else name
-
-
-def packing_of(layer: Descriptor, source: Source) -> str:
-    """ "gzip", "zstd" or "uncompressed", by a layer's first bytes."""
-    with source.fetch(layer, 0, min(4, layer.size)) as stream:
-        start = stream.read()
-    if start.startswith(_GZIP_MAGIC):
-        return "gzip"
-    return "zstd" if start.startswith(_ZSTD_MAGIC) else "uncompressed"
 
 
 def skip_reason(layer: Descriptor, source: Source, min_layer_size: int) -> str:
@@ -184,17 +164,16 @@ class LayerIndexer:
     def _build(
         self, layer: Descriptor, task: Task, sink: Callable[[memoryview], object] | None
     ) -> BuiltZtoc:
-        compression = (
-            Compression.GZIP
-            if compression_of(layer, self._source) == "gzip"
-            else Compression.UNCOMPRESSED
-        )
         where = errors_at(place=self._source.name, layer=layer.digest)
         with where, self._source.fetch(layer) as stream:
+            peeked = Peeked(stream)
+            packing = packing_of_bytes(peeked.start)
+            if packing == "zstd":
+                raise UnsupportedLayerError("its compression cannot be indexed: zstd")
             return build_ztoc(
-                stream,
+                peeked,
                 span_size=self._settings.span_size,
-                compression=compression,
+                compression=Compression.GZIP if packing == "gzip" else Compression.UNCOMPRESSED,
                 build_tool_identifier=self._settings.build_tool_identifier,
                 expected_digest=layer.digest,
                 expected_size=layer.size,

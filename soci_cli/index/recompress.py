@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from typing import IO, cast
 
 import zstandard
 from zlib_ng import zlib_ng
 
-from soci_cli.errors import IntegrityError, InvalidDataError, StorageError
+from soci_cli.errors import IntegrityError, InvalidDataError, StorageError, errors_at
 from soci_cli.index.layers import CountingReader
+from soci_cli.index.packing import unpack_zstd
 from soci_cli.oci import Descriptor, VerifyingReader
 from soci_cli.oci.media_types import (
     DOCKER_LAYER,
@@ -29,7 +29,6 @@ from soci_cli.targets import Source, Target
 
 _CHUNK = 1 << 20
 _LEVEL = 6
-_MAX_WINDOW = 128 << 20
 _GROWTH = 16  # gzip takes about 1.3 times what zstd does, more where zstd finds what is far away
 _EXPANSION = 1032  # the most that deflate can do, so that zstd is trusted no further than gzip
 _LEAST = 256 << 20
@@ -53,12 +52,10 @@ def recompress_layer(
     try:
         with tempfile.TemporaryFile() as spool, source.fetch(layer) as stream:
             checked = VerifyingReader(stream, layer.digest, layer.size, what)
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-            with decompressor.stream_reader(
-                cast(IO[bytes], CountingReader(checked, task)),
-                read_size=_CHUNK,
-                read_across_frames=True,
-            ) as plain:
+            with (
+                errors_at(place=source.name, layer=layer.digest),
+                unpack_zstd(CountingReader(checked, task)) as plain,
+            ):
                 done = False
                 while not done:
                     piece = plain.read(_CHUNK)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import zstandard
 from zlib_ng import gzip_ng, zlib_ng
@@ -23,7 +23,8 @@ from soci_cli.errors import (
     StorageError,
     errors_at,
 )
-from soci_cli.index.layers import CountingReader, compression_of, short
+from soci_cli.index.layers import CountingReader, short
+from soci_cli.index.packing import Peeked, is_plain_type, packing_of_bytes, unpack_zstd
 from soci_cli.lazy.blobs import contents
 from soci_cli.lazy.cache import Claim, device_key
 from soci_cli.lazy.devices.complete import Device, open_device
@@ -32,14 +33,12 @@ from soci_cli.lazy.eviction import ZTOC_SUFFIX
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, errors_of, no_name
 from soci_cli.lazy.stats import Presence
-from soci_cli.oci import Descriptor, VerifyingReader
+from soci_cli.oci import Descriptor, VerifyingReader, media_types
 from soci_cli.parallel import Stop, StoppableTask
 from soci_cli.progress import Observer, Task, Work
 from soci_cli.targets import Source
 from soci_cli.ztoc import Compression, Ztoc, build_ztoc, decode_ztoc
 
-_MAX_WINDOW = 128 << 20
-_READ_SIZE = 1 << 20
 _PAUSE = 0.05
 _ZLIB_ERROR = cast(type[Exception], zlib_ng.error)
 
@@ -195,30 +194,27 @@ class WholeLayer(LayerBytes):
 
     def _unpack(self, claim: Claim) -> tuple[bytes, StreamedDevice]:
         """Writes the device; the zTOC of its plain tar. A damaged layer is fetched once more."""
-        compression = compression_of(self._layer, self._source)
-        if compression not in ("gzip", "zstd", "uncompressed"):
-            raise InvalidDataError(
-                f"it cannot be read: it is {compression}, not gzip, zstd or plain tar"
-            )
+        if not is_plain_type(self._layer):
+            kind = media_types.layer_compression(self._layer.media_type)
+            raise InvalidDataError(f"it cannot be read: it is {kind}, not gzip, zstd or plain tar")
         with Work(self._observer, short(self._layer.digest), self._layer.size) as work:
             try:
                 try:
-                    made = self._unpack_once(compression, claim, work)
+                    made = self._unpack_once(claim, work)
                 except IntegrityError:
                     claim.restart()
-                    made = self._unpack_once(compression, claim, work)
+                    made = self._unpack_once(claim, work)
             except OSError as error:
                 raise _disk_error(error) from error
             work.outcome = "unpacked"
         return made
 
-    def _unpack_once(
-        self, compression: str, claim: Claim, task: Task
-    ) -> tuple[bytes, StreamedDevice]:
+    def _unpack_once(self, claim: Claim, task: Task) -> tuple[bytes, StreamedDevice]:
         with self._source.fetch(self._layer) as stream:
             digest = self._layer.digest
             checked = VerifyingReader(stream, digest, self._layer.size, f"layer {digest}")
-            counted = CountingReader(checked, StoppableTask(task, self._stop))
+            counted = Peeked(CountingReader(checked, StoppableTask(task, self._stop)))
+            compression = packing_of_bytes(counted.start)
             # Of a zstd stream that was made too short the decompressor says nothing. For the others the
             # layer's own digest is enough, and diff IDs that are wrong do occur.
             diff_id = self._diff_id if compression == "zstd" else None
@@ -261,15 +257,13 @@ class _DamagedError(Exception):
         self.device = device
 
 
-def _plain(stream: CountingReader, compression: str) -> Any:
+def _plain(stream: Peeked, compression: str) -> Any:
     """The uncompressed bytes of a layer as a stream."""
     if compression == "gzip":
         open_gzip: Any = gzip_ng.GzipNGFile  # it has no types
         return open_gzip(fileobj=stream, mode="rb")
     if compression == "zstd":
-        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
-            cast(IO[bytes], stream), read_size=_READ_SIZE, read_across_frames=True
-        )
+        return unpack_zstd(stream)
     return stream
 
 
