@@ -16,6 +16,7 @@ from tests.support.machine import (
     need_root,
 )
 from tests.support.scale import examples
+from tests.support.scanning import release_the_lock_while_scanning
 
 TESTS = Path(__file__).parent
 SOAK = f"{TESTS}/soak/"
@@ -52,6 +53,7 @@ pytest_plugins = ("tests.support.fixtures", "tests.support.servers.fixtures")
 clean_environment()
 give_children_signals()
 leave_mounts_of_others()
+release_the_lock_while_scanning()
 settings.register_profile("soci", examples(100))
 settings.load_profile("soci")
 

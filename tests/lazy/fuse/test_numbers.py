@@ -124,8 +124,7 @@ def test_inode_numbers_of_a_mount(tmp_path: Path, writable: bool) -> None:
             assert names or files
             with os.scandir(folder) as items:
                 for item in items:
-                    # DirEntry.stat keeps the GIL in Python 3.10, and a thread of this process serves.
-                    status = os.lstat(item.path)
+                    status = item.stat(follow_symlinks=False)
                     assert max(status.st_ino, item.inode()) < 1 << 32
                     found[os.path.relpath(item.path, root)] = status.st_dev, status.st_ino
         return found
