@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import tomli
 
@@ -37,6 +38,9 @@ _GO_NUMBER = re.compile(
 _SIZE_LENGTH = 40
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _ZSTD_LAYERS = ("skip", "recompress")
+# Of blobs at a time; the old name means requests at a time where the reference has it.
+_OLD_NAME, _NEW_NAME = "max_concurrent_downloads", "max_concurrent_blobs"
+_PER_IMAGE, _CHUNK_SIZE = "max_concurrent_downloads_per_image", "concurrent_download_chunk_size"
 _OPTIMIZATIONS = ("xattr",)
 ENGINES = ("auto", "erofs", "fuse")
 """What can be asked to serve mounts; auto is the best that there is."""
@@ -76,11 +80,25 @@ _REFERENCE_KEYS = {
 
 
 @dataclass(frozen=True, slots=True)
+class ParallelPull:
+    """How layers are cut into requests that run side by side.
+
+    So many of them at once in all and for an image, -1 is no limit; `concurrent_download_chunk_size`
+    compressed bytes each, 0 is what suits.
+    """
+
+    max_concurrent_downloads: int = -1
+    max_concurrent_downloads_per_image: int = 3
+    concurrent_download_chunk_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PullModes:
     """Which SOCI indexes a pull looks for: v1, which refer to an image, and v2, which are in it."""
 
     soci_v1: bool = False
     soci_v2: bool = True
+    parallel_pull_unpack: ParallelPull = field(default_factory=ParallelPull)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +144,7 @@ class Settings:
     zstd_layers: str = "skip"
     optimizations: tuple[str, ...] = ()
     max_concurrency: int | None = None
-    max_concurrent_downloads: int = 3
+    max_concurrent_blobs: int = 3
     max_concurrent_uploads: int = 5
     pull_modes: PullModes = field(default_factory=PullModes)
     platforms: tuple[str, ...] = ()
@@ -171,6 +189,9 @@ def load_settings(
             raise ConfigError(f"{path}: no such file, but SOCI_CONFIG names it")
         return settings, warnings
     known = [one.name for one in dataclasses.fields(Settings)]
+    if _OLD_NAME in document:
+        known.append(_OLD_NAME)
+        warnings.append(f"{path}: the key '{_OLD_NAME}' is called '{_NEW_NAME}' now")
     warnings += [_unknown_key(str(path), key, "", known) for key in document if key not in known]
     return _settings(settings, document, str(path), environ), warnings
 
@@ -263,8 +284,8 @@ def _settings(
             settings = dataclasses.replace(settings, optimizations=names)
         elif key == "max_concurrency":
             settings = dataclasses.replace(settings, max_concurrency=_number(value, where))
-        elif key == "max_concurrent_downloads":
-            settings = dataclasses.replace(settings, max_concurrent_downloads=_number(value, where))
+        elif key == _NEW_NAME or (key == _OLD_NAME and _NEW_NAME not in document):
+            settings = dataclasses.replace(settings, max_concurrent_blobs=_number(value, where))
         elif key == "max_concurrent_uploads":
             settings = dataclasses.replace(settings, max_concurrent_uploads=_number(value, where))
         elif key == "redirect_hosts":
@@ -289,8 +310,42 @@ def _with_pull_modes(settings: Settings, document: Mapping[str, object], file: s
         for key, value in _table(table, name, where).items():
             if key.lower() == "enable":
                 enable = _truth(value, f"{file}: key 'pull_modes.{name}.enable'")
-                modes = dataclasses.replace(modes, **{name: enable})
+                changed: dict[str, Any] = {name: enable}
+                modes = dataclasses.replace(modes, **changed)
+    where = f"{file}: key 'pull_modes.parallel_pull_unpack'"
+    parallel = _table(table, "parallel_pull_unpack", where)
+    if parallel:
+        before = modes.parallel_pull_unpack
+        modes = dataclasses.replace(
+            modes, parallel_pull_unpack=_parallel_pull(before, parallel, where)
+        )
     return dataclasses.replace(settings, pull_modes=modes)
+
+
+def _parallel_pull(before: ParallelPull, table: Mapping[str, object], where: str) -> ParallelPull:
+    """The settings `before` with what the table parallel_pull_unpack says."""
+    found = {key.lower(): value for key, value in table.items()}
+    limits = []
+    for name, default in (
+        (_OLD_NAME, before.max_concurrent_downloads),
+        (_PER_IMAGE, before.max_concurrent_downloads_per_image),
+    ):
+        value = _number(found.get(name, default), f"{where[:-1]}.{name}'", -1)
+        if not value:
+            raise _wrong(f"{where[:-1]}.{name}'", "a whole number from 1, or -1", value)
+        limits.append(value)
+    most, per_image = limits
+    if 0 < most < per_image:
+        if _PER_IMAGE in found:
+            raise ConfigError(f"{where[:-1]}.{_PER_IMAGE}': {per_image} is more than {most} in all")
+        per_image = most
+    where = f"{where[:-1]}.{_CHUNK_SIZE}'"
+    size = found.get(_CHUNK_SIZE)
+    if size is None:
+        return ParallelPull(most, per_image, before.concurrent_download_chunk_size)
+    if not isinstance(size, str):
+        raise _wrong(where, "text such as '8MiB', or ''", size)
+    return ParallelPull(most, per_image, _size(size, where, 0) if size else 0)
 
 
 def _with_background_fetch(

@@ -9,6 +9,7 @@ from hypothesis import given
 from soci_cli.errors import ConfigError, SociError, UsageError
 from soci_cli.settings import (
     BackgroundFetch,
+    ParallelPull,
     Prefetch,
     PullModes,
     Settings,
@@ -108,7 +109,7 @@ def test_every_key(files: Files) -> None:
         zstd_layers = "recompress"
         optimizations = ["xattr"]
         max_concurrency = 3
-        max_concurrent_downloads = 7
+        max_concurrent_blobs = 7
         max_concurrent_uploads = 1
         pull_modes.soci_v1.enable = true
         pull_modes.soci_v2.enable = false
@@ -166,7 +167,7 @@ def test_every_key(files: Files) -> None:
         ('optimizations = ["fast"]', "expected a list of 'xattr', got 'fast'"),
         ("max_concurrency = 0", "key 'max_concurrency': expected a whole number from 1, got 0"),
         ("max_concurrency = true", "got true"),
-        ("max_concurrent_downloads = 0", "expected a whole number from 1, got 0"),
+        ("max_concurrent_blobs = 0", "expected a whole number from 1, got 0"),
         ("max_concurrent_uploads = 1.5", "expected a whole number from 1, got 1.5"),
         ("redirect_hosts = 'x'", "key 'redirect_hosts': expected a list of strings"),
         ("pull_modes = 1", "key 'pull_modes': expected a table, got 1"),
@@ -232,6 +233,41 @@ def test_pull_modes_of_the_reference_file_and_of_the_user(files: Files) -> None:
     assert files.settings("pull_modes.soci_v1.enable = false").pull_modes == PullModes()
     files.system.write_text("[pull_modes.soci_v1]\nenable = 'yes'\n")
     assert "key 'pull_modes.soci_v1.enable': expected true or false" in files.error()
+
+
+def test_parallel_requests(files: Files) -> None:
+    assert files.settings("").pull_modes.parallel_pull_unpack == ParallelPull(-1, 3, 0)
+    table = "[pull_modes.parallel_pull_unpack]\n"
+    files.system.write_text(
+        f"{table}max_concurrent_downloads = 8\nConcurrent_Download_Chunk_Size = '8mb'\n"
+    )
+    assert files.settings("").pull_modes.parallel_pull_unpack == ParallelPull(8, 3, 8 << 20)
+    files.system.unlink()
+    text = "max_concurrent_downloads_per_image = -1\nconcurrent_download_chunk_size = ''\n"
+    assert files.settings(table + text).pull_modes.parallel_pull_unpack == ParallelPull(-1, -1, 0)
+    text = "max_concurrent_downloads = 2\nconcurrent_download_chunk_size = '16MiB'\n"
+    assert files.settings(table + text).pull_modes.parallel_pull_unpack == ParallelPull(
+        2, 2, 16 << 20
+    )
+    for text, message in (
+        ("max_concurrent_downloads = 0", "a whole number from 1, or -1, got 0"),
+        (
+            "max_concurrent_downloads = 2\nmax_concurrent_downloads_per_image = 3",
+            "3 is more than 2",
+        ),
+        ("concurrent_download_chunk_size = 8", "text such as '8MiB', or '', got 8"),
+        ("concurrent_download_chunk_size = '-1'", "not a size: '-1'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            files.settings(table + text)
+
+
+def test_the_old_name_of_blobs_at_a_time(files: Files) -> None:
+    files.user.write_text("max_concurrent_downloads = 7\n")
+    settings, warnings = files.load()
+    assert settings.max_concurrent_blobs == 7
+    (warning,) = warnings
+    assert "'max_concurrent_downloads' is called 'max_concurrent_blobs' now" in warning
 
 
 def test_background_fetch_and_prefetch_of_the_reference_file_and_of_the_user(files: Files) -> None:

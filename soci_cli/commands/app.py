@@ -186,7 +186,7 @@ class App:
 
     def downloads(self, flags: RegistryFlags) -> int:
         """How many blobs to download at a time."""
-        return flags.max_downloads or self.settings.max_concurrent_downloads
+        return flags.max_downloads or self.settings.max_concurrent_blobs
 
     def uploads(self, flags: RegistryFlags) -> int:
         """How many blobs to upload at a time."""

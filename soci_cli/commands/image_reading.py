@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_MANY = 16  # requests for a layer at once, where the settings know no limit
+
 
 def image_flags(command: _F) -> _F:
     """--platform and --soci-index-digest."""
@@ -62,6 +64,8 @@ def image_request(
 
     place = absolute_place(place)
     settings = app.settings
+    parallel = settings.pull_modes.parallel_pull_unpack
+    at_once = registry.max_downloads or max(parallel.max_concurrent_downloads_per_image, 0)
     return ImageRequest(
         place=place.text,
         names=place.kind,
@@ -73,7 +77,10 @@ def image_request(
         index_digest=None if soci_index_digest is None else _digest(soci_index_digest),
         soci_v1=settings.pull_modes.soci_v1,
         soci_v2=settings.pull_modes.soci_v2,
-        requests=app.downloads(registry),
+        requests=at_once or _MANY,
+        image_requests=at_once,
+        requests_in_all=max(parallel.max_concurrent_downloads, 0),
+        chunk_size=parallel.concurrent_download_chunk_size,
         reader_deadline=settings.soci.reader_deadline_sec,
         registry=_absolute_files(app.registry_options(registry, place)),
         containerd=ContainerdAddress(app.address, app.namespace, app.timeout),

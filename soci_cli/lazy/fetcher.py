@@ -232,6 +232,7 @@ class Fetcher(Closing):
         if request.is_receiving:
             request.is_receiving = False
             request.queue.receiving -= 1
+            request.queue.image.receiving -= 1
 
     def _end(self, request: Request) -> None:
         """A request counts no more."""
@@ -254,6 +255,7 @@ class Fetcher(Closing):
                 request = queue.take(priority, also)
                 queue.running += 1
                 queue.receiving += 1
+                queue.image.receiving += 1
                 self._requests += 1
                 self._memory += request.size
                 # The others come first now.
@@ -273,7 +275,11 @@ class Fetcher(Closing):
             return False
         if is_demanded and not queue.running and size <= _LITTLE:
             return True
-        return self._requests < _MAX_REQUESTS and self._memory + size <= _MAX_MEMORY
+        image = queue.image
+        if not is_demanded and 0 < image.limit <= image.receiving:
+            return False
+        most = min(_MAX_REQUESTS, image.in_all or _MAX_REQUESTS)
+        return self._requests < most and self._memory + size <= _MAX_MEMORY
 
     def _next_job(self) -> Callable[[], None] | None:
         """What to do next; None when there is nothing, or only what must wait."""

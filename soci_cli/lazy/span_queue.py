@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -91,6 +92,21 @@ class Request:
         self.check()
 
 
+@dataclass
+class ImageRequests:
+    """The requests of one image: how many may need the network at once, beside those readers wait for.
+
+    0 is no limit. Beside what other images have, it begins none where there are `in_all` already. Each is
+    of about `chunk_size` compressed bytes, or of as many as suit.
+    """
+
+    limit: int = 0
+    in_all: int = 0
+    chunk_size: int = 0
+    receiving: int = 0
+    """Those that need the network now."""
+
+
 Fetch: TypeAlias = Callable[[Request, RequestMemory], None]
 """Gets the spans of a request and says so to `Fetcher`. It may raise: those that are left fail."""
 
@@ -99,10 +115,17 @@ class SpanQueue:
     """The wanted spans of one layer, by number."""
 
     def __init__(
-        self, table: SpanTable, fetch: Fetch, requests: int, deadline: float, stats: Stats
+        self,
+        table: SpanTable,
+        fetch: Fetch,
+        requests: int,
+        deadline: float,
+        stats: Stats,
+        image: ImageRequests,
     ) -> None:
         """See `Fetching` for `requests` and `deadline`."""
         self.fetch = fetch
+        self.image = image
         self.requests = requests
         self.deadline = deadline
         self.stats = stats
@@ -157,7 +180,8 @@ class SpanQueue:
         """
         first = next(iter(self._waiting[priority]))
         among = [self._waiting[one] for one in (priority, *also)]
-        limit = _MAX_REQUEST if priority <= Priority.READAHEAD else _SMALL_REQUEST
+        suits = _MAX_REQUEST if priority <= Priority.READAHEAD else _SMALL_REQUEST
+        limit = self.image.chunk_size or suits
         table = self._table
         numbers = table.together(first, lambda number: any(number in one for one in among), limit)
         spans = [self.spans[number] for number in numbers]

@@ -71,6 +71,7 @@ class LayerSpans(LayerBytes):
             fetching.requests,
             fetching.deadline,
             fetching.stats,
+            fetching.image,
         )
         # Where the span that was read last begins and ends: most reads are of the same one again.
         self._latest: tuple[int, int, AnyEntry | None] = 0, 0, None

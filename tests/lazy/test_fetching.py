@@ -20,7 +20,7 @@ from soci_cli.errors import RegistryError, SociError, StorageError
 from soci_cli.lazy import Cache, Fetching
 from soci_cli.lazy.background import BackgroundFetcher
 from soci_cli.lazy.entries import OpenEntries
-from soci_cli.lazy.span_queue import Priority
+from soci_cli.lazy.span_queue import ImageRequests, Priority
 from tests.lazy.plain_layers import (
     AT_ONCE,
     COUNT,
@@ -398,3 +398,35 @@ def test_what_is_larger_than_what_is_held(tmp_path: Path) -> None:
         assert len(place.requests) == 1
         read(spans, 6)
         assert len(fetching.fetcher.open) == 1
+
+
+def test_requests_of_an_image_at_once(tmp_path: Path) -> None:
+    """Of all layers of an image together; what readers wait for comes all the same."""
+    limits = ImageRequests(limit=2)
+    with Fetching(Cache(tmp_path, 1 << 30), image=limits) as fetching:
+        both = [spans_at(fetching, seed) for seed in range(2)]
+        for _, place in both:
+            place.gate = threading.Semaphore(0)
+        for spans, _ in both:
+            spans.fetch(range(COUNT), Priority.READAHEAD)
+        eventually(lambda: sum(len(place.requests) for _, place in both) == 2)
+        assert limits.receiving == 2
+        reader = threading.Thread(target=read, args=(both[1][0], 15, 1))
+        reader.start()
+        eventually(lambda: limits.receiving == 3)
+        for _, place in both:
+            assert place.gate is not None
+            place.gate.release(100)
+        reader.join(30)
+        eventually(lambda: not any(spans.missing() for spans, _ in both))
+        assert limits.receiving == 0
+
+
+def test_the_size_of_requests(tmp_path: Path) -> None:
+    limits = ImageRequests(chunk_size=8 * SPAN, in_all=1)
+    with Fetching(Cache(tmp_path, 1 << 30), image=limits) as fetching:
+        spans, place = spans_at(fetching)
+        for one in spans.fetch(range(COUNT), Priority.READAHEAD):
+            one.future.result(30)
+        assert [length for _, length in place.requests] == [8 * SPAN] * 2
+        assert place.busiest == 1

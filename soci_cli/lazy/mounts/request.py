@@ -46,9 +46,10 @@ class ImageRequest:
     """An image that is read: which, where it and its SOCI index are looked for, and how it is fetched.
 
     `names` is where names without a transport are, "store" or "containerd". `cache_limit` is in bytes, by
-    default 10 GiB or a tenth of the disk; `requests` are under way at once for a layer, and a reader waits
-    for `reader_deadline` seconds of silence. `environ` is that of who asks. Where `layers` are known, the
-    lowest first, `place` is only where their blobs are, and no manifest is read.
+    default 10 GiB or a tenth of the disk; `requests` are under way at once for a layer, `image_requests` to
+    `chunk_size` are those of `span_queue.ImageRequests`, and a reader waits for `reader_deadline` seconds
+    of silence. `environ` is that of who asks. Where `layers` are known, the lowest first, `place` is only
+    where their blobs are, and no manifest is read.
     """
 
     place: str
@@ -62,6 +63,9 @@ class ImageRequest:
     soci_v2: bool = True
     cache_limit: int | None = None
     requests: int = 1
+    image_requests: int = 0
+    requests_in_all: int = 0
+    chunk_size: int = 0
     reader_deadline: float = 30.0
     registry: RegistryOptions = field(default_factory=RegistryOptions)
     containerd: ContainerdAddress = field(default_factory=ContainerdAddress)
@@ -219,6 +223,7 @@ def opened(
     from soci_cli.index.discover import IndexSources
     from soci_cli.lazy import Cache, Fetching, OpenOptions, open_image
     from soci_cli.lazy.opening import open_layers
+    from soci_cli.lazy.span_queue import ImageRequests
     from soci_cli.oci import platforms
     from soci_cli.targets.places import connect, open_source, parse_place
     from soci_cli.targets.registry.registries import Registries
@@ -236,7 +241,10 @@ def opened(
             stack.callback(client.close)
         source = wrap(stack.enter_context(open_source(place, request.store, registries, client)))
         cache = Cache(request.cache, request.cache_limit)
-        fetching = Fetching(cache, request.requests, readahead, request.reader_deadline, fetcher)
+        limits = ImageRequests(request.image_requests, request.requests_in_all, request.chunk_size)
+        fetching = Fetching(
+            cache, request.requests, readahead, request.reader_deadline, fetcher, limits
+        )
         stack.enter_context(fetching)
         image = stack.enter_context(
             open_layers(source, fetching, request.layers, observer)

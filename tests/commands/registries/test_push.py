@@ -161,7 +161,7 @@ def test_concurrency_flags_and_settings(
     soci: Soci, app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config.toml"
-    config.write_text("max_concurrent_downloads = 1\nmax_concurrent_uploads = 1\n")
+    config.write_text("max_concurrent_blobs = 1\nmax_concurrent_uploads = 1\n")
     monkeypatch.setenv("SOCI_CONFIG", str(config))
     soci("pull", app).good()
     soci(*PUSH, app).good()
