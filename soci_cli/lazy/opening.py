@@ -79,9 +79,14 @@ def open_layers(
     layers: Sequence[KnownLayer],
     observer: Observer | None = None,
 ) -> LazyImage:
-    """As `open_image`, of layers that are known, lowest first; no manifest is read."""
+    """As `open_image`, of layers that are known, lowest first; no manifest is read.
+
+    A layer that is fetched whole must have its diff ID, where it has one: what is shared by that cannot be
+    replaced by who wrote a config.
+    """
     diff_ids = [one.diff_id or None for one in layers]
-    found = _lazy_layers(source, fetching, layers, lambda: diff_ids, observer or SilentObserver())
+    observer = observer or SilentObserver()
+    found = _lazy_layers(source, fetching, layers, lambda: diff_ids, observer, is_strict=True)
     return LazyImage(source.name, found)
 
 
@@ -91,8 +96,10 @@ def _lazy_layers(
     layers: Sequence[KnownLayer],
     diff_ids: Callable[[], Sequence[str | None]],
     observer: Observer,
+    *,
+    is_strict: bool = False,
 ) -> list[LazyLayer]:
-    opener = _Opener(source, fetching, layers, diff_ids, observer)
+    opener = _Opener(source, fetching, layers, diff_ids, observer, is_strict=is_strict)
     return [
         LazyLayer(one.descriptor, opener, one.ztoc.digest, one.ztoc.size)
         if one.ztoc
@@ -111,8 +118,11 @@ class _Opener:
         layers: Sequence[KnownLayer],
         diff_ids: Callable[[], Sequence[str | None]],
         observer: Observer,
+        *,
+        is_strict: bool,
     ) -> None:
-        """`diff_ids` gives those of `layers`, where one is needed."""
+        """`diff_ids` gives those of `layers`, where one is needed; see `open_layers` for `is_strict`."""
+        self._is_strict = is_strict
         self._source = source
         self._fetching = fetching
         self._observer = observer
@@ -160,7 +170,15 @@ class _Opener:
 
     def _open_whole(self, layer: Descriptor, stop: Stop) -> tuple[LayerFiles, LayerBytes]:
         diff_id = self._diff_ids[layer.digest]
-        whole = WholeLayer(self._fetching, self._source, layer, diff_id, self._observer, stop)
+        whole = WholeLayer(
+            self._fetching,
+            self._source,
+            layer,
+            diff_id,
+            self._observer,
+            stop,
+            must_match=self._is_strict,
+        )
         return LayerFiles(whole.ztoc), whole
 
     @cached_property

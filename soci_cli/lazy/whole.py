@@ -33,7 +33,8 @@ from soci_cli.lazy.eviction import ZTOC_SUFFIX
 from soci_cli.lazy.fetching import Fetching
 from soci_cli.lazy.layer_bytes import LayerBytes, Name, errors_of, no_name
 from soci_cli.lazy.stats import Presence
-from soci_cli.oci import Descriptor, VerifyingReader, media_types
+from soci_cli.oci import Descriptor, VerifyingReader, encoded_of, media_types
+from soci_cli.oci.digest import new_hash
 from soci_cli.parallel import Stop, StoppableTask
 from soci_cli.progress import Observer, Task, Work
 from soci_cli.targets import Source
@@ -54,10 +55,13 @@ class WholeLayer(LayerBytes):
         diff_id: str | None,
         observer: Observer,
         stop: Stop,
+        *,
+        must_match: bool = False,
     ) -> None:
         """Unpacks the layer, unless it is in the cache; setting `stop` ends that.
 
-        `diff_id` is the digest of its archive, if known. Raises IntegrityError when the layer is not what
+        `diff_id` is the digest of its archive, if known; with `must_match` another archive is refused,
+        whatever the layer's own digest says. Raises IntegrityError when the layer is not what
         its digest says, InvalidDataError for what is no archive, is cut off or is too large, StorageError
         when the cache cannot be written, and what fetching raises.
         """
@@ -66,11 +70,15 @@ class WholeLayer(LayerBytes):
         self._source = source
         self._layer = layer
         self._diff_id = diff_id
+        self._must_match = must_match
+        self._is_matched = diff_id is None
         self._observer = observer
         self._mutex = threading.Lock()
         self._stop = stop
         with self._located():
             self._device, self.ztoc = self._open()
+            if must_match and not self._is_matched:
+                self._match()
         self._stop = Stop()
 
     def close(self) -> None:
@@ -179,6 +187,15 @@ class WholeLayer(LayerBytes):
                     raise _disk_error(error) from error
                 return self._find(key) or (device, decode_ztoc(data))
 
+    def _match(self) -> None:
+        """Compares what somebody else has put into the cache with the diff ID. InvalidDataError."""
+        assert self._diff_id is not None
+        digest = new_hash(self._diff_id)
+        for piece in self._device.stream():
+            digest.update(piece)
+        if digest.hexdigest() != encoded_of(self._diff_id):
+            raise InvalidDataError(f"it is not the archive of its diff ID {self._diff_id}")
+
     def _find(self, key: str) -> tuple[Device, Ztoc] | None:
         table = self._cache.find(key + ZTOC_SUFFIX)
         device = open_device(self._cache, key) if table is not None else None
@@ -217,7 +234,7 @@ class WholeLayer(LayerBytes):
             compression = packing_of_bytes(counted.start)
             # Of a zstd stream that was made too short the decompressor says nothing. For the others the
             # layer's own digest is enough, and diff IDs that are wrong do occur.
-            diff_id = self._diff_id if compression == "zstd" else None
+            diff_id = self._diff_id if compression == "zstd" or self._must_match else None
             device = StreamedDevice(claim, self._cache.limit)
             try:
                 built = build_ztoc(
@@ -227,6 +244,7 @@ class WholeLayer(LayerBytes):
                     archive=device,
                 )
                 checked.finish()
+                self._is_matched = diff_id is not None
                 return built.data, device
             except TooLargeError:
                 raise

@@ -34,7 +34,7 @@ _REFUSED_PREFIXES = ("if-", "proxy-")
 
 _CACHE = "spans are kept in a cache of their own, see [soci] cache_size"
 _FUSE = "what the kernel learns of an image it may keep, as that never changes"
-_NO_PARALLEL = "layers without a zTOC are fetched and unpacked one by one, see docs/snapshotter.md"
+_ONE_LIMIT = "max_concurrent_downloads counts for all, and a layer is unpacked while it is fetched"
 _NO_KEYCHAIN = "credentials come from Docker's config.json"
 _NO_MIRRORS = "mirrors come from containerd's hosts.toml files"
 
@@ -157,13 +157,13 @@ class DecompressStream:
 class ParallelPullUnpack:
     """How layers are fetched whole."""
 
-    enable: bool = _key(False, instead=_NO_PARALLEL)
-    experimental_parallel_pull_as_fallback: bool = _key(False, instead=_NO_PARALLEL)
-    max_concurrent_downloads: int = _key(-1, instead=_NO_PARALLEL)
-    max_concurrent_downloads_per_image: int = _key(3, instead=_NO_PARALLEL)
-    concurrent_download_chunk_size: str = _key("", instead=_NO_PARALLEL)
-    max_concurrent_unpacks: int = _key(-1, instead=_NO_PARALLEL)
-    max_concurrent_unpacks_per_image: int = _key(1, instead=_NO_PARALLEL)
+    enable: bool = False
+    experimental_parallel_pull_as_fallback: bool = False
+    max_concurrent_downloads: int = -1
+    max_concurrent_downloads_per_image: int = _key(3, instead=_ONE_LIMIT)
+    concurrent_download_chunk_size: str = _key("", instead="a layer comes in one request")
+    max_concurrent_unpacks: int = _key(-1, instead=_ONE_LIMIT)
+    max_concurrent_unpacks_per_image: int = _key(1, instead=_ONE_LIMIT)
     discard_unpacked_layers: bool = _key(False, instead="compressed layers are never kept")
     decompress_streams: Mapping[str, DecompressStream] = field(default_factory=dict)
 

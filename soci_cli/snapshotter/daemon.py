@@ -27,6 +27,7 @@ from soci_cli.targets.registry.options import RegistryOptions
 from soci_cli.targets.registry.retry import RetryPolicy
 
 _THREADS = 64
+_DOWNLOADS = 6  # of whole layers at once, where the configuration sets no limit
 _FAREWELL = 10.0  # seconds for calls that are under way
 _MESSAGE_LIMIT = 16 << 20
 
@@ -111,6 +112,9 @@ def _open(options: DaemonOptions, log: Log, stack: ExitStack) -> Snapshotter:
         log,
     )
     background = config.background_fetch
+    parallel = config.pull_modes.parallel_pull_unpack
+    downloads = parallel.max_concurrent_downloads
+    is_fallback = parallel.experimental_parallel_pull_as_fallback
     settings = LayerSettings(
         state=state,
         store=root / "store",
@@ -126,6 +130,8 @@ def _open(options: DaemonOptions, log: Log, stack: ExitStack) -> Snapshotter:
         max_queue_size=background.max_queue_size,
         prefetch=config.prefetch.enable,
         engine=config.soci.engine,
+        whole="always" if parallel.enable else "images" if is_fallback else "layers",
+        downloads=_DOWNLOADS if downloads < 0 else downloads,
         min_layer_size=config.snapshotter.min_layer_size,
     )
     layers = stack.enter_context(LazyLayers(settings, images, cache, log))

@@ -259,7 +259,7 @@ def _layers_of(
 ) -> tuple[KnownLayer, ...]:
     ztocs = ztocs_by_layer(index.manifest) if index else {}
     prefetch = prefetch_by_layer(index.manifest) if index else {}
-    diff_ids = diff_ids_of(source, manifest) if index else [None] * len(manifest.layers)
+    diff_ids = diff_ids_of(source, manifest)
     return tuple(
         KnownLayer(
             replace(one, annotations={}, data=None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ from soci_cli.processes import encoding
 from soci_cli.processes.control import RemoteError
 from soci_cli.processes.folder import Folder
 from soci_cli.progress import SilentObserver
-from soci_cli.snapshotter.images import Images
+from soci_cli.snapshotter.images import Image, Images
 from soci_cli.snapshotter.metadata import Snapshot, Usage
 from soci_cli.snapshotter.snapshots import REMOTE, Provided
 from soci_cli.snapshotter.turns import Turns
@@ -61,7 +61,11 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """Where everything is, and how layers are fetched; times in seconds, sizes in bytes."""
+    """Where everything is, and how layers are fetched; times in seconds, sizes in bytes.
+
+    What is fetched whole are `layers` without a zTOC of images with a SOCI index, all `images`' without one
+    besides, or `always` all layers; `downloads` of them at once.
+    """
 
     state: Path
     store: Path
@@ -79,6 +83,8 @@ class LayerSettings:
     prefetch: bool = True
     min_layer_size: int = 0
     engine: str = "auto"
+    whole: str = "layers"
+    downloads: int = 3
 
 
 class LazyLayers(Closing):
@@ -95,6 +101,8 @@ class LazyLayers(Closing):
         self._served: dict[Path, str] = {}  # the folder of each mount, by its target
         self._restoring = ThreadPoolExecutor(_RESTORED_AT_ONCE, "soci-restore")
         self._turns = Turns()
+        self._fetchers = ThreadPoolExecutor(max(1, settings.downloads), "soci-fetch")
+        self._fetching: dict[tuple[str, str], Future[None]] = {}
         for folder, record in self._mounts.of(OWNER):
             self._served[Path(record.target)] = folder.name
         # The process starts while nobody waits for it.
@@ -103,7 +111,8 @@ class LazyLayers(Closing):
 
     def close(self) -> None:
         """Ends what is done in the background; what is mounted stays."""
-        self._restoring.shutdown(cancel_futures=True)
+        self._restoring.shutdown(wait=False, cancel_futures=True)
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
         if self._ahead is not None:
             self._ahead.close()
 
@@ -122,16 +131,21 @@ class LazyLayers(Closing):
                 self._defer("the request names no image", about)
                 return None
             image, known = found.image, found.layer
-            if image.index is None:
+            if image.index is None and self._settings.whole == "layers":
                 self._defer("no valid SOCI index found", {**about, "image": image.place})
                 return None
         except SociError as error:
             self._defer(str(error), about)
             return None
+        self._fetch_ahead(image, known)
         for one in self._ways(known):
             begin = time.monotonic()
             record = LayerRecord(image.place, one)
             try:
+                if one.ztoc is None:
+                    self._fetch(record)
+                    # From here on it is known that the layer has its diff ID.
+                    record = replace(record, layer=replace(one, diff_id=""))
                 self._mount(record, files, below)
                 record = self._complete(record, files)
             except (SociError, RemoteError) as error:
@@ -223,9 +237,44 @@ class LazyLayers(Closing):
     def _ways(self, known: KnownLayer) -> list[KnownLayer]:
         """The layer as it may be had, the best first."""
         whole = replace(known, ztoc=None, prefetch=None)
-        if known.ztoc is None or known.descriptor.size < self._settings.min_layer_size:
+        if self._is_whole(known):
             return [whole]
         return [known, whole]
+
+    def _is_whole(self, layer: KnownLayer) -> bool:
+        settings = self._settings
+        is_small = layer.descriptor.size < settings.min_layer_size
+        return settings.whole == "always" or layer.ztoc is None or is_small
+
+    def _fetch_ahead(self, image: Image, first: KnownLayer) -> None:
+        """Begins to fetch what must be had whole of a layer and those above it, side by side."""
+        layers = image.layers[image.layers.index(first) :]
+        for one in layers:
+            if self._is_whole(one):
+                self._begin_to_fetch(
+                    LayerRecord(image.place, replace(one, ztoc=None, prefetch=None))
+                )
+
+    def _begin_to_fetch(self, record: LayerRecord) -> Future[None]:
+        key = record.place, record.layer.descriptor.digest
+
+        def fetch() -> None:
+            try:
+                with self._finder() as finder:
+                    finder.fetch(self._image_request(record, ()))
+            finally:
+                with self._mutex:
+                    self._fetching.pop(key, None)
+
+        with self._mutex:
+            known = self._fetching.get(key)
+            if known is None:
+                known = self._fetching[key] = self._fetchers.submit(fetch)
+        return known
+
+    def _fetch(self, record: LayerRecord) -> None:
+        """Waits until a layer is in the cache whole, and has its diff ID. Raises what fetching raises."""
+        self._begin_to_fetch(record).result()
 
     def _defer(self, reason: str, about: Mapping[str, str]) -> None:
         message = "no valid SOCI index found; deferring to container runtime"
@@ -248,18 +297,7 @@ class LazyLayers(Closing):
     def _request(self, record: LayerRecord, files: Path, below: Sequence[Snapshot]) -> MountRequest:
         settings = self._settings
         lowers = [_record_of(one).layer for one in reversed(below) if one.layer]
-        image = ImageRequest(
-            place=record.place,
-            names="store",
-            store=settings.store,
-            cache=settings.cache,
-            environ=settings.environ,
-            cache_limit=settings.cache_limit,
-            requests=settings.requests,
-            reader_deadline=settings.reader_deadline,
-            registry=settings.registry,
-            layers=(*lowers, record.layer),
-        )
+        image = self._image_request(record, lowers)
         return MountRequest(
             image=image,
             target=files,
@@ -273,6 +311,21 @@ class LazyLayers(Closing):
             engine=settings.engine,
             topmost=True,
             is_stack=len(lowers) == len(below),
+        )
+
+    def _image_request(self, record: LayerRecord, lowers: Sequence[KnownLayer]) -> ImageRequest:
+        settings = self._settings
+        return ImageRequest(
+            place=record.place,
+            names="store",
+            store=settings.store,
+            cache=settings.cache,
+            environ=settings.environ,
+            cache_limit=settings.cache_limit,
+            requests=settings.requests,
+            reader_deadline=settings.reader_deadline,
+            registry=settings.registry,
+            layers=(*lowers, record.layer),
         )
 
     def _complete(self, record: LayerRecord, files: Path) -> LayerRecord:

@@ -8,6 +8,7 @@ and a Stat of the chain ID.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ REF = "containerd.io/snapshot.ref"
 
 def manifest_of(image: Published) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The digest of an image's manifest, the manifest, and the config."""
-    entry = read_index(image.root)["manifests"][0]
+    (entry,) = json.loads((image.root / "index.json").read_bytes())["manifests"]
+    if "manifests" in read_index(image.root):
+        entry = read_index(image.root)["manifests"][0]
     manifest = blob_json(image.root, entry)
     return entry["digest"], manifest, blob_json(image.root, manifest["config"])
 

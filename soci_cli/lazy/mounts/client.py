@@ -19,7 +19,7 @@ from soci_cli.progress import Observer, Task
 from soci_cli.text import brief
 
 if TYPE_CHECKING:
-    from soci_cli.lazy.mounts.request import MountRequest
+    from soci_cli.lazy.mounts.request import ImageRequest, MountRequest
 
 _ATTEMPTS = 3
 _PATIENCE = 10.0  # seconds
@@ -48,7 +48,16 @@ class HostFinder(Closing):
         """
         from soci_cli.lazy.mounts.request import MountQuestion
 
-        hear = _Hearing(observer, log)
+        name: str = self._ask(MountQuestion(request), _Hearing(observer, log), str(request.target))
+        return name
+
+    def fetch(self, image: ImageRequest) -> None:
+        """Has all layers of an image opened once; see `FetchQuestion`. Raises what opening them raises."""
+        from soci_cli.lazy.mounts.request import FetchQuestion
+
+        self._ask(FetchQuestion(image), lambda news: None, image.place)
+
+    def _ask(self, question: object, hear: Callable[[Mapping[str, Any]], None], what: str) -> Any:
         for _ in range(_ATTEMPTS):
             self._thread.join()
             if self._error is not None:
@@ -56,17 +65,17 @@ class HostFinder(Closing):
             assert self._connection is not None
             patience = _PATIENCE if self._process is None else None
             try:
-                name: str = talk(self._connection, MountQuestion(request), patience, hear)
+                answer = talk(self._connection, question, patience, hear)
             except NoAnswerError as error:
                 if self._process is not None:
                     raise self._died(self._process) from error
-                name = ""
-            if name:
-                return name
+                answer = ""
+            if answer:
+                return answer
             # It was about to end.
             self.close()
             self._begin()
-        raise MountError(f"{request.target} cannot be mounted: no server could be found or started")
+        raise MountError(f"{what} cannot be mounted: no server could be found or started")
 
     def close(self) -> None:
         """Ends the connection, and so what is asked over it."""

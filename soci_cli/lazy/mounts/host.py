@@ -28,11 +28,13 @@ from soci_cli.lazy.mounts.keeping import HOST_NAME, Keeper, this_program
 from soci_cli.lazy.mounts.records import HostRecord, Hosts
 from soci_cli.lazy.mounts.request import (
     AbortQuestion,
+    FetchQuestion,
     MountQuestion,
     MountRequest,
     RestartQuestion,
     StatisticsQuestion,
     UnmountQuestion,
+    opened,
 )
 from soci_cli.processes.control import Caller, ControlServer
 from soci_cli.processes.debugging import show_log
@@ -104,6 +106,7 @@ class Host(Closing):
                 self.folder.write(record)
             answers: dict[type, Callable[[Any, Caller], object]] = {
                 MountQuestion: self._answer_mount,
+                FetchQuestion: self._answer_fetch,
                 StatisticsQuestion: lambda one, _: self._server(one.mount).statistics(),
                 UnmountQuestion: lambda one, _: self._server(one.mount).unmount(),
                 AbortQuestion: lambda one, _: self._server(one.mount).abort(),
@@ -306,6 +309,20 @@ class Host(Closing):
             if question.request.debug:
                 show_log(server.log)
             return name
+
+    def _answer_fetch(self, question: FetchQuestion, caller: Caller) -> object:
+        """True; "" where this process is about to end."""
+        with self._mutex:
+            if self._is_closed or self._is_ending or self._successor is not None:
+                return ""
+            self._pending += 1
+        with ExitStack() as stack:
+            stack.callback(self._done)
+            caller.tell(host=self.folder.name)
+            observer, fetcher = RemoteObserver(caller), self._shared_fetcher()
+            found = stack.enter_context(opened(question.image, observer, 0, fetcher))
+            found.image.open_all()
+        return True
 
     def _server(self, mount: str) -> Server:
         server = self._servers.get(mount)

@@ -146,6 +146,16 @@ class MountQuestion:
 
 
 @dataclass(frozen=True)
+class FetchQuestion:
+    """Asks to have all layers of an image opened once: those without a zTOC are in the cache then.
+
+    The answer is True; "" where the process is about to end.
+    """
+
+    image: ImageRequest
+
+
+@dataclass(frozen=True)
 class StatisticsQuestion:
     """Asks what was fetched for a mount; see `statistics.statistics`."""
 
