@@ -253,6 +253,7 @@ class Fetcher(Closing):
                 has_room = queue.receiving < queue.requests
                 also = [Priority.READAHEAD] if priority is Priority.DEMAND and has_room else []
                 request = queue.take(priority, also)
+                request.began = self.clock()
                 queue.running += 1
                 queue.receiving += 1
                 queue.image.receiving += 1
@@ -377,6 +378,10 @@ class Fetcher(Closing):
                 ]
                 for one in expired:
                     self._expire(one)
+                # A reader that came late to a request that is silent need not wait for its end.
+                for one in tuple(self._demanded):
+                    if one.request and now - one.request.silence_began >= one.queue.deadline:
+                        self._give_up(one.request)
                 while self._later and self._later[0][0] <= now:
                     self._jobs.append(heapq.heappop(self._later)[2])
                 if self._jobs:
@@ -402,13 +407,17 @@ class Fetcher(Closing):
         request = one.request
         self._remove(one)
         if request is not None and not request.is_given_up:
-            request.is_given_up = True
-            request.queue.given_up.add(request)
-            self._given_up += 1
-            request.queue.put_back(request)
-            self._busy.setdefault(request.queue)
-            self._end(request)
-            self._need_thread()
+            self._give_up(request)
+
+    def _give_up(self, request: Request) -> None:
+        """What is left of a request is requested again; its thread ends when it can."""
+        request.is_given_up = True
+        request.queue.given_up.add(request)
+        self._given_up += 1
+        request.queue.put_back(request)
+        self._busy.setdefault(request.queue)
+        self._end(request)
+        self._need_thread()
 
 
 def _no_thread(error: RuntimeError) -> StorageError:

@@ -78,8 +78,15 @@ class Request:
         """Bytes of memory that it needs: of its largest span, compressed."""
         self.moved = queue.moved
         """When a byte last came."""
+        self.began = 0.0
+        """When it was taken up."""
         self.is_receiving = True
         self.is_given_up = False
+
+    @property
+    def silence_began(self) -> float:
+        """When a byte last came by this request, or when it was taken up."""
+        return max(self.began, self.moved)
 
     def check(self) -> None:
         """Raises Stopped when it was given up, or its layer was closed."""

@@ -182,20 +182,24 @@ def test_a_registry_that_hangs(plain: Published, proxy: FaultProxy, person: Pers
     assert not (place / "data").exists()
 
 
+@pytest.mark.parametrize("engine", ["auto", "fuse"])
 @pytest.mark.parametrize("fault", [Hang(), Pause(3600, at=1000)], ids=["silent", "stalled"])
 def test_the_reader_s_deadline(
-    plain: Published, proxy: FaultProxy, person: Person, fault: Hang | Pause
+    plain: Published, proxy: FaultProxy, person: Person, fault: Hang | Pause, engine: str
 ) -> None:
     """Who waits gets an error in time; the next one begins anew, while the old request still hangs."""
     config = person.home / "config.toml"
-    config.write_text("[soci]\nreader_deadline_sec = 1\n")
+    config.write_text(f"[soci]\nreader_deadline_sec = 1\nengine = '{engine}'\n")
     hasty = replace(person, extra=(*person.extra, ("SOCI_CONFIG", str(config))))
     lower, _ = plain.layers
     with hasty.mounted(plain.at(proxy.host), None, *QUIET) as place:
+        before = len(proxy.seen("GET", f"/blobs/{lower}"))
         proxy.add(Fault(fault, f"/blobs/{lower}"))
         with pytest.raises(OSError) as failed:
             checksum(place / "data/noise")
         assert failed.value.errno == errno.EIO
+        # No page that was to be read ahead waited by itself.
+        assert len(proxy.seen("GET", f"/blobs/{lower}")) - before < 8
         log = hasty.log()
         for part in (plain.at(proxy.host), lower, "data/noise", "nothing came for 1 s"):
             assert part in log, part

@@ -207,6 +207,23 @@ def test_the_background_is_patient(fetching: Fetching, clock: Clock) -> None:
     assert submit(spans, 3).result(30) == content(3)
 
 
+def test_a_request_that_was_silent_before_its_reader_came(fetching: Fetching, clock: Clock) -> None:
+    """Who waits for what was read ahead meanwhile gets it as soon as the registry answers again."""
+    spans, place = spans_at(fetching)
+    gate = place.gate = threading.Semaphore(0)
+    spans.fetch([3], Priority.READAHEAD)
+    eventually(lambda: len(place.requests) == 1)
+    clock.now += DEADLINE - 1
+    place.gate = None  # of new requests
+    read = submit(spans, 3)
+    settle()
+    assert not read.done()
+    clock.now += 1
+    assert read.result(30) == content(3)
+    assert len(place.requests) == 2
+    gate.release(100)
+
+
 def test_others_of_a_request_that_is_given_up(fetching: Fetching, clock: Clock) -> None:
     """They are requested again, without those who waited too long."""
     spans, place = spans_at(fetching)

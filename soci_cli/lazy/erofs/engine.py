@@ -24,7 +24,14 @@ from soci_cli.lazy.fuse.session import OnRead, Session
 from soci_cli.lazy.merged import LazyImage
 
 _LOWER = "l"
-_READ_AHEAD = 512  # KiB of a device; with more, programs that start get spans that they never read
+_READ_AHEAD = 256
+"""KiB that the kernel reads ahead in a device, across files.
+
+Measured on Linux 6.18 (the server's and the readers' processor time): with 256 as with 1024, 469 MB of
+libraries take 0.6 s out of spans that are here and 20,000 small files 0.67 s, with 1024 0.78 s; and a start
+of Python asks for no span that it does not read. EROFS's own 128 KiB stays: with 1024 the libraries take
+0.9 s, as what is copied twice does not stay in the processor's cache.
+"""
 
 
 def mount_image(
@@ -55,7 +62,8 @@ def mount_image(
     fd, below = serving.connect(f"soci-devices:{image.name}"[:200])
     with ExitStack() as stack:
         stack.callback(os.close, below)
-        tree = serving.DevicesTree(image, about.layouts)
+        # What is recorded is what somebody reads, without what the kernel reads ahead across files.
+        tree = serving.DevicesTree(image, about.layouts, is_direct=on_read is not None)
         session = start_session(Session(fd, tree, log, on_read), target)
         connection = connection_of(below)  # which asks the server
         try:
@@ -89,7 +97,7 @@ def resume_image(
 ) -> MountedImage:
     """See `fuse.mounted.resume_image`."""
     about = decode(descriptors["metadata"])
-    tree = serving.DevicesTree(image, about.layouts)
+    tree = serving.DevicesTree(image, about.layouts, is_direct=on_read is not None)
     return fuse.resume_image(tree, target, handover, descriptors, log, on_read)
 
 

@@ -19,6 +19,7 @@ from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.erofs.lazy_device import DeviceBytes
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import ROOT
+from soci_cli.lazy.fuse.retries import Retries
 from soci_cli.lazy.layer_bytes import Name
 from soci_cli.lazy.merged import LazyImage
 
@@ -65,8 +66,12 @@ class DeviceContent:
 class DevicesTree:
     """The files of the devices. Implements `Tree`."""
 
-    def __init__(self, image: LazyImage, layouts: Sequence[DeviceLayout]) -> None:
+    def __init__(
+        self, image: LazyImage, layouts: Sequence[DeviceLayout], *, is_direct: bool = False
+    ) -> None:
         self.image = image
+        self.is_direct = is_direct
+        self.retries: Retries | None = Retries()
         self._contents = [
             DeviceContent(image, layer, layout) for layer, layout in enumerate(layouts)
         ]

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from soci_cli.errors import InvalidDataError
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.owners import Owners, same_owners
+from soci_cli.lazy.fuse.retries import Retries
 from soci_cli.lazy.layer_bytes import LayerBytes, Name
 from soci_cli.lazy.merged import File, Folder, LazyImage
 from soci_cli.lazy.sparse import spread
@@ -97,6 +98,10 @@ class Tree(Protocol):
     """Files by node id. What is not there is OSError, with the number for the kernel."""
 
     image: LazyImage
+    is_direct: bool
+    """Whether the kernel is to keep nothing of what it reads, and so read nothing ahead."""
+    retries: Retries | None
+    """Which reads need not wait again after a failure."""
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The node of a name in a folder; 0 when there is none."""
@@ -158,6 +163,9 @@ class Numbers:
 
 class _Files:
     """The common part of both trees."""
+
+    is_direct = False
+    retries: Retries | None = None
 
     def __init__(self, image: LazyImage, owners: Owners) -> None:
         self.image = image

@@ -68,7 +68,8 @@ class Session:
         self._tree = tree
         self._log = log
         self._on_read = on_read
-        self._last_read = 0
+        self._retries = tree.retries
+        self._last_read = -1, -1
         self._buffer = memoryview(bytearray(wire.MAX_READ))
         self._turn = threading.Lock()  # of what answers requests
         self.journal = journal
@@ -244,6 +245,8 @@ class Session:
         self._agreed.set_result(flags)
 
     def _open(self, opcode: int) -> bytes:
+        if opcode == wire.OPEN and self._tree.is_direct:
+            return wire.OPEN_OUT.pack(0, wire.DIRECT_IO, 0)
         if opcode in self._no_open:
             raise OSError(errno.ENOSYS, "opened without asking")
         return wire.OPEN_OUT.pack(0, wire.KEEP_CACHE | wire.CACHE_DIR * (opcode == wire.OPENDIR), 0)
@@ -347,9 +350,11 @@ class Session:
     def _read(self, unique: int, node: int, thread: int, request: memoryview) -> None:
         _, offset, size, _ = wire.READ_IN.unpack_from(request, wire.IN_HEADER.size)
         content = self._tree.content(node)
-        if self._on_read is not None and node != self._last_read:
-            self._last_read = node
-            self._on_read(content.layer, content.entry_at(offset))
+        if self._on_read is not None:
+            read = content.layer, content.entry_at(offset)
+            if read != self._last_read:
+                self._last_read = read
+                self._on_read(*read)
         length = max(0, min(size, content.size - offset))
         start = content.offset + offset
         name = content.name_at(offset)
@@ -358,6 +363,10 @@ class Session:
             if content.archive.read_now(start, data, name):
                 self._answer(unique, 0, data)
                 return
+            known = self._retries and self._retries.error_of(thread, node, offset, size)
+            if known:
+                self._log_failure(content.layer, name, known)
+                raise OSError(errno.EIO, "unreadable a moment ago")
             future = content.archive.submit(start, length, name)
         except SociError as error:
             self._log_failure(content.layer, name, error)
@@ -365,17 +374,19 @@ class Session:
         self._waiting[unique] = thread
         if self.journal is not None:
             self.journal.add(unique, request)
-        layer = content.layer
-        future.add_done_callback(lambda future: self._complete(unique, layer, name, future))
 
-    def _complete(self, unique: int, layer: int, name: Name, future: Future[bytes]) -> None:
-        """Answers a read that waited. In the thread that got its bytes."""
-        error = future.exception()
-        if error is None:
-            self._finish(unique, 0, future.result())
-        else:
+        def complete(future: Future[bytes]) -> None:
+            """Answers a read that waited. In the thread that got its bytes."""
+            error = future.exception()
+            if error is None:
+                self._finish(unique, 0, future.result())
+                return
+            if self._retries is not None:
+                self._retries.failed(thread, node, offset, size, error)
             self._finish(unique, -errno.EIO, b"")
-            self._log_failure(layer, name, error)
+            self._log_failure(content.layer, name, error)
+
+        future.add_done_callback(complete)
 
     def _finish(self, unique: int, status: int, data: bytes) -> None:
         """Answers a read that waited, unless that was done already."""

@@ -81,6 +81,7 @@ INIT_EXT = 1 << 30  # there are more flags: 32 bits behind these
 HAS_RESEND = 1 << 39
 
 # Flags of an opened file or folder.
+DIRECT_IO = 1 << 0
 KEEP_CACHE = 1 << 1
 CACHE_DIR = 1 << 3
 

@@ -184,9 +184,7 @@ class Server:
         stack.callback(self._close)
         options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
         engines = self._engines(found)
-        # What is recorded is what somebody reads, without what the kernel reads ahead.
-        engine = "fuse" if reads is not None and request.engine == "auto" else request.engine
-        prepared = engines.prepare(engine)
+        prepared = engines.prepare(request.engine)
         with self._mutex:
             self._check()
             made = engines.mount(
