@@ -49,12 +49,16 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that is to be copied: folders before what is in them, and second names of files."""
+    """All that is to be copied, each folder right before what is in it, and then by what it is.
 
+    `links` are further names of files, with the path of the first one.
+    """
+
+    items: Sequence[_Item]
     folders: Sequence[_Item]
     regular: Sequence[_Item]
     others: Sequence[_Item]
-    links: Sequence[tuple[_Item, bytes]]  # with the path of the first name
+    links: Sequence[tuple[_Item, bytes]]
 
     @property
     def size(self) -> int:
@@ -88,20 +92,25 @@ def extract(
 def write_tar(
     image: LazyImage, start: File, out: IO[bytes], observer: Observer, *, contents: bool = False
 ) -> None:
-    """Writes a file, or a folder with all that is in it, to `out` as a tar archive."""
+    """Writes a file, or a folder with all that is in it, to `out` as a tar archive.
+
+    What is in a folder follows it, so that `tar -x` gives folders their times when it is done with them.
+    """
     plan = _plan(image, start, b"." if contents or not start.path else start.name)
     with Work(observer, brief(start.name or b"/"), plan.size) as work:
         with tarfile.open(
             fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
         ) as tar:
-            for item in (*plan.folders, *plan.others):
-                tar.addfile(_tar_info(item))
-            for item, pieces in _contents(image, plan):
-                tar.addfile(_tar_info(item), cast(IO[bytes], _Pieces(pieces, work)))
-            for item, first in plan.links:
+            contents_of = image.read_in_turn([item.file for item in plan.regular])
+            firsts = {item.path: first for item, first in plan.links}
+            regular = {item.path for item in plan.regular}
+            for item in plan.items:
                 info = _tar_info(item)
-                info.type, info.linkname, info.size = tarfile.LNKTYPE, os.fsdecode(first), 0
-                tar.addfile(info)
+                if item.path in firsts:
+                    info.type, info.linkname = tarfile.LNKTYPE, os.fsdecode(firsts[item.path])
+                    info.size = 0
+                content = next(contents_of)[1] if item.path in regular else iter(())
+                tar.addfile(info, cast(IO[bytes], _Pieces(content, work)))
         work.outcome = "copied"
 
 
@@ -135,12 +144,13 @@ def _target(start: File, destination: str, contents: bool) -> tuple[str, bytes]:
 
 
 def _plan(image: LazyImage, start: File, name: bytes) -> _Plan:
-    folders, regular, others = [], [], []
+    items, folders, regular, others = [], [], [], []
     links: list[tuple[_Item, bytes]] = []
     first_names: dict[tuple[int, int], bytes] = {}
     waiting = [_Item(name, start, image.node(start))]
     while waiting:
         item = waiting.pop()
+        items.append(item)
         file = item.file
         if file.is_directory:
             folders.append(item)
@@ -157,7 +167,7 @@ def _plan(image: LazyImage, start: File, name: bytes) -> _Plan:
             regular.append(item)
         else:
             others.append(item)
-    return _Plan(folders, regular, others, links)
+    return _Plan(items, folders, regular, others, links)
 
 
 def _contents(image: LazyImage, plan: _Plan) -> Iterator[tuple[_Item, Iterator[memoryview]]]:

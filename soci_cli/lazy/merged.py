@@ -272,22 +272,26 @@ class LazyImage(Closing):
         return archive.pieces(start, size, lambda: file.path)
 
     def read_all(self, files: Iterable[File]) -> Iterator[tuple[File, Iterator[memoryview]]]:
-        """The contents of regular files, layer by layer in the order of the archives.
+        """As `read_in_turn`, layer by layer in the order of the archives, which is quickest."""
+        return self.read_in_turn(sorted(files, key=lambda one: (one.layer, self._stored(one))))
+
+    def read_in_turn(self, files: Sequence[File]) -> Iterator[tuple[File, Iterator[memoryview]]]:
+        """The contents of regular files, one after the other.
 
         What the next ones need is fetched meanwhile, so take each content before the next file.
         """
-        by_layer: dict[int, list[tuple[int, int, File]]] = {}
+        ranges: dict[int, list[tuple[int, int]]] = {}
         for file in files:
-            stored = self.layers[file.layer].files.stored(file.entry)
-            by_layer.setdefault(file.layer, []).append((*stored, file))
-        for number, found in sorted(by_layer.items()):
-            found.sort(key=lambda one: one[:2])
-            archive = self.layers[number].archive
-            advance = archive.ahead([(offset, size) for offset, size, _ in found])
-            for offset, size, file in found:
-                if size:
-                    advance(offset)
-                yield file, self.pieces(file)
+            ranges.setdefault(file.layer, []).append(self._stored(file))
+        advance = {number: self.layers[number].archive.ahead(ranges[number]) for number in ranges}
+        for file in files:
+            offset, size = self._stored(file)
+            if size:
+                advance[file.layer](offset)
+            yield file, self.pieces(file)
+
+    def _stored(self, file: File) -> tuple[int, int]:
+        return self.layers[file.layer].files.stored(file.entry)
 
     def _content(self, file: File) -> tuple[LayerBytes, int, int]:
         """What a regular file is read from, its offset there, and its size."""

@@ -87,7 +87,7 @@ class _Reader:
 
 
 class KnownSpans:
-    """Ascending spans that one reader will need; they are fetched some steps ahead of it."""
+    """Spans that one reader will need, in its order; they are fetched some steps ahead of it."""
 
     def __init__(
         self,
@@ -97,17 +97,17 @@ class KnownSpans:
     ) -> None:
         """`horizon` gives how many spans ahead, now; `fetch` begins to fetch some."""
         self._numbers = numbers
+        self._places = {number: at for at, number in enumerate(numbers)}
         self._horizon = horizon
         self._fetch = fetch
         self._position = self._begun = 0  # in `numbers`
 
     def advance(self, number: int) -> None:
         """The reader is at this span."""
-        while self._position < len(self._numbers) and self._numbers[self._position] < number:
-            self._position += 1
+        self._position = max(self._position, self._places.get(number, 0))
         size = self._horizon()
         # In large steps, so that neighbours come with one request.
         if self._begun < len(self._numbers) and self._begun - self._position <= size // 2:
             begin = max(self._begun, self._position)
             self._begun = min(self._position + size, len(self._numbers))
-            self._fetch(self._numbers[begin : self._begun])
+            self._fetch(sorted(self._numbers[begin : self._begun]))

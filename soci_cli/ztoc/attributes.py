@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from soci_cli.ztoc.model import XATTR_PREFIX
 
+_USER_XATTR = XATTR_PREFIX + b"user."
 _EPOCH = date(1970, 1, 1).toordinal()
 
 FORMATS: Mapping[str, int] = {
@@ -72,11 +73,22 @@ class Attributes(NamedTuple):
 IMPLIED_ATTRIBUTES = Attributes("dir", 0o755, 0, 0, 0, 0, 0, 0)
 
 
-def xattrs_of(records: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+def xattrs_of(
+    records: Iterable[tuple[bytes, bytes]], kind: bytes
+) -> tuple[tuple[bytes, bytes], ...]:
+    """The extended attributes among the PAX records of a file of a kind, with their full names.
+
+    Those that begin with `user.` only files and folders have (xattr(7)); of others they are left out, as
+    containerd does it.
+    """
+    has_user = kind in (b"reg", b"dir")
     return tuple(
         (key.removeprefix(XATTR_PREFIX), value)
         for key, value in records
-        if key.startswith(XATTR_PREFIX) and len(key) > len(XATTR_PREFIX) and b"\0" not in key
+        if key.startswith(XATTR_PREFIX)
+        and len(key) > len(XATTR_PREFIX)
+        and b"\0" not in key
+        and (has_user or not key.startswith(_USER_XATTR))
     )
 
 

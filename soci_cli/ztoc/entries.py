@@ -86,7 +86,8 @@ class Entries:
         if entry < 0:
             return ()
         records = self._files.xattrs(self._files.fields(entry).xattrs)
-        return tuple(one for one in xattrs_of(records) if not one[0].startswith(STEERING))
+        found = xattrs_of(records, self._files.type_of(entry)) if records else ()
+        return tuple(one for one in found if not one[0].startswith(STEERING))
 
     def sparse_map(self, entry: int) -> SparseMap | None:
         """See `TableOfContents.sparse_map`, for a regular file."""
@@ -124,6 +125,6 @@ class Entries:
             linkname,
             found.devmajor,
             found.devminor,
-            xattrs_of(files.xattrs(found.xattrs)) if found.xattrs else (),
+            xattrs_of(files.xattrs(found.xattrs), kind) if found.xattrs else (),
             offset,
         )

@@ -35,7 +35,7 @@ from soci_cli.ztoc.folders import (
     placed,
     present_since,
 )
-from soci_cli.ztoc.model import OPAQUE_WHITEOUT, XATTR_PREFIX
+from soci_cli.ztoc.model import OPAQUE_WHITEOUT
 from soci_cli.ztoc.paths import clean_path
 from soci_cli.ztoc.placing import NO_ENTRY, Placed, place
 
@@ -168,23 +168,6 @@ class LayerFiles(Entries):
             if is_root and self._files.type_of(entry) == DIRECTORY:
                 found = entry
         return found
-
-    def may_need_xattrs(self) -> bool:
-        """Whether an entry may have extended attributes, or a folder be opaque; quick where none is."""
-        contains = self._files.contains
-        if contains(XATTR_PREFIX):
-            return True
-        return contains(WHITEOUT) and (contains(OPAQUE_WHITEOUT) or self._replaces_folders())
-
-    def _replaces_folders(self) -> bool:
-        """Whether a folder is beside a whiteout of its name, and so hides what is below."""
-        hiding = (clean_path(name) for name in self._files.names() if WHITEOUT in name)
-        for path in {name.rpartition(b"/")[0] for name in hiding}:
-            for name in self.whiteouts(path):
-                found = self.look(path, name)
-                if found is not None and found[1]:
-                    return True
-        return False
 
     def link_count(self, entry: int) -> int:
         """How many names of this layer an entry has."""

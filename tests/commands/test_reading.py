@@ -446,6 +446,25 @@ def test_cp_as_tar(layout: Path, tmp_path: Path) -> None:
         assert tar.getmember("./etc/hosts").mtime == 1.5
 
 
+def test_folders_keep_their_times_in_a_tar_stream(layout: Path, tmp_path: Path) -> None:
+    """Each is followed by what is in it, as tar writes it, however the layers have it."""
+    done = process("cp", f"oci:{layout}:/", "-", home=tmp_path).good()
+    with tarfile.open(fileobj=io.BytesIO(done.out)) as tar:
+        members = [member.name for member in tar]
+        assert members.index("./usr/big") < members.index("./usr/big2")
+        for member in tar:
+            inside = [at for at, name in enumerate(members) if name.startswith(member.name + "/")]
+            if inside:
+                at = members.index(member.name)
+                assert inside == list(range(at + 1, at + 1 + len(inside)))
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xf", "-", "-C", tmp_path / "out"], input=done.out, check=True)
+    with tarfile.open(fileobj=io.BytesIO(done.out)) as tar:
+        for member in tar:
+            if member.isdir():
+                assert int((tmp_path / "out" / member.name).stat().st_mtime) == int(member.mtime)
+
+
 @pytest.mark.parametrize(
     "given", [("image",), ("image:path", "x"), ("docker://host/app", "x"), ("oci:/dir", "x"), ()]
 )

@@ -140,7 +140,7 @@ class _Layer:
             if uid == _NO_ID or gid == _NO_ID:
                 uid, gid = _owner(uid), _owner(gid)
             if xattrs and self._has_xattrs:
-                body = body_of(xattrs_of(contents.xattrs(xattrs)))
+                body = body_of(xattrs_of(contents.xattrs(xattrs), kind))
                 if body:
                     inodes.xattrs[number] = body
             mode = format_ | mode & 0o7777

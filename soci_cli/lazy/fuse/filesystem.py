@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from soci_cli.errors import InvalidDataError
+from soci_cli.lazy.acls import usable
 from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.owners import Owners, same_owners
 from soci_cli.lazy.fuse.retries import Retries
@@ -217,7 +218,8 @@ class _Files:
         return wire.attr(node, kind | mode, size, links, self._owners(uid, gid), mtime_ns, device)
 
     def _xattrs(self, files: LayerFiles | None, entry: int) -> tuple[tuple[bytes, bytes], ...]:
-        return files.xattrs(entry) if files is not None and entry >= 0 else ()
+        found = files.xattrs(entry) if files is not None and entry >= 0 else ()
+        return usable(found, self._owners) if found else ()
 
 
 class _Folder(NamedTuple):

@@ -13,6 +13,7 @@ from soci_cli.kernel.fuse_device import mount_fuse, raise_read_ahead
 from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.kernel.points import identify, resolve
 from soci_cli.kernel.unmount import unmount
+from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import TRUSTED_MARK, USER_MARK
 from soci_cli.lazy.fuse.layer_tree import LayerTree
 from soci_cli.lazy.fuse.mounted import MountedImage, start_session
@@ -41,7 +42,7 @@ def mount_layer(
     flags = calls.MS_RDONLY | calls.MS_NOSUID | calls.MS_NODEV
     fd = mount_fuse(LAYER_SUBTYPE, LAYER_SOURCE, target, flags, "allow_other")
     try:
-        session = start_session(Session(fd, tree, log, on_read), target)
+        session = start_session(Session(fd, tree, log, on_read, wanted=wire.POSIX_ACL), target)
     except MountError:
         with suppress(MountError):
             unmount(target, identify(target), force=True)

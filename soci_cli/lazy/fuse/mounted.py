@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from soci_cli.closing import Closing
-from soci_cli.errors import MountError, NotMountedError, SociError
+from soci_cli.errors import MountError, NotMountedError
 from soci_cli.kernel.fuse_device import abort_connection, new_name
 from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.kernel.points import MountIdentity, identify
@@ -31,7 +31,6 @@ from soci_cli.lazy.fuse.session import Log, OnRead, Session
 from soci_cli.lazy.merged import LazyImage
 
 _FAREWELL = 1.0
-_LATER = 0.1
 JOURNAL = "journal"
 """The name of the descriptor of what is written down of requests, on kernels that do not resend them."""
 
@@ -178,8 +177,6 @@ def resume_image(
     session = start_session(
         Session(kept.pop("connection"), tree, log, on_read, handover.agreed, journal), target
     )
-    if type(tree) in (LayersTree, MergedTree):  # overlayfs may come over other trees yet
-        spare_xattrs(session, tree.image)
     if program is not None and handover.layers and handover.below:
         follow_program(program, handover.layers, handover.below)
     identities = [one for one in (handover.identity, handover.below) if one is not None]
@@ -242,23 +239,6 @@ def follow_program(program: Program, layers: Path, below: MountIdentity) -> None
             unmount(layers, below, force=True)
 
     threading.Thread(target=follow, name="soci-mount", daemon=True).start()
-
-
-def spare_xattrs(session: Session, image: LazyImage) -> None:
-    """Ends the questions for extended attributes where there are none: overlayfs has one per file.
-
-    Not before overlayfs is mounted, which looks at that time what the file systems below it can do; and
-    a little later, because whoever mounts waits for more important things.
-    """
-
-    def look() -> None:
-        if session.wait(_LATER):
-            return
-        with suppress(SociError):  # which shows where it matters
-            if not any(layer.files.may_need_xattrs() for layer in image.layers):
-                session.end_xattrs()
-
-    threading.Thread(target=look, name="soci-xattrs", daemon=True).start()
 
 
 def end_connection(session: Session, path: Path, connection: int | None) -> None:

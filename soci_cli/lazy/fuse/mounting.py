@@ -25,12 +25,12 @@ from soci_cli.kernel.namespaces import is_initial_user_namespace
 from soci_cli.kernel.overlay import MAX_LOWERS, NoOverlayError, Overlay
 from soci_cli.kernel.points import identify, mount_at, resolve
 from soci_cli.kernel.unmount import unmount
+from soci_cli.lazy.fuse import wire
 from soci_cli.lazy.fuse.filesystem import Tree
 from soci_cli.lazy.fuse.mounted import (
     MountedImage,
     end_connection,
     follow_program,
-    spare_xattrs,
     start_session,
     tree_of,
 )
@@ -163,7 +163,6 @@ class _Mounting:
         finally:
             with suppress(OSError):
                 calls.umount2(self._layers, calls.MNT_DETACH | calls.UMOUNT_NOFOLLOW)
-        spare_xattrs(session, self._image)
         return MountedImage("overlay", self._target, session, connection=connection)
 
     def _merged(self) -> MountedImage:
@@ -174,7 +173,6 @@ class _Mounting:
         session = self._serve(fd, tree, self._target)
         raise_read_ahead(self._target)
         connection = os.minor(self._target.stat().st_dev)
-        spare_xattrs(session, self._image)
         return MountedImage("fuse", self._target, session, connection=connection)
 
     def by_fusermount(self) -> MountedImage:
@@ -185,9 +183,7 @@ class _Mounting:
         if self._options.allow_other:
             options += ["allow_other", "default_permissions"]
         fd = fusermount(SUBTYPE, self._source, self._target, options)
-        session = self._serve(fd, tree, self._target)
-        spare_xattrs(session, self._image)
-        return MountedImage("fuse", self._target, session)
+        return MountedImage("fuse", self._target, self._serve(fd, tree, self._target))
 
     def by_fuse_overlayfs(self) -> MountedImage:
         """By that program over the layers, which fusermount3 mounts."""
@@ -242,7 +238,8 @@ class _Mounting:
 
     def _serve(self, fd: int, tree: Tree, path: Path) -> Session:
         """Serves what is mounted at a path."""
-        session = Session(fd, tree, self._log, self._on_read)
+        wanted = wire.POSIX_ACL if os.geteuid() == 0 else 0  # others' mounts check no permissions
+        session = Session(fd, tree, self._log, self._on_read, wanted=wanted)
         try:
             return start_session(session, self._target)
         except MountError:

@@ -57,12 +57,14 @@ class Session:
         on_read: OnRead | None = None,
         agreed: int | None = None,
         journal: Journal | None = None,
+        wanted: int = 0,
     ) -> None:
         """`log` is given a line for each read that fails.
 
         `on_read` is called with layer and entry when a file is read, again only after another file was.
         `agreed` are the flags of INIT that an earlier server of the connection agreed on with the kernel,
-        which does not ask twice, and `journal` what that server has left.
+        which does not ask twice, and `journal` what that server has left. `wanted` are flags of INIT beside
+        those that are always asked for.
         """
         self._fd = fd
         self._tree = tree
@@ -70,6 +72,7 @@ class Session:
         self._on_read = on_read
         self._retries = tree.retries
         self._last_read = -1, -1
+        self._wanted = _WANTED | wanted
         self._buffer = memoryview(bytearray(wire.MAX_READ))
         self._turn = threading.Lock()  # of what answers requests
         self.journal = journal
@@ -168,10 +171,6 @@ class Session:
         for unique in list(self._waiting):
             self._finish(unique, -errno.EIO, b"")
 
-    def end_xattrs(self) -> None:
-        """Tells the kernel, when it asks next, not to ask for extended attributes again: there are none."""
-        self._handlers[wire.GETXATTR] = self._unknown
-
     # Requests.
 
     def _serve(self, request: memoryview) -> None:
@@ -227,7 +226,7 @@ class Session:
                 f"FUSE {major}.{minor} of this kernel is too old; Linux 5.4 is needed at least"
             )
             raise OSError(errno.EPROTO, "the kernel is too old")
-        flags = offered & _WANTED
+        flags = offered & self._wanted
         without = os.environ.get(_WITHOUT, "").split()
         if not offered & wire.HAS_RESEND or _RESEND in without:
             with suppress(OSError):
@@ -253,9 +252,6 @@ class Session:
 
     def _nothing(self, node: int, body: memoryview) -> bytes:
         return b""
-
-    def _unknown(self, node: int, body: memoryview) -> bytes:
-        raise OSError(errno.ENOSYS, "nothing to ask for")
 
     def _refuse(self, node: int, body: memoryview) -> bytes:
         raise OSError(errno.EROFS, "nothing can be written")

@@ -73,6 +73,7 @@ ASYNC_READ = 1 << 0
 DO_READDIRPLUS = 1 << 13
 NO_OPEN_SUPPORT = 1 << 17
 PARALLEL_DIROPS = 1 << 18
+POSIX_ACL = 1 << 20  # the kernel obeys access control lists, and checks permissions itself
 MAX_PAGES = 1 << 22
 CACHE_SYMLINKS = 1 << 23
 NO_OPENDIR_SUPPORT = 1 << 24

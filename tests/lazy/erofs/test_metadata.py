@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soci_cli.errors import UnsupportedLayerError
+from soci_cli.lazy.acls import is_acl
 from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.metadata import (
     Attributes,
@@ -19,7 +20,7 @@ from soci_cli.lazy.erofs.metadata import (
     Metadata,
     device_starts,
 )
-from soci_cli.lazy.erofs.xattrs import body_of, is_acl
+from soci_cli.lazy.erofs.xattrs import body_of
 from tests.lazy.erofs.checker import check
 
 ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff".replace(" ", ""))
