@@ -14,6 +14,7 @@ import click
 from soci_cli.commands.app import App
 from soci_cli.commands.flags import common_flags, containerd_flags
 from soci_cli.commands.go_flags import with_two_dashes
+from soci_cli.commands.output import escape_what_cannot_be_shown
 from soci_cli.commands.status import ReaderIsGone, status_of
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ def run(arguments: Sequence[str], ahead: HostFinder | None = None) -> int:
     0 for success, 1 for what went wrong, 2 for a command line that cannot be meant, 3 for a command that
     does not exist, as with the reference, 130 for Ctrl-C.
     """
+    escape_what_cannot_be_shown()
     app = App(ahead=ahead)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)

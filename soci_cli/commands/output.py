@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from soci_cli.commands.remarks import Remarks
@@ -17,6 +18,13 @@ from soci_cli.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Lets letters that the locale does not have be escaped, where Python would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Output:
@@ -34,7 +42,8 @@ class Output:
 
     def json(self, value: Any, *, indent: int | None = 2) -> None:
         """A result for scripts, to stdout."""
-        print(json.dumps(value, indent=indent, ensure_ascii=False))
+        is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        print(json.dumps(value, indent=indent, ensure_ascii=not is_utf8))
 
     def note(self, text: str, kind: str = "") -> None:
         """A remark that the user should see; `kind` as for `Observer.note`."""
