@@ -66,6 +66,9 @@ class Rehearsal(Target):
     def link(self, descriptor: Descriptor, source: Source) -> bool:
         return self.exists(descriptor)
 
+    def keep(self, manifest: Descriptor) -> NoReturn:
+        self.prepare(f"the name of {manifest.digest}")
+
     def tag(self, descriptor: Descriptor) -> None:
         if self._before.resolve().digest != descriptor.digest:
             self.prepare(descriptor.digest)

@@ -18,7 +18,7 @@ from tests.commands.registries.machine import (
 )
 from tests.commands.registries.test_refusals import without_its_index
 from tests.support.commands import Soci
-from tests.support.images import Json, read_index
+from tests.support.images import Json, LayoutMaker, gz, read_index, tar_of
 from tests.support.servers.docker_registry import DockerRegistry
 
 
@@ -134,7 +134,37 @@ def test_tags_keep_manifests(soci: Soci, server: Server, app: str) -> None:
         f"{entry['digest'].replace(':', '-')}.soci" for entry in index["manifests"]
     )
     assert again.last == facts(soci, f"docker://{plain}")["digest"]
-    # Those of an image that is there already come with repair.
-    soci(*CONVERT, f"docker://{app}", f"docker://{server.host}/second:1").good()
-    soci("index", "repair", "--tag-manifests", f"docker://{server.host}/second:1").good()
-    assert len(server.tags("second")) == 3
+    # An image that is there already gets them when it is converted again, and by repair.
+    for name in ("second", "third"):
+        soci(*CONVERT, f"docker://{app}", f"docker://{server.host}/{name}:1").good()
+    soci(*CONVERT, "--tag-manifests", f"docker://{app}", f"docker://{server.host}/second:1").good()
+    soci("index", "repair", "--tag-manifests", f"docker://{server.host}/third:1").good()
+    assert len(server.tags("second")) == len(server.tags("third")) == 3
+
+
+def test_nested_indexes_travel_whole(soci: Soci, server: Server, tmp_path: Path) -> None:
+    """Pushed and pulled as they are; one platform alone, too."""
+    maker = LayoutMaker(tmp_path / "nested")
+    entries = []
+    for architecture in ("amd64", "s390x"):
+        platform = {"os": "linux", "architecture": architecture}
+        layer = maker.blob(gz(tar_of({"name": architecture.encode()})))
+        manifest = maker.manifest([layer], maker.config(architecture=architecture))
+        entries.append({**maker.index([manifest]), "platform": platform})
+    root = maker.index(entries)
+    maker.tag(root)
+    name = f"{server.host}/nested:1"
+    soci("image", "load", "-i", maker.root, "--name", name).good()
+    assert soci("push", "--soci-min-layer-size", "0", name).good().last == root["digest"]
+    soci("rmi", name).good()
+    assert soci("pull", "-p", "linux/s390x", name).good().last == root["digest"]
+    assert soci("cat", "-p", "linux/s390x", name, "/name").good().out == b"s390x"
+    soci("cat", "-p", "linux/amd64", name, "/name").bad(1, "linux/amd64")
+    soci("pull", "--all-platforms", name).good()
+    for architecture in ("amd64", "s390x"):
+        done = soci("cat", "-p", f"linux/{architecture}", name, "/name").good()
+        assert done.out.decode() == architecture
+    found = facts(soci, name)["manifests"]
+    assert [one["platform"] for one in found] == ["linux/amd64", "linux/s390x"]
+    one = soci("push", "-p", "linux/amd64", "--snapshotter", "overlayfs", name).good()
+    assert one.last != root["digest"]

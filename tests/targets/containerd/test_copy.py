@@ -8,6 +8,7 @@ import pytest
 
 from soci_cli.errors import IntegrityError, NotFoundError, SociError
 from soci_cli.index.convert import ConvertResult, convert
+from soci_cli.index.packing import HEAD
 from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.references import parse_reference
 from soci_cli.targets import BlobReader, Layout, Source, WritableLayout, copy_graph
@@ -46,7 +47,7 @@ class Fetched:
             length: int | None = None,
         ) -> BlobReader:
             # The first bytes tell what a layer without a clear type is.
-            if length != 4:
+            if length is None or length > HEAD:
                 self.digests.append(descriptor.digest)
             return fetch(place, descriptor, offset, length)
 
