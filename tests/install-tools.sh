@@ -10,7 +10,7 @@ as_root() {
 
 install_packages() {
     missing=
-    for tool in docker-registry containerd runc skopeo umoci pigz zstd; do
+    for tool in docker-registry containerd runc crun skopeo umoci podman buildah pigz zstd; do
         command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
     done
     # Packages that are not called like their programs, and only of use on Linux.
@@ -21,6 +21,8 @@ install_packages() {
         # With these and Go, tests/reference builds its program on the reference's library.
         command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
         [ -e /usr/include/zlib.h ] || missing="$missing zlib1g-dev"
+        command -v bsdtar >/dev/null 2>&1 || missing="$missing libarchive-tools"
+        command -v fsck.erofs >/dev/null 2>&1 || missing="$missing erofs-utils"
     fi
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null 2>&1 || return 0

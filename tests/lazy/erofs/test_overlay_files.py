@@ -232,8 +232,8 @@ def test_layers_with_content(found: list[Layer]) -> None:
             (folder / name).mkdir()
         for number, layer in enumerate(found):
             lowers[number].mkdir()
-            below = [folder / "emptier", folder / "empty", *lowers[:number]]
-            with joined(below, folder / f"below{number}") as place:
+            lower = [folder / "emptier", folder / "empty", *lowers[:number]]
+            with joined(lower, folder / f"below{number}") as place:
                 unpack(layer, lowers[number], place)
         joint = stack.enter_context(joined([folder / "empty", *lowers], folder / "joined"))
         expected = visible(facts(joint))
