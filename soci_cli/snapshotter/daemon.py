@@ -20,6 +20,7 @@ from soci_cli.lazy.cache import Cache
 from soci_cli.snapshotter.config import Config
 from soci_cli.snapshotter.images import Images, ImageSettings
 from soci_cli.snapshotter.layers import LayerSettings, LazyLayers
+from soci_cli.snapshotter.metrics import Metrics, MetricsServer, process_samples
 from soci_cli.snapshotter.service import add_to
 from soci_cli.snapshotter.snapshots import Snapshotter
 from soci_cli.snapshotter.sockets import ListeningSocket, Pump, notify, passed_socket, path_of
@@ -134,8 +135,17 @@ def _open(options: DaemonOptions, log: Log, stack: ExitStack) -> Snapshotter:
         downloads=_DOWNLOADS if downloads < 0 else downloads,
         min_layer_size=config.snapshotter.min_layer_size,
     )
-    layers = stack.enter_context(LazyLayers(settings, images, cache, log))
+    metrics = Metrics()
+    layers = stack.enter_context(LazyLayers(settings, images, cache, metrics, log))
     snapshotter = stack.enter_context(Snapshotter(home, layers, lambda line: log("warning", line)))
+    if config.metrics_address and not config.no_prometheus:
+
+        def text() -> str:
+            return metrics.text([*layers.samples(), *process_samples()])
+
+        server = MetricsServer(config.metrics_network, config.metrics_address, text)
+        stack.enter_context(server)
+        log("info", "metrics are served", address=config.metrics_address)
     found = [one for one in snapshotter.metadata.all() if one.layer]
     try:
         layers.sweep(found)

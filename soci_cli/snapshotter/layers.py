@@ -22,7 +22,7 @@ from soci_cli.kernel import calls
 from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.known import KnownLayer
 from soci_cli.lazy.mounts.client import HostFinder
-from soci_cli.lazy.mounts.records import Mounts
+from soci_cli.lazy.mounts.records import Mounts, is_well
 from soci_cli.lazy.mounts.request import ImageRequest, MountRequest
 from soci_cli.lazy.mounts.sharing import host_key
 from soci_cli.processes import encoding
@@ -31,6 +31,14 @@ from soci_cli.processes.folder import Folder
 from soci_cli.progress import SilentObserver
 from soci_cli.snapshotter.images import Image, Images
 from soci_cli.snapshotter.metadata import Snapshot, Usage
+from soci_cli.snapshotter.metrics import (
+    MOUNT,
+    MOUNT_FAILURES,
+    WHOLE_FAILURES,
+    Metrics,
+    Sample,
+    mount_samples,
+)
 from soci_cli.snapshotter.snapshots import REMOTE, Provided
 from soci_cli.snapshotter.turns import Turns
 from soci_cli.targets.containerd.snapshots import HAS_INDEX, NAMESPACE, TARGET
@@ -90,7 +98,10 @@ class LayerSettings:
 class LazyLayers(Closing):
     """Mounts layers, and mounts them again when their server died. Implements `Layers`."""
 
-    def __init__(self, settings: LayerSettings, images: Images, cache: Cache, log: Log) -> None:
+    def __init__(
+        self, settings: LayerSettings, images: Images, cache: Cache, metrics: Metrics, log: Log
+    ) -> None:
+        self._metrics = metrics
         self._settings = settings
         self._cache = cache
         self._images = images
@@ -151,8 +162,12 @@ class LazyLayers(Closing):
             except (SociError, RemoteError) as error:
                 about["remote-snapshot-prepared"] = "false"
                 self._log("warning", "failed to prepare remote snapshot", error=str(error), **about)
+                failures = MOUNT_FAILURES if one.ztoc else WHOLE_FAILURES
+                self._metrics.count(failures, one.descriptor.digest)
                 self.release(files)
                 continue
+            seconds = time.monotonic() - begin
+            self._metrics.observe(MOUNT, one.descriptor.digest, seconds)
             about["remote-snapshot-prepared"] = "true"
             self._log(
                 "info",
@@ -160,7 +175,7 @@ class LazyLayers(Closing):
                 **about,
                 target=target,
                 layerDigest=one.descriptor.digest,
-                seconds=round(time.monotonic() - begin, 3),
+                seconds=round(seconds, 3),
                 ztoc=one.ztoc.digest if one.ztoc else "",
             )
             added = {REMOTE: "remote snapshot", HAS_INDEX: "true"}
@@ -216,6 +231,10 @@ class LazyLayers(Closing):
     def usage(self, snapshot: Snapshot) -> Usage:
         """See `Layers.usage`."""
         return Usage(*self._cache.occupied(_record_of(snapshot).layer.descriptor.digest))
+
+    def samples(self) -> list[Sample]:
+        """What can be measured of the layers that are mounted."""
+        return mount_samples(self._mounts.of(OWNER), self._cache)
 
     def forget(self, snapshot: Snapshot, left: Sequence[Snapshot]) -> None:
         """See `Layers.forget`."""
@@ -341,9 +360,16 @@ class LazyLayers(Closing):
         return replace(record, user=status.st_uid, group=status.st_gid, metadata=metadata)
 
     def _is_served(self, files: Path) -> bool:
+        """Whether a layer is mounted, and served if it needs that."""
         with self._mutex:
             name = self._served.get(files)
-        return name is not None and Folder(self._mounts.root / name).is_alive()
+        if name is None:
+            return False
+        folder = Folder(self._mounts.root / name)
+        if folder.is_alive():
+            return True
+        record = self._mounts.read(folder)
+        return record is not None and not record.served and is_well((folder, record))
 
     def _restore(self, snapshot: Snapshot, files: Path, below: Sequence[Snapshot]) -> None:
         with self._turns.of(files):

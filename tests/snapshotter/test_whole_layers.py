@@ -11,8 +11,9 @@ from tests.integration.published import Published
 from tests.snapshotter.client import Client
 from tests.snapshotter.pulling import labels_of, prepare, pull
 from tests.snapshotter.test_conformance import content, mounted
-from tests.snapshotter.world import Daemon
+from tests.snapshotter.world import KILLED, Daemon
 from tests.support.images import LayoutMaker, gz, noise, sha256, tar_of
+from tests.support.machine import need_erofs
 from tests.support.servers import DockerRegistry
 from tests.support.tools import skopeo
 
@@ -47,6 +48,36 @@ def test_an_image_without_an_index(tmp_path: Path, docker_registry: DockerRegist
         with mounted(client.view("view", top, {}), tmp_path / "view") as root:
             assert content(root) == CONTENT
         assert daemon.logged("remote-snapshot-prepared", "true") == 3
+
+
+def test_what_is_here_needs_no_process(tmp_path: Path, docker_registry: DockerRegistry) -> None:
+    """The kernel reads it by itself, whoever is killed."""
+    need_erofs()
+    image = publish(tmp_path, docker_registry, "unserved")
+    with Daemon(tmp_path / "daemon", config=FALLBACK) as daemon:
+        with Client(daemon.address) as client:
+            top = pull(client, image)[-1]
+        daemon.stop(KILLED)
+        daemon.wait_for(lambda: not daemon.hosts())
+        daemon.start()
+        with (
+            Client(daemon.address) as client,
+            mounted(client.view("view", top, {}), tmp_path / "view") as root,
+        ):
+            assert content(root) == CONTENT
+        assert not daemon.hosts()
+        assert daemon.logged("layer mounted again") == 0
+        with Client(daemon.address) as client:
+            chain = [client.stat(top)]
+            client.remove("view")
+            while chain[-1].parent:
+                chain.append(client.stat(chain[-1].parent))
+            for one in chain:
+                client.remove(one.name)
+            client.cleanup()
+        assert not daemon.mounted()
+        assert not list((daemon.root / "mounts/mounts").glob("[0-9a-f]*"))
+        assert {path.name for path in (daemon.root / "cache").rglob("*")} <= {"usage"}
 
 
 def test_it_is_left_to_containerd_where_that_is_not_asked_for(

@@ -195,7 +195,7 @@ class Server:
                 reads,
                 fallback=request.engine != "erofs",
                 # Who serves in the foreground unmounts at the end.
-                unserved=self._write is None and not request.topmost,
+                unserved=self._write is None,
             )
             mounted = made.image
             self._set_mounted(mounted)
