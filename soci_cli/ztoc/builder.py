@@ -47,6 +47,7 @@ _INPUT_SIZE = 1 << 20
 _INPUT_COUNT = 4
 _OUTPUT_SIZE = 1 << 20
 _OUTPUT_COUNT = 3
+_FIRST = 64 << 10  # bytes of the first of each, so that small layers take little time
 _MAX_CHECKPOINTS = MAX_ZTOC_SIZE // (WINDOW_SIZE + 17 + 71)
 # Every empty block before the first output is a checkpoint, five bytes that cost 32 KiB.
 _MAX_EMPTY_CHECKPOINTS = 1024
@@ -187,6 +188,7 @@ class _Source:
         self._advance = advance
         self._chunk: Buffer | None = None
         self._cuts: list[tuple[int, int]] = []
+        self._ended = False
         self.length = 0
         """Bytes in the current chunk."""
         self.position = 0
@@ -195,11 +197,14 @@ class _Source:
     def next_chunk(self, *, scan: bool = False) -> Buffer | None:
         """The next chunk, or None at the end. With `scan` the worker reads it as the tar archive."""
         self.release(scan=scan)
+        if self._ended:
+            return None
         chunk = self._worker.input_buffer()
         # A pipe or socket gives less than a full chunk at a time.
-        length = 0
-        while length < _INPUT_SIZE and (got := self._stream.readinto(chunk.view[length:])):
+        length, room = 0, chunk.view.nbytes
+        while length < room and (got := self._stream.readinto(chunk.view[length:])):
             length += got
+        self._ended = length < room
         self._chunk, self.length = chunk, length
         self.position += length
         if self._limit is not None and self.position > self._limit:
@@ -246,6 +251,7 @@ def _scan_gzip(
     filled = 0  # bytes in the current output buffer
     ended = False  # after a member, before the next
     output = worker.output_buffer()
+    size = output.view.nbytes - WINDOW_SIZE
     with Inflater(GZIP) as inflater:
         stream, run = inflater.stream, inflater.run
         while chunk := source.next_chunk():
@@ -256,7 +262,7 @@ def _scan_gzip(
                     inflater.reset()
                 # Up to `span_size` bytes after a checkpoint no boundary counts.
                 free = last + span_size - total if total else 0
-                room = _OUTPUT_SIZE - filled
+                room = size - filled
                 if 0 < free < room:
                     room = free
                 stream.next_out = output.address + WINDOW_SIZE + filled
@@ -284,12 +290,13 @@ def _scan_gzip(
                         raise InvalidDataError(f"it needs over {limit} checkpoints {where}")
                     source.cut(offset, kind & 7)
                     last = total
-                if filled == _OUTPUT_SIZE:
+                if filled == size:
                     fresh = worker.output_buffer()
-                    fresh.view[:WINDOW_SIZE] = output.view[_OUTPUT_SIZE:]
+                    fresh.view[:WINDOW_SIZE] = output.view[size:]
                     worker.take_output(output, filled)
                     worker.check_scan()
                     output, filled = fresh, 0
+                    size = output.view.nbytes - WINDOW_SIZE
     source.release()
     worker.take_output(output, filled)
     if not source.position:
@@ -299,8 +306,36 @@ def _scan_gzip(
     return checkpoints
 
 
+class _Pool:
+    """Buffers that are made when they are needed; the first one is small, and is not used again."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.is_used = False
+        self._unmade = count
+        self._size = size
+        self._free: SimpleQueue[Buffer] = SimpleQueue()
+
+    def take(self) -> Buffer:
+        """A free buffer, waited for."""
+        if not self.is_used:
+            self.is_used = True
+            return Buffer(min(_FIRST, self._size))
+        if self._unmade:
+            self._unmade -= 1
+            return Buffer(self._size)
+        return self._free.get()
+
+    def give(self, buffer: Buffer) -> None:
+        """It is free again."""
+        if buffer.view.nbytes == self._size:
+            self._free.put(buffer)
+
+
 class _Worker:
-    """A thread that hashes, passes on and scans what the reading thread hands over, in order."""
+    """A thread that hashes, passes on and scans what the reading thread hands over, in order.
+
+    It starts with the second chunk: a layer of one is done with at the end.
+    """
 
     def __init__(
         self,
@@ -319,14 +354,10 @@ class _Worker:
         self._sink = sink
         self._error: BaseException | None = None
         self._scan_error: InvalidDataError | None = None
-        self._inputs: SimpleQueue[Buffer] = SimpleQueue()
-        for _ in range(_INPUT_COUNT):
-            self._inputs.put(Buffer(_INPUT_SIZE))
-        self._outputs: SimpleQueue[Buffer] = SimpleQueue()
-        self._unmade_outputs = _OUTPUT_COUNT
+        self._inputs = _Pool(_INPUT_COUNT, _INPUT_SIZE)
+        self._outputs = _Pool(_OUTPUT_COUNT, WINDOW_SIZE + _OUTPUT_SIZE)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="ztoc-worker", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     # Called by the reading thread.
 
@@ -335,14 +366,14 @@ class _Worker:
         return self._free(self._inputs)
 
     def output_buffer(self) -> Buffer:
-        """A free buffer: WINDOW_SIZE bytes of history, then room for _OUTPUT_SIZE of output."""
-        if self._unmade_outputs:
-            self._unmade_outputs -= 1
-            return Buffer(WINDOW_SIZE + _OUTPUT_SIZE)
+        """A free buffer: WINDOW_SIZE bytes of history, then room for output."""
         return self._free(self._outputs)
 
-    def _free(self, pool: SimpleQueue[Buffer]) -> Buffer:
-        buffer = pool.get()
+    def _free(self, pool: _Pool) -> Buffer:
+        if pool.is_used and self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="ztoc-worker", daemon=True)
+            self._thread.start()
+        buffer = pool.take()
         if self._error:
             raise self._error
         return buffer
@@ -359,7 +390,7 @@ class _Worker:
                     if scan:
                         self._scan(chunk, 0, length)
             finally:
-                self._inputs.put(chunk)
+                self._inputs.give(chunk)
 
         self._jobs.put(job)
 
@@ -370,7 +401,7 @@ class _Worker:
             try:
                 self._scan(output, WINDOW_SIZE, WINDOW_SIZE + length)
             finally:
-                self._outputs.put(output)
+                self._outputs.give(output)
 
         self._jobs.put(job)
 
@@ -391,7 +422,10 @@ class _Worker:
     def stop(self) -> None:
         """Ends the thread after what was handed over."""
         self._jobs.put(None)
-        self._thread.join()
+        if self._thread is None:
+            self._work()
+        else:
+            self._thread.join()
 
     def __enter__(self) -> _Worker:
         return self

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import struct
 import subprocess
+import threading
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from soci_cli.errors import InvalidDataError, SociError
+from soci_cli.errors import IntegrityError, InvalidDataError, SociError
 from soci_cli.ztoc import Compression, LayerReader, builder, decode_ztoc
 from soci_cli.ztoc.inflate import backend
 from tests.support.layers import (
@@ -281,3 +282,25 @@ def test_unknown_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SociError, match="SOCI_ZLIB"):
         build(LAYER)
     backend.cache_clear()
+
+
+def test_a_small_layer_is_made_in_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread and buffers of megabytes cost more than such a layer."""
+    made: list[int] = []
+
+    class Counted(builder.Buffer):
+        def __init__(self, size: int) -> None:
+            made.append(size)
+            super().__init__(size)
+
+    archive = make_tar([("f", b"x" * 1000)])
+    expected = [build(layer).data for layer in (gz(archive), gz(archive[:512]) + gz(archive[512:]))]
+    monkeypatch.setattr(builder, "Buffer", Counted)
+    monkeypatch.setattr(threading, "Thread", None)
+    found = [build(layer).data for layer in (gz(archive), gz(archive[:512]) + gz(archive[512:]))]
+    assert found == expected
+    assert sum(made) <= 256 << 10
+    with pytest.raises(InvalidDataError, match="not a valid tar"):
+        build(gz(b"x" * 1000))
+    with pytest.raises(IntegrityError):
+        build(gz(archive), expected_digest="sha256:" + "0" * 64)
