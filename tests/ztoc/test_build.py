@@ -17,7 +17,7 @@ from hypothesis import given
 
 from soci_cli.errors import IntegrityError, InvalidDataError, SociError
 from soci_cli.ztoc import Compression, LayerReader, builder, decode_ztoc
-from soci_cli.ztoc.inflate import backend
+from soci_cli.ztoc.inflate import Buffer, backend
 from tests.support.layers import (
     build,
     deflate,
@@ -288,7 +288,7 @@ def test_a_small_layer_is_made_in_this_thread(monkeypatch: pytest.MonkeyPatch) -
     """A thread and buffers of megabytes cost more than such a layer."""
     made: list[int] = []
 
-    class Counted(builder.Buffer):
+    class Counted(Buffer):
         def __init__(self, size: int) -> None:
             made.append(size)
             super().__init__(size)
