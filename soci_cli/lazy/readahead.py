@@ -7,83 +7,73 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 _READERS = 8  # in order, told apart
-_SLACK = 2  # spans that a reader in order may be off
-_SPARSE_STEPS = 3  # spans that a reader goes on to, before one that skips most bytes is in order
+_SLACK = 256 << 10  # bytes that the reads of one may be out of order
+_REACH = 4 << 20  # bytes that one may leave out at once
+_LEAST = 1 << 20  # bytes of a run before anything is fetched ahead
+_LONG = 16 << 20  # bytes of a way, most of which was left out, before anything is
 
 
 class Readahead:
-    """Recognizes readers that go through a layer in order, by the spans that they read.
+    """Recognizes readers that go through a layer in order, by the bytes that they read.
 
-    The first span of a reader is nothing special. From the second on more and more spans are fetched
-    ahead, up to `most`; from the fourth on, where it does not read half of their bytes: a program that
-    starts reads pieces of libraries, and now and then of neighbours.
+    As much is fetched ahead as was read on end before, up to `most` bytes; where most bytes are left out,
+    only after a long way, and less. So a program that starts, which jumps about, fetches no span that it
+    does not read, while a reader of one large file, or of many small ones in the order of the archive, soon
+    has many under way.
     """
 
-    def __init__(self, most: int, span_size: int) -> None:
-        """`most` are spans; `span_size` are the uncompressed bytes of one."""
-        self.latest = -1
-        """The span of the last call; reading on in it changes nothing."""
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._dense = span_size // 2
         self._readers: deque[_Reader] = deque(maxlen=_READERS)
         self._mutex = threading.Lock()
 
-    def after(self, numbers: range, taken: int) -> range:
-        """Somebody reads these spans: those to fetch ahead. They may be past the layer's end.
-
-        `taken` bytes were read since the last call, in the span that is `latest` now.
-        """
-        before, first, self.latest = self.latest, numbers[0], numbers[-1]
+    def after(self, offset: int, length: int) -> tuple[int, int] | None:
+        """Somebody reads these bytes: those to fetch ahead, as two offsets, which may be past the end."""
         if not self._most:
-            return range(0)
+            return None
+        end = offset + length
         with self._mutex:
-            for reader in self._readers:
-                if reader.last == before:
-                    reader.is_dense = taken >= self._dense
-                    break
-            for reader in self._readers:
-                if reader.goes_on_at(first):
-                    if reader is not self._readers[0]:
-                        self._readers.remove(reader)
-                        self._readers.appendleft(reader)
-                    return reader.advance(numbers[-1], self._most)
-            self._readers.appendleft(_Reader(numbers[-1]))
-        return range(0)
+            readers = self._readers
+            for reader in readers:
+                if reader.last - _SLACK <= offset <= reader.end + _REACH:
+                    if reader is not readers[0]:
+                        readers.remove(reader)
+                        readers.appendleft(reader)
+                    return reader.advance(offset, end, self._most)
+            readers.appendleft(_Reader(offset, end))
+        return None
 
 
 class _Reader:
-    """One reader: the last span that it read, and those that were fetched ahead of it so far."""
+    """One reader: its way began at `first`, its run at `begin`; of the run `count` bytes were read.
 
-    __slots__ = ("is_dense", "last", "steps", "until", "window")
+    The last read began at `last` and ended at `end`; up to `until` was fetched.
+    """
 
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.until = last
-        self.window = 0
-        self.steps = 0
-        self.is_dense = False
-        """Whether it read half of the span that it read last."""
+    __slots__ = ("begin", "count", "end", "first", "last", "until")
 
-    def goes_on_at(self, first: int) -> bool:
-        """Whether a read that begins in this span is of the same reader."""
-        # Until it is known to be one, only the next span will do.
-        return self.last - _SLACK <= first <= self.last + (_SLACK if self.window else 1)
+    def __init__(self, begin: int, end: int) -> None:
+        self.first = self.begin = self.last = begin
+        self.end = self.until = end
+        self.count = end - begin
 
-    def advance(self, last: int, most: int) -> range:
-        """Its read ends in the span `last`; the spans to fetch ahead."""
-        if last <= self.last:
-            return range(0)
-        self.last = last
-        self.steps += 1
-        if not (self.window or self.is_dense or self.steps >= _SPARSE_STEPS):
-            return range(0)
-        self.window = min(max(2, 2 * self.window), most)
-        self.until = max(self.until, last)
+    def advance(self, offset: int, end: int, most: int) -> tuple[int, int] | None:
+        """It reads on; what to fetch ahead."""
+        self.last = offset
+        if end <= self.end:
+            return None
+        self.count += end - max(offset, self.end)
+        self.end = end
+        self.until = max(self.until, end)
+        run, way = end - self.begin, end - self.first
+        if run > 2 * self.count:  # it left most out, so its run begins anew
+            self.begin, self.count, run = offset, end - offset, 0
+        window = run if run >= _LEAST else way // 4 if way >= _LONG else 0
         # In large steps, so that neighbours come with one request.
-        if self.until - last > self.window * 3 // 4:
-            return range(0)
-        begin, self.until = self.until + 1, last + self.window
-        return range(begin, self.until + 1)
+        if not window or self.until - end > min(window, most) * 3 // 4:
+            return None
+        begin, self.until = self.until, end + min(window, most)
+        return begin, self.until
 
 
 class KnownSpans:

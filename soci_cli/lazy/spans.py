@@ -59,11 +59,7 @@ class LayerSpans(LayerBytes):
         self._table = SpanTable(ztoc)
         keys = layer.digest, ztoc_digest
         self._cached = CachedSpans(fetching, self._table, keys)
-        count = max(1, len(self._table))
-        self._readahead = Readahead(
-            self._table.count_in(fetching.readahead), self._table.size // count
-        )
-        self._taken = 0  # bytes that were read since the span of the readahead changed
+        self._readahead = Readahead(fetching.readahead)
         self._receiver = LayerReceiver(fetching, source, layer, ztoc, self._table, self._cached)
         self._queue = SpanQueue(
             self._table,
@@ -94,12 +90,12 @@ class LayerSpans(LayerBytes):
             if latest.read_now(offset - start, buffer) != length:
                 return False
             self._fetching.stats.hits += 1
-            self._taken += length
+            self._read_ahead(offset, length, name)
             return True
         numbers = self._holding(offset, length)
         if not numbers:
             return True
-        self._read_ahead(numbers, length, name)
+        self._read_ahead(offset, length, name)
         done = 0
         for number, begin, count in self._table.parts(numbers, offset, length):
             entry = self._cached.opened(number)
@@ -114,7 +110,7 @@ class LayerSpans(LayerBytes):
     def submit(self, offset: int, length: int, name: Name = no_name) -> Future[bytes]:
         """See `LayerBytes.submit`."""
         numbers = self._holding(offset, length)
-        self._read_ahead(numbers, length, name)
+        self._read_ahead(offset, length, name)
         read = _Read(self, numbers, offset, length, name)
         if any(map(self._cached.is_here, numbers)):
             self._fetcher.run(read.run)  # opening and reading a file may wait for the disk
@@ -125,7 +121,7 @@ class LayerSpans(LayerBytes):
     def read(self, offset: int, length: int, name: Name = no_name) -> bytes:
         """See `LayerBytes.read`."""
         numbers = self._holding(offset, length)
-        self._read_ahead(numbers, length, name)
+        self._read_ahead(offset, length, name)
         read = _Read(self, numbers, offset, length, name)
         read.run()
         return read.future.result()
@@ -154,16 +150,15 @@ class LayerSpans(LayerBytes):
         except InvalidDataError as error:
             raise error.at(place=self._place, layer=self.layer.digest) from None
 
-    def _read_ahead(self, numbers: range, length: int, name: Name) -> None:
+    def _read_ahead(self, offset: int, length: int, name: Name) -> None:
         """Fetches ahead of readers that go through the layer in order."""
-        taken, self._taken = self._taken, self._taken + length
-        if numbers and numbers[-1] != self._readahead.latest:
-            self._taken = length
-            ahead = self._readahead.after(numbers, taken)
-            if self._fetcher.open.is_holding:
-                ahead = ahead[: self._table.count_in(_HELD_AHEAD)]
-            if ahead:
-                self._begin_ahead(range(ahead.start, min(ahead.stop, len(self._table))), name)
+        ahead = self._readahead.after(offset, length)
+        if ahead is None or ahead[0] >= self._table.size:
+            return
+        begin, end = ahead
+        if self._fetcher.open.is_holding:
+            end = min(end, begin + _HELD_AHEAD)
+        self._begin_ahead(self._holding(begin, min(end, self._table.size) - begin), name)
 
     def _begin_ahead(self, numbers: Sequence[int], name: Name) -> None:
         sane = [number for number in numbers if self._table.is_sane(number)]

@@ -54,10 +54,11 @@ def read_all(spans: LayerSpans, number: int, file: bytes = b"") -> None:
     assert spans.read(at, SPAN, lambda: file) == layer()[at : at + SPAN]
 
 
-def can_read_now(spans: LayerSpans, number: int, file: bytes = b"") -> bool:
-    at = number * SPAN + 1000
-    data = read_now(spans, at, 5000, lambda: file)
-    assert data is None or data == layer()[at : at + 5000]
+def can_read_now(spans: LayerSpans, number: int, file: bytes = b"", size: int = 5000) -> bool:
+    """Whether the first bytes of a span are here; what is read of it must be right."""
+    at = number * SPAN
+    data = read_now(spans, at, size, lambda: file)
+    assert data is None or data == layer()[at : at + size]
     return data is not None
 
 
