@@ -49,8 +49,10 @@ from tests.bench.targets import (
     find_reading_targets,
     find_registry_targets,
     find_targets,
+    find_whole_targets,
     print_targets,
 )
+from tests.bench.whole import measure_whole, print_whole
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +70,7 @@ QUICK = (
     Shape("quick-small", files=300, size=40_000_000, seed=3),
 )
 QUICK_LIBS = Shape("quick-libs", files=700, size=250_000_000)
-PARTS = ("building", "registries", "reading", "engines")
+PARTS = ("building", "registries", "reading", "engines", "whole")
 
 
 def make_missing(shapes: Sequence[Shape], sources: Sequence[Path], work: Path) -> list[Layer]:
@@ -171,6 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             targets += _engines(
                 layers, None if options.source else python_layer(work), work, options.runs, report
             )
+        if "whole" in parts:
+            targets += _whole(layers, work, options.runs, report)
     except (BenchError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -244,6 +248,17 @@ def _engines(
     print_engines(figures, (many, few, small), libs)
     report["engines"] = [asdict(one) for one in figures.values()]
     return find_engine_targets(figures)
+
+
+def _whole(layers: Sequence[Layer], work: Path, runs: int, report: dict[str, Any]) -> list[Target]:
+    _, _, many, _, libs = layers
+    if missing := missing_for_engines():
+        print(f"\nWhole images: not measured: {' and '.join(missing)}")
+        return []
+    figures = measure_whole(many, libs, work, runs, say)
+    print_whole(figures, many, libs)
+    report["whole"] = [asdict(one) for one in figures.values()]
+    return find_whole_targets(figures)
 
 
 def _figures(one: Measurement) -> dict[str, Any]:

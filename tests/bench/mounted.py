@@ -172,6 +172,15 @@ class Bench:
             raise ReadingError(f"soci {' '.join(arguments[:3])}: {text[-300:]}")
         return done.stdout.decode(errors="replace")
 
+    @contextmanager
+    def settings(self, file: Path) -> Iterator[None]:
+        """What is run meanwhile has these settings."""
+        self._env["SOCI_CONFIG"] = str(file)
+        try:
+            yield
+        finally:
+            del self._env["SOCI_CONFIG"]
+
     def shell(self, command: str, **names: object) -> str:
         """Runs a pipeline whose "$@" is `soci`."""
         return shell(command, *_SOCI, env=self._env, **names)

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 
 from soci_cli.closing import Closing
 from tests.bench.mounted import ReadingError
@@ -37,6 +38,20 @@ class Peer(Closing):
 
     def close(self) -> None:
         self._server.close()
+
+    def seconds_to_pull(self, snapshotter: str, image: str) -> float:
+        """How long it takes to pull, unpack and mount an image; once for each."""
+        name, chosen = f"{self._host}/{image}", ("--snapshotter", snapshotter)
+        place = self._server.folder / "first"
+        place.mkdir()
+        start = perf_counter()
+        self._server.ctr("images", "pull", "--local", "--plain-http", *chosen, name)
+        self._server.ctr("images", "mount", *chosen, name, place)
+        seconds = perf_counter() - start
+        self._pulled.add((snapshotter, image))
+        self._server.ctr("images", "unmount", "--rm", *chosen, place)
+        place.rmdir()
+        return seconds
 
     @contextmanager
     def mounted(self, snapshotter: str, image: str) -> Iterator[Path]:

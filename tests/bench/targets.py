@@ -122,6 +122,22 @@ def find_engine_targets(figures: dict[str, Figure]) -> list[Target]:
     ]
 
 
+def find_whole_targets(figures: dict[str, Figure]) -> list[Target]:
+    """The targets of images that are fetched whole, and what was measured of them."""
+    wanted = (
+        ("a tree, zTOCs, to containerd's overlayfs", 4.0, "tree/overlayfs", "tree/ztoc"),
+        ("... to its EROFS snapshotter", 1.7, "tree/erofs", "tree/ztoc"),
+        ("a tree, no zTOCs, to overlayfs", 2.5, "tree/overlayfs", "tree/plain"),
+        ("small files, complete, to overlayfs", 0.7, "small/complete", "small/overlayfs"),
+        ("a layer on two cores and more, to one", 1.7, "rate/all", "rate/one"),
+    )
+    return [
+        Floor(name, limit, figures[one].ratio(figures[other]))
+        for name, limit, one, other in wanted
+        if one in figures and figures[one].values and figures[other].values
+    ]
+
+
 def print_targets(targets: Sequence[Target]) -> None:
     print()
     print("Targets")
