@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from soci_cli.errors import NotFoundError, UnsupportedLayerError
+from soci_cli.errors import InvalidDataError, NotFoundError, UnsupportedLayerError
 from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
@@ -31,10 +31,13 @@ from soci_cli.ztoc.layer import LayerFiles
 from soci_cli.ztoc.model import XATTR_PREFIX
 from soci_cli.ztoc.sparse import PREFIX as SPARSE_PREFIX
 from soci_cli.ztoc.toc import LoadedContents
+from soci_cli.ztoc.toc_writer import XATTR_COST
 
 _NOBODY = 65534
 _NO_ID = (1 << 32) - 1
 _SECOND = 10**9
+_MAX_FILES = 3_000_000
+"""Of an image, with directories that no entry names: about 600 bytes of memory each while it is made."""
 _REGULAR, _DIRECTORY, _SYMLINK = (
     erofs.FILE_TYPES[kind] for kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 )
@@ -56,19 +59,37 @@ class Tree:
     layouts: Sequence[DeviceLayout]
 
 
+class _Limit:
+    """How many files and directories an image may still have."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_FILES
+
+    def take(self, count: int = 1) -> None:
+        """UnsupportedLayerError where there are too many."""
+        self._left -= count
+        if self._left < 0:
+            raise UnsupportedLayerError(f"it has more than {_MAX_FILES:,} files and directories")
+
+
 class _Layer:
     """The files of one layer; inodes have the numbers of the entries, plus `first`."""
 
-    def __init__(self, ztoc: Ztoc, tag: bytes, inodes: Inodes, start: int, is_lowest: bool) -> None:
+    def __init__(
+        self, ztoc: Ztoc, tag: bytes, inodes: Inodes, limit: _Limit, start: int, is_lowest: bool
+    ) -> None:
         """Adds the inodes of a layer whose device begins at block `start`."""
         self._is_lowest = is_lowest
         if ztoc.files.contains(SPARSE_PREFIX):
             raise UnsupportedLayerError("it has sparse files")
         self.first = len(inodes.heads)
+        limit.take(len(ztoc.files))
         self.layout = DeviceLayout(ztoc.uncompressed_archive_size)
         self._contents = ztoc.files
         self._has_xattrs = ztoc.files.contains(XATTR_PREFIX)
         self._times: dict[bytes, tuple[int, int]] = {}
+        # Entries of an honest zTOC share no bytes, so all strings together are smaller than the buffer.
+        self._budget = len(ztoc.files.buffer)
         kinds = self._add_inodes(inodes, start)
         self.files = LayerFiles(replace(ztoc, files=LoadedContents(ztoc.files, kinds)))
         self.device = Device(tag[:63], self.layout.size // erofs.BLOCK)
@@ -79,7 +100,7 @@ class _Layer:
             return _IMPLIED
         found = self._contents.fields(entry)
         time = self._time(self._contents.string(found.mod_time))
-        xattrs = body_of(self.files.xattrs(entry)) if self._has_xattrs and found.xattrs else b""
+        xattrs = self._xattrs(found.xattrs, b"dir") if self._has_xattrs and found.xattrs else b""
         return Attributes(found.mode & 0o7777, (_owner(found.uid), _owner(found.gid)), time, xattrs)
 
     def children(self, inodes: Inodes, path: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -99,6 +120,17 @@ class _Layer:
                 type_ = types[first + entry]
             if len(name) <= erofs.MAX_NAME:
                 yield name, entry, type_
+
+    def _xattrs(self, position: int, kind: bytes) -> bytes:
+        """What follows the inode of an entry whose records are there. InvalidDataError."""
+        records = self._contents.xattrs(position)
+        self._spend(sum(len(key) + len(value) + XATTR_COST for key, value in records))
+        return body_of(xattrs_of(records, kind))
+
+    def _spend(self, size: int) -> None:
+        self._budget -= size
+        if self._budget < 0:
+            raise InvalidDataError("not a valid zTOC: strings overlap")
 
     def _time(self, text: bytes) -> tuple[int, int]:
         time = self._times.get(text)
@@ -129,6 +161,7 @@ class _Layer:
                 target = contents.string(link) if 0 < size <= erofs.MAX_TARGET else b""
                 if not target or b"\0" in target:
                     type_ = _HIDDEN
+                self._spend(len(target))
                 inodes.targets[number] = target
             else:
                 size = 0
@@ -140,7 +173,7 @@ class _Layer:
             if uid == _NO_ID or gid == _NO_ID:
                 uid, gid = _owner(uid), _owner(gid)
             if xattrs and self._has_xattrs:
-                body = body_of(xattrs_of(contents.xattrs(xattrs), kind))
+                body = self._xattrs(xattrs, kind)
                 if body:
                     inodes.xattrs[number] = body
             mode = format_ | mode & 0o7777
@@ -161,13 +194,13 @@ def merged_tree(ztocs: Sequence[Ztoc], tags: Sequence[bytes]) -> Tree:
     Raises InvalidDataError for zTOCs that are not valid, and UnsupportedLayerError for what EROFS cannot
     show.
     """
-    inodes = Inodes()
+    inodes, limit = Inodes(), _Limit()
     layers: list[_Layer] = []
     for ztoc, tag in zip(ztocs, tags, strict=True):
         start = next_start([layer.device for layer in layers])
-        layers.append(_Layer(ztoc, tag, inodes, start, is_lowest=not layers))
+        layers.append(_Layer(ztoc, tag, inodes, limit, start, is_lowest=not layers))
     return Tree(
-        _Merging(layers, inodes).run(),
+        _Merging(layers, inodes, limit).run(),
         inodes,
         [layer.device for layer in layers],
         [layer.layout for layer in layers],
@@ -177,9 +210,10 @@ def merged_tree(ztocs: Sequence[Ztoc], tags: Sequence[bytes]) -> Tree:
 class _Merging:
     """Makes the tree of layers that lie over each other."""
 
-    def __init__(self, layers: Sequence[_Layer], inodes: Inodes) -> None:
+    def __init__(self, layers: Sequence[_Layer], inodes: Inodes, limit: _Limit) -> None:
         self._layers = layers
         self._inodes = inodes
+        self._limit = limit
         self._stack: list[tuple[bytes, Directory, list[_Part]]] = []
 
     def run(self) -> Directory:
@@ -206,6 +240,7 @@ class _Merging:
     def _directory(self, above: Directory | None, path: bytes, parts: list[_Part]) -> Directory:
         """A directory, whose children are added later. The topmost layer that names it says what it is."""
         named = (self._layers[one.layer].attributes(one.entry) for one in parts if one.entry >= 0)
+        self._limit.take()
         directory = Directory(above, next(named, _IMPLIED))
         self._stack.append((path, directory, parts))
         return directory
@@ -249,17 +284,18 @@ def layer_tree(ztoc: Ztoc, tag: bytes, below: LazyImage) -> Tree:
     those that it does not name have the attributes from below. Raises as `merged_tree`, and what opening
     layers raises.
     """
-    inodes = Inodes()
-    layer = _Layer(ztoc, tag, inodes, next_start([]), is_lowest=not below.layers)
-    return Tree(_Single(layer, inodes, below).run(), inodes, [layer.device], [layer.layout])
+    inodes, limit = Inodes(), _Limit()
+    layer = _Layer(ztoc, tag, inodes, limit, next_start([]), is_lowest=not below.layers)
+    return Tree(_Single(layer, inodes, limit, below).run(), inodes, [layer.device], [layer.layout])
 
 
 class _Single:
     """Makes the tree of one layer."""
 
-    def __init__(self, layer: _Layer, inodes: Inodes, below: LazyImage) -> None:
+    def __init__(self, layer: _Layer, inodes: Inodes, limit: _Limit, below: LazyImage) -> None:
         self._layer = layer
         self._inodes = inodes
+        self._limit = limit
         self._below = below
         self._whiteout = inodes.add(stat.S_IFCHR)
         # With them whether overlayfs merges them with what is below.
@@ -293,10 +329,13 @@ class _Single:
 
     def _attributes(self, path: bytes, entry: int, is_merged: bool) -> Attributes:
         """Those of a directory. overlayfs takes them from the topmost layer that has it, named or not."""
+        self._limit.take()
         if entry < 0 and is_merged:
             file = self._find(path)
             if file is not None and file.is_directory and file.entry >= 0:
-                return _attributes_of(self._below.layers[file.layer].files, file.entry)
+                found = _attributes_of(self._below.layers[file.layer].files, file.entry)
+                self._limit.take(len(found.xattrs) >> 9)  # the layer below may share them
+                return found
         return self._layer.attributes(entry)
 
     def _find(self, path: bytes) -> File | None:
