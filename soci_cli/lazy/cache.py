@@ -90,7 +90,7 @@ class Claim(Closing):
         except OSError:
             return None
 
-    def fill(self, size: int, pieces: Iterable[bytes]) -> Entry:
+    def fill(self, size: int, pieces: Iterable[bytes | memoryview]) -> Entry:
         """As `put`, of `size` bytes that come in pieces. Raises OSError, and what the pieces raise."""
         self.write(HEADER.pack(MAGIC, size, 0))
         checksum = 0

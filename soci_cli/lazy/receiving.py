@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from soci_cli.closing import Closing
 from soci_cli.errors import IntegrityError, InvalidDataError
-from soci_cli.lazy.buffers import RequestMemory
+from soci_cli.lazy.buffers import LARGE, RequestMemory, SpanBuffer
 from soci_cli.lazy.cache import Claim
 from soci_cli.lazy.cached_spans import CachedSpans
 from soci_cli.lazy.devices.complete import MAX_TAIL
@@ -28,6 +28,9 @@ from soci_cli.ztoc.reader import inflate_span
 
 _LOG = logging.getLogger("soci_cli.lazy")
 _RECEIVED_AT_ONCE = 256 << 10
+_INFLATED_AT_ONCE = 1 << 20  # of a large span
+_HASHED_AT_ONCE = 4 << 20
+_SHORT = "it holds less than the zTOC says"
 _PATIENCE = 10.0  # seconds that another process may take for a span
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
@@ -51,6 +54,7 @@ class LayerReceiver(Closing):
     ) -> None:
         self._fetcher = fetching.fetcher
         self._stats = fetching.stats
+        self._cache_root = fetching.cache.root
         self._source = source
         self._layer = layer
         self._digests = ztoc.span_digests
@@ -179,9 +183,9 @@ class LayerReceiver(Closing):
         ):
             if stream.skipped:
                 self._in_order = True
-            reader = _Reader(stream, begin, self._arrived(request))
+            reader = _Reader(stream, begin, self._arrived(request, memory))
             for one in spans:
-                packed = memory.packed(self._table.packed_size(one.number))
+                packed = self._packed(one.number, memory)
                 size = reader.range(*self._spans.compressed_range(one.number), packed.view)
                 if one is request.spans[-1]:
                     self._fetcher.received(request)
@@ -198,10 +202,10 @@ class LayerReceiver(Closing):
         """Reads on through the whole layer, up to what is wanted; what passes by is kept on the disk."""
         wanted = {one.number: one for one in spans}
         size = sum(self._table.packed_size(number) for number in wanted)
-        with self._logged(spans, size), stream.begun(min(wanted), self._arrived(request)):
+        with self._logged(spans, size), stream.begun(min(wanted), self._arrived(request, memory)):
             while stream.next <= max(wanted):
                 number = stream.next
-                packed = memory.packed(self._table.packed_size(number))
+                packed = self._packed(number, memory)
                 size = stream.take(*self._spans.compressed_range(number), packed.view)
                 if number in wanted:
                     self._finish(request, wanted[number], claims[number], size, memory)
@@ -232,9 +236,18 @@ class LayerReceiver(Closing):
                 time.monotonic() - started,
             )
 
-    def _arrived(self, request: Request) -> Callable[[], None]:
+    def _arrived(self, request: Request, memory: RequestMemory) -> Callable[[], None]:
         clock = self._fetcher.clock
-        return lambda: request.arrived(clock())
+
+        def arrived() -> None:
+            request.arrived(clock())
+            memory.forget()
+
+        return arrived
+
+    def _packed(self, number: int, memory: RequestMemory) -> SpanBuffer:
+        """Room for the compressed bytes of a span, or those bytes."""
+        return memory.packed(self._table.packed_size(number), self._cache_root)
 
     def _finish(
         self,
@@ -249,14 +262,16 @@ class LayerReceiver(Closing):
         One that is wrong does no harm to those beside it.
         """
         number = one.number
-        packed = memory.packed(self._table.packed_size(number))
+        packed = self._packed(number, memory)
         try:
-            if not self._is_right(number, packed.view[:size]):
-                size = self._receive_again(request, number, packed.view)
-            with self._inflated(number, size, memory) as data:
-                # Counted first: as soon as it is on the disk, another thread may find it there.
-                self._cached.count(number, one.source, size)
-                entry: AnyEntry = claim.put(data) or HeldEntry(bytes(data))
+            if not self._is_right(number, packed.view[:size], packed.forget):
+                size = self._receive_again(request, number, memory)
+            entry = self._keep_large(one, claim, size, memory)
+            if entry is None:
+                with self._inflated(number, size, memory) as data:
+                    # Counted first: as soon as it is on the disk, another thread may find it there.
+                    self._cached.count(number, one.source, size)
+                    entry = claim.put(data) or HeldEntry(bytes(data))
         except (IntegrityError, InvalidDataError) as error:
             self._fetcher.fail(request, one, error)
             return
@@ -266,17 +281,53 @@ class LayerReceiver(Closing):
             self._stats.charge(self._layer.digest, name, size)
         self._fetcher.done(request, one, entry)
 
-    def _is_right(self, number: int, packed: memoryview) -> bool:
-        digest = hashlib.sha256(packed).hexdigest()
-        return b"sha256:" + digest.encode() == self._digests[number]
+    def _keep_large(
+        self, one: PendingSpan, claim: Claim | SpanClaim, size: int, memory: RequestMemory
+    ) -> AnyEntry | None:
+        """As the rest of `_finish`, of a large span, which is inflated piece by piece into the cache.
 
-    def _receive_again(self, request: Request, number: int, packed: memoryview) -> int:
+        None for one that is not large, and where the disk takes nothing.
+        """
+        number, wanted = one.number, self._table.sizes(one.number)[1]
+        if wanted <= LARGE or not self._spans.is_gzip or not claim.is_real:
+            return None
+        packed = self._packed(number, memory)
+        with memory.plain(_INFLATED_AT_ONCE) as plain:
+
+            def pieces() -> Iterator[memoryview]:
+                done = 0
+                for count in inflate_span(self._spans, number, packed, size, plain, wanted):
+                    done += count
+                    packed.forget()
+                    yield plain.view[:count]
+                if done != wanted:
+                    raise InvalidDataError(_SHORT)
+
+            self._cached.count(number, one.source, size)
+            try:
+                return claim.fill(wanted, pieces())
+            except OSError:
+                claim.close()  # with what was written
+                return None
+
+    def _is_right(
+        self, number: int, packed: memoryview, forget: Callable[[], None] = lambda: None
+    ) -> bool:
+        digest = hashlib.sha256()
+        for at in range(0, packed.nbytes, _HASHED_AT_ONCE):
+            digest.update(packed[at : at + _HASHED_AT_ONCE])
+            forget()
+        return b"sha256:" + digest.hexdigest().encode() == self._digests[number]
+
+    def _receive_again(self, request: Request, number: int, memory: RequestMemory) -> int:
         """A span whose bytes were wrong or too few; its size. IntegrityError when they are so again."""
         start, end = self._spans.compressed_range(number)
+        packed = self._packed(number, memory)
         fetch = self._source.fetch_while
         with fetch(request.check, self._layer, start, end - start) as stream:
-            size = _Reader(stream, start, self._arrived(request)).range(start, end, packed)
-        if not self._is_right(number, packed[:size]):
+            reader = _Reader(stream, start, self._arrived(request, memory))
+            size = reader.range(start, end, packed.view)
+        if not self._is_right(number, packed.view[:size], packed.forget):
             raise IntegrityError(
                 f"bytes {start} to {end} do not have the digest that the zTOC gives, fetched twice; the "
                 "layer there or its zTOC is damaged"
@@ -286,8 +337,8 @@ class LayerReceiver(Closing):
     @contextmanager
     def _inflated(self, number: int, size: int, memory: RequestMemory) -> Iterator[memoryview]:
         """The content of a span of which `size` compressed bytes are in `memory`."""
-        packed_size, wanted = self._table.sizes(number)
-        packed = memory.packed(packed_size)
+        wanted = self._table.sizes(number)[1]
+        packed = self._packed(number, memory)
         if not self._spans.is_gzip:
             yield _complete(packed.view[:size][:wanted], wanted)
             return
@@ -298,7 +349,7 @@ class LayerReceiver(Closing):
 
 def _complete(data: memoryview, wanted: int) -> memoryview:
     if data.nbytes != wanted:
-        raise InvalidDataError("it holds less than the zTOC says")
+        raise InvalidDataError(_SHORT)
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from soci_cli.closing import Closing
@@ -59,4 +60,9 @@ class SpanClaim(Closing):
             self._device.put(self._number, data)
         except OSError:
             return None
+        return DeviceSpan(self._device, self._table, self._number)
+
+    def fill(self, size: int, pieces: Iterable[memoryview]) -> DeviceSpan:
+        """See `Claim.fill`. Raises OSError, and what the pieces raise."""
+        self._device.fill(self._number, pieces)
         return DeviceSpan(self._device, self._table, self._number)
