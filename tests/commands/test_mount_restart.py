@@ -26,7 +26,11 @@ from tests.support.servers.fault_proxy import Fault
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image of some thousand files."""
-    folder = tmp_path_factory.mktemp("large")
+    return make_large(tmp_path_factory.mktemp("large"))
+
+
+def make_large(folder: Path) -> Path:
+    """The layout of an image of some thousand files, in a folder."""
     layers = [
         {
             f"{name}/{one}/{two}": noise(one * 50 + two, 40 * two)

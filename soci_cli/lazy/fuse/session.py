@@ -379,8 +379,9 @@ class Session:
                 return
             if self._retries is not None:
                 self._retries.failed(thread, node, offset, size, error)
-            self._finish(unique, -errno.EIO, b"")
+            # First the log: who gets the error may look there.
             self._log_failure(content.layer, name, error)
+            self._finish(unique, -errno.EIO, b"")
 
         future.add_done_callback(complete)
 
