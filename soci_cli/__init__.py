@@ -7,7 +7,7 @@ The parts that programs use:
 - `open_source`, `open_target` and `parse_place` open the places where images live, `Registries` with
   `RegistryOptions` says how registries are talked to, `connect` connects to containerd;
 - `convert` and `index_image` make an image lazily loadable, `inspect` says what an image holds;
-- `pull` and `push` carry images between a registry and the local store;
+- `pull` and `push` carry images between a registry and the local store, `copy_image` between any places;
 - `open_image` reads the files of an image that is not here, `mount_image` mounts it;
 - `RegistryServer` is a small registry for trials and tests.
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from soci_cli.index.convert import ConvertOptions as ConvertOptions
     from soci_cli.index.convert import ConvertResult as ConvertResult
     from soci_cli.index.convert import convert as convert
+    from soci_cli.index.copying import CopiedImage as CopiedImage
+    from soci_cli.index.copying import copy_image as copy_image
     from soci_cli.index.discover import IndexSources as IndexSources
     from soci_cli.index.inspect import ImageFacts as ImageFacts
     from soci_cli.index.inspect import inspect as inspect
@@ -106,6 +108,7 @@ _HOMES = {
     "UsageError",
     "index.build": "IndexOptions NothingToIndexError PlatformReport index_image",
     "index.convert": "ConvertOptions ConvertResult convert",
+    "index.copying": "CopiedImage copy_image",
     "index.discover": "IndexSources",
     "index.inspect": "ImageFacts inspect",
     "index.layers": "LayerReport",
