@@ -203,8 +203,9 @@ class LayerFiles(Entries):
             unsure
             and self._has_symlinks
             and any(
-                placed(name) in unsure and self.type_of(entry) in LINKS
-                for entry, name in enumerate(names())
+                placed(self._files.name_of(entry)) in unsure
+                for entry in range(len(self._files))
+                if self.type_of(entry) in LINKS
             )
         ):
             return folders

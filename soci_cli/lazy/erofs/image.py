@@ -45,10 +45,13 @@ def key_of(kind: str, ztocs: Sequence[str]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def encode(tree: Tree) -> bytes:
-    """The file of a tree. UnsupportedLayerError for what EROFS cannot hold."""
-    metadata = Metadata(tree.root, tree.inodes, tree.devices).data
-    parts = [metadata]
+def encode(tree: Tree) -> list[bytes]:
+    """The file of a tree, in parts. UnsupportedLayerError for what EROFS cannot hold.
+
+    The tree is used up.
+    """
+    parts = Metadata(tree.root, tree.inodes, tree.devices).chunks
+    size = sum(map(len, parts))
     for layout in tree.layouts:
         archive, device = layout.runs
         parts += (
@@ -59,8 +62,8 @@ def encode(tree: Tree) -> bytes:
     checksum = 0
     for part in parts:
         checksum = zlib_ng.crc32(part, checksum)
-    parts.append(_TRAILER.pack(_MAGIC, checksum, len(tree.layouts), len(metadata)))
-    return b"".join(parts)
+    parts.append(_TRAILER.pack(_MAGIC, checksum, len(tree.layouts), size))
+    return parts
 
 
 def decode(fd: int) -> ErofsImage:

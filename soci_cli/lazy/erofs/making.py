@@ -59,7 +59,7 @@ class Images:
         Raises what that raises, InvalidDataError for a zTOC that is not valid, UnsupportedLayerError for
         what EROFS cannot show, and StorageError where the cache cannot be written.
         """
-        data = encode(self.tree(layers))
+        parts = encode(self.tree(layers))
         claim = self._cache.claim(self._key(layers))
         if claim is None:
             return  # somebody else makes the same
@@ -67,7 +67,8 @@ class Images:
             if not claim.is_real:
                 raise StorageError(f"the cache {self._cache.root} cannot be written")
             try:
-                claim.write(data)
+                for part in parts:
+                    claim.write(part)
                 claim.commit()
             except OSError as error:
                 raise StorageError(f"the cache {self._cache.root}: {error.strerror}") from error
@@ -135,10 +136,10 @@ def answer(text: str, connection: socket.socket) -> None:
         for fd, start in zip(fds, layers["starts"], strict=False)
     ]
     try:
-        data = encode(merged_tree(ztocs, [tag.encode("ascii") for tag in layers["tags"]]))
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fds[-1], view) :]
+        for part in encode(merged_tree(ztocs, [tag.encode("ascii") for tag in layers["tags"]])):
+            view = memoryview(part)
+            while view:
+                view = view[os.write(fds[-1], view) :]
         connection.sendall(b"made")
     except (InvalidDataError, OSError) as error:
         connection.sendall(str(error).encode()[:_MAX_MESSAGE])

@@ -17,6 +17,9 @@ from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.format import BLOCK, INLINE, PLAIN, SLOT, SLOT_BITS
 
 _INODE_SIZE = erofs.INODE.size
+NO_HEAD = bytes(_INODE_SIZE)
+"""In place of an inode that is none."""
+_PARTS = 10_000  # that are joined at once, as each takes more memory than its bytes
 _DIRECTORY = erofs.FILE_TYPES[stat.S_IFDIR]
 _FIRST_DEVICE_BLOCK = 1 << 20
 """Behind 4 GiB of metadata, more than there can be."""
@@ -64,11 +67,11 @@ class Directory:
 class Inodes:
     """All inodes that are no directories, by number.
 
-    `heads` are inodes with one link, `types` those of directory entries; `xattrs`, `targets` what follows
-    some of them; `shared` those that may have several names.
+    `heads` are inodes with one link, 64 bytes each, and `NO_HEAD` for what is none; `types` are those of
+    directory entries; `xattrs` and `targets` follow some inodes; `shared` may have several names.
     """
 
-    heads: list[bytes] = field(default_factory=list)
+    heads: bytearray = field(default_factory=bytearray)
     types: bytearray = field(default_factory=bytearray)
     xattrs: dict[int, bytes] = field(default_factory=dict)
     targets: dict[int, bytes] = field(default_factory=dict)
@@ -77,10 +80,17 @@ class Inodes:
 
     def add(self, mode: int, size: int = 0, place: int = 0) -> int:
         """Adds an inode of root's; its number. `mode` is that of stat(2)."""
-        number = len(self.heads)
-        self.heads.append(erofs.inode(PLAIN, 0, mode, size, place, number, (0, 0), (0, 0), 1))
+        number = len(self)
+        self.heads.extend(erofs.inode(PLAIN, 0, mode, size, place, number, (0, 0), (0, 0), 1))
         self.types.append(erofs.FILE_TYPES[stat.S_IFMT(mode)])
         return number
+
+    def __len__(self) -> int:
+        return len(self.heads) // _INODE_SIZE
+
+    def head(self, number: int) -> tuple[int, ...]:
+        """The fields of an inode, as `format.INODE` has them."""
+        return erofs.INODE.unpack_from(self.heads, number * _INODE_SIZE)
 
     def use(self, number: int) -> int:
         """An inode gets one more name; its number."""
@@ -112,12 +122,12 @@ def next_start(devices: Sequence[Device]) -> int:
 
 
 class Metadata:
-    """Lays a tree out; `data` is the image, `inodes` how many inodes it has."""
+    """Lays a tree out, which is used up; `chunks` are the image, `inodes` how many inodes it has."""
 
     def __init__(self, root: Directory, inodes: Inodes, devices: Sequence[Device]) -> None:
         """Raises UnsupportedLayerError for what the format cannot hold."""
         self._inodes = inodes
-        self._nids = array("Q", bytes(8 * len(inodes.heads)))
+        self._nids = array("Q", bytes(8 * len(inodes)))
         self._links: dict[int, int] = {}
         self._directories: list[Directory] = []
         self._lone: dict[
@@ -135,10 +145,14 @@ class Metadata:
             (device.tag, device.blocks, start)
             for device, start in zip(devices, device_starts(devices), strict=True)
         ]
-        parts = [erofs.head(root.nid, self.inodes, size, self._start, slots)]
-        self._write(parts)
-        parts.append(bytes(size - self._start - end))
-        self.data = b"".join(parts)
+        self.chunks = [erofs.head(root.nid, self.inodes, size, self._start, slots)]
+        self._write()
+        self.chunks.append(bytes(size - self._start - end))
+
+    @property
+    def data(self) -> bytes:
+        """The image in one piece."""
+        return b"".join(self.chunks)
 
     def _place(self, root: Directory) -> int:
         """Gives everything its place; where the last one ends."""
@@ -200,25 +214,31 @@ class Metadata:
         self._nids[child] = position >> SLOT_BITS
         return _aligned(end, SLOT)
 
-    def _write(self, parts: list[bytes]) -> None:
-        heads = self._inodes.heads
+    def _write(self) -> None:
+        heads, size = memoryview(self._inodes.heads), _INODE_SIZE
+        parts: list[bytes | memoryview] = []
         special = self._inodes.xattrs.keys() | self._inodes.targets.keys() | self._links.keys()
         position = 0
         for number, here in enumerate(self._directories):
-            position = self._write_directory(here, len(heads) + number, position, parts)
+            position = self._write_directory(here, len(self._inodes) + number, position, parts)
+            here.children, here.names = {}, []
+            if len(parts) > _PARTS:
+                self.chunks.append(b"".join(parts))
+                parts.clear()
             if special.isdisjoint(here.placed):
-                parts += [heads[child] for child in here.placed]
+                parts += [heads[child * size : child * size + size] for child in here.placed]
                 position += _INODE_SIZE * len(here.placed)
                 continue
             for child in here.placed:
                 if child in special:
                     position = self._write_special(child, position, parts)
                 else:
-                    parts.append(heads[child])
+                    parts.append(heads[child * size : child * size + size])
                     position += _INODE_SIZE
+        self.chunks.append(b"".join(parts))
 
     def _write_directory(
-        self, here: Directory, number: int, position: int, parts: list[bytes]
+        self, here: Directory, number: int, position: int, parts: list[bytes | memoryview]
     ) -> int:
         nids, types = self._nids, self._inodes.types
         children = here.children
@@ -262,11 +282,11 @@ class Metadata:
         parts += (content[0], bytes(-(position + here.size) % SLOT))
         return _aligned(position + here.size, SLOT)
 
-    def _write_special(self, child: int, position: int, parts: list[bytes]) -> int:
+    def _write_special(self, child: int, position: int, parts: list[bytes | memoryview]) -> int:
         xattrs = self._inodes.xattrs.get(child, b"")
         target = self._inodes.targets.get(child, b"")
         lone = self._lone.get(child)
-        fields = list(erofs.INODE.unpack(self._inodes.heads[child]))
+        fields = list(self._inodes.head(child))
         fields[1] = (len(xattrs) - 8) // 4 if xattrs else 0
         fields[-1] = self._links.get(child, 1)
         if target and lone is None:

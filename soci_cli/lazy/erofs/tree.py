@@ -14,7 +14,7 @@ from typing import NamedTuple
 from soci_cli.errors import InvalidDataError, NotFoundError, UnsupportedLayerError
 from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.erofs import format as erofs
-from soci_cli.lazy.erofs.metadata import Attributes, Device, Directory, Inodes, next_start
+from soci_cli.lazy.erofs.metadata import NO_HEAD, Attributes, Device, Directory, Inodes, next_start
 from soci_cli.lazy.erofs.xattrs import body_of, marked
 from soci_cli.lazy.merged import File, LazyImage
 from soci_cli.text import brief
@@ -82,7 +82,7 @@ class _Layer:
         self._is_lowest = is_lowest
         if ztoc.files.contains(SPARSE_PREFIX):
             raise UnsupportedLayerError("it has sparse files")
-        self.first = len(inodes.heads)
+        self.first = len(inodes)
         limit.take(len(ztoc.files))
         self.layout = DeviceLayout(ztoc.uncompressed_archive_size)
         self._contents = ztoc.files
@@ -141,7 +141,7 @@ class _Layer:
     def _add_inodes(self, inodes: Inodes, start: int) -> list[bytes]:
         """Adds an inode for each entry, none for directories and hard links; the types of all entries."""
         contents, times, place_of = self._contents, self._times, self.layout.add
-        add, pack, types = inodes.heads.append, erofs.INODE.pack, inodes.types
+        add, pack, types = inodes.heads.extend, erofs.INODE.pack, inodes.types
         kinds: list[bytes] = []
         number = self.first - 1
         for kind, offset, size, link, mode, uid, gid, text, major, minor, xattrs in contents.rows():
@@ -154,7 +154,7 @@ class _Layer:
                     place = start + place_of(offset, size)
             elif not format_ or type_ == _DIRECTORY:
                 types.append(type_)
-                add(b"")
+                add(NO_HEAD)
                 continue
             elif type_ == _SYMLINK:
                 size, mode = contents.string_size(link), 0o777

@@ -137,6 +137,7 @@ class Engines:
         self._state = state
         self._environ = environ
         self._log = log
+        self._makes_later = False
 
     def prepare(self, engine: str) -> Prepared | str:
         """What EROFS needs, which is made now if that is quick; or why FUSE is to serve the mount.
@@ -187,7 +188,10 @@ class Engines:
                 if not fallback:
                     raise
                 prepared = str(error)
-        return Mounted(self._by_fuse(target, scratch, options, on_read), "fuse", prepared)
+        mounted = self._by_fuse(target, scratch, options, on_read)
+        if self._makes_later:  # not beside mounting, which somebody waits for
+            threading.Thread(target=self._make, name="soci-erofs", daemon=True).start()
+        return Mounted(mounted, "fuse", prepared)
 
     def resume(
         self,
@@ -221,7 +225,7 @@ class Engines:
         if made is None:
             count = 0 if is_patient else sum(len(layer.files) for layer in layers)
             if count > _AT_ONCE:
-                threading.Thread(target=self._make, name="soci-erofs", daemon=True).start()
+                self._makes_later = True
                 return (
                     f"its metadata for EROFS, of {count} entries, are being made for the next mount"
                 )

@@ -28,7 +28,7 @@ def encoded() -> tuple[bytes, list[list[tuple[int, int]]]]:
             files.append(type(one)(one.name, one.type, 512 + number * 6000, 5000, mode=0o644))
         ztocs.append(decode_ztoc(tar_ztoc(files)))
     tree = merged_tree(ztocs, [b"a", b"b", b"c"])
-    return encode(tree), [list(one.segments(0, one.size)) for one in tree.layouts]
+    return b"".join(encode(tree)), [list(one.segments(0, one.size)) for one in tree.layouts]
 
 
 def decoded(data: bytes, folder: Path) -> list[list[tuple[int, int]]]:

@@ -57,7 +57,7 @@ class Tree:
 
 
 def add_inode(tree: Tree, data: st.DataObject) -> int:
-    number = len(tree.inodes.heads)
+    number = len(tree.inodes)
     kind = data.draw(st.sampled_from(sorted(erofs.FILE_TYPES.keys() - {stat.S_IFDIR})))
     about = data.draw(attributes)
     size = place = 0
@@ -71,7 +71,7 @@ def add_inode(tree: Tree, data: st.DataObject) -> int:
         tree.inodes.targets[number] = target
         size = len(target)
     mode = kind | about.mode
-    tree.inodes.heads.append(
+    tree.inodes.heads.extend(
         erofs.inode(erofs.PLAIN, 0, mode, size, place, number, about.owner, about.mtime, 1)
     )
     tree.inodes.types.append(erofs.FILE_TYPES[kind])
@@ -111,7 +111,7 @@ def test_trees_are_found_again(data: st.DataObject) -> None:
     ]
     for path, number in paths.items():
         one = found.files[path]
-        _, _, mode, _, size, place, *_ = erofs.INODE.unpack(tree.inodes.heads[number])
+        _, _, mode, _, size, place, *_ = tree.inodes.head(number)
         assert (one.mode, one.size) == (mode, size)
         if stat.S_ISREG(mode):
             assert one.place == place
@@ -148,7 +148,7 @@ def test_directories_of_every_size(count: int, length: int) -> None:
     for number in range(count):
         name = bytes([number + 48]) if length == 1 else b"%0*d" % (length, number)
         below.children[name] = number
-        inodes.heads.append(
+        inodes.heads.extend(
             erofs.inode(erofs.PLAIN, 0, stat.S_IFREG | 0o644, 0, 0, number, (0, 0), (0, 0), 1)
         )
         inodes.types.append(1)
