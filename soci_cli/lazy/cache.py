@@ -17,6 +17,7 @@ from pathlib import Path
 from zlib_ng import zlib_ng
 
 from soci_cli.closing import Closing
+from soci_cli.errors import StorageError
 from soci_cli.lazy.cache_directory import PART, CacheDirectory
 from soci_cli.lazy.entries import HEADER, MAGIC, Entry
 from soci_cli.lazy.eviction import Eviction, LayerEntries
@@ -303,6 +304,11 @@ class Cache(Closing):
     def entries(self) -> list[LayerEntries]:
         """What there is, by layer and blob, the last used first."""
         return self._eviction.entries()
+
+    def make_room(self, size: int, spared: str) -> None:
+        """Removes the entries used longest ago, but for the layer `spared`, until so many bytes fit."""
+        with suppress(StorageError):  # shown where it matters
+            self._eviction.prune(max(0, self.limit - size), None, [spared])
 
     def prune(
         self, limit: int = 0, older_than: float | None = None, spared: Collection[str] = ()

@@ -32,6 +32,7 @@ class CachedSpans(Closing):
         self._open_prefix = f"{fetching.cache.root}/{self._prefix}"
         self._state = bytearray(len(table))
         self._device_key = device_key(*keys)
+        self._layer = keys[0]
         self._device: Device | None = None
         self._growing: SpanDevice | None = None
         for number in self._present():
@@ -151,6 +152,12 @@ class CachedSpans(Closing):
             if device is not None and device.size == self._table.size:
                 self._device = device
         return self._device
+
+    def make_room(self, size: int) -> None:
+        """Evicts what is needed for a device of so many bytes, but for the spans that go there."""
+        ranges = map(self._table.range, self._present())
+        here = sum(end - start for start, end in ranges)
+        self._cache.make_room(size - here, self._layer)
 
     def claim_device(self) -> Claim | None:
         """The right to make it; None while somebody else has it."""

@@ -40,6 +40,7 @@ def make_device(
         raise StorageError(f"it is larger, unpacked, than the {cached.limit} bytes of the cache")
     if not len(table):
         raise UnsupportedLayerError("it has no spans")
+    cached.make_room(layout.size)
     claim = cached.claim_device()
     if claim is None:
         return

@@ -21,12 +21,22 @@ import pytest
 from soci_cli.errors import IntegrityError, RegistryError, StorageError
 from soci_cli.lazy import Cache, Fetching
 from soci_cli.lazy.cache import device_key
+from soci_cli.lazy.completing import complete_all
 from soci_cli.lazy.devices.complete import open_device
 from soci_cli.lazy.devices.growing import SpanDevice
 from soci_cli.lazy.spans import LayerSpans
 from soci_cli.oci import Descriptor
+from soci_cli.progress import SilentObserver
 from soci_cli.ztoc import Compression, build_ztoc, decode_ztoc
-from tests.lazy.tools import LAYER, Place, eventually, fetching_at, read_now
+from tests.lazy.tools import (
+    LAYER,
+    Place,
+    eventually,
+    fetching_at,
+    files_of,
+    opened_layer,
+    read_now,
+)
 from tests.support.images import sha256
 from tests.support.layers import gz, make_tar, mixed_data
 
@@ -273,3 +283,43 @@ def test_a_maker_that_is_killed(tmp_path: Path, step: str, is_cached: bool) -> N
         layer.spans.close()
     assert Cache(tmp_path, 1 << 30).prune() > 0
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_there_is_room_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fetching_at(tmp_path, limit=4 << 20) as fetching:
+        old = "spans/" + "7" * 64
+        for number in range(3):
+            fetching.cache.put(f"{old}/{'8' * 64}/{number}", bytes(1 << 20))
+        layer = Layer(fetching)
+        layer.spans.read(0, 500_000)
+        evicted: list[int] = []
+
+        def fill(*_: object) -> None:
+            evicted.append(3 - len(fetching.cache.names(f"{old}/{'8' * 64}/")))
+            raise StorageError("seen")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("soci_cli.lazy.devices.making._fill", fill)
+            with pytest.raises(StorageError, match="seen"):
+                layer.spans.complete()
+        assert evicted == [1]
+        sent = layer.place.sent
+        assert layer.spans.read(0, 500_000) == PLAIN[:500_000]
+        assert layer.place.sent == sent
+        layer.spans.complete()
+        layer.check()
+
+
+def test_what_cannot_be_kept_is_served(tmp_path: Path) -> None:
+    """A layer of an image that is larger than the cache is noted, and read as before."""
+    notes: list[str] = []
+
+    class Observer(SilentObserver):
+        def note(self, message: str, kind: str = "") -> None:
+            notes.append(message)
+
+    with fetching_at(tmp_path, limit=1 << 20) as fetching:
+        layer = Layer(fetching)
+        complete_all([opened_layer(files_of(), layer.spans)], Observer())
+        assert "is served, and not kept as a whole: it is larger, unpacked" in notes[0]
+        assert layer.spans.read(0, layer.size) == PLAIN[: layer.size]
