@@ -197,6 +197,7 @@ class _IndexReader:
         self._source = source
         self._needed = needed
         self._count = 0
+        self._parsed: dict[str, Index] = {}
 
     def read(self, index: Index, within: Platform | None, depth: int) -> Iterator[ImageManifest]:
         """The entries; `within` is the platform of the entry that leads to a nested index, if any."""
@@ -230,12 +231,15 @@ class _IndexReader:
                 f"the image in {name} is nested deeper than {DEPTH_LIMIT}: {descriptor.digest}",
                 place=name,
             )
+        if descriptor.digest in self._parsed:
+            return self._parsed[descriptor.digest]
         try:
             data = read_blob(self._source, descriptor)
         except NotFoundError:
             return None
         what = f"index {descriptor.digest} in {name}"
-        return parse_index(data, what, descriptor.media_type)
+        index = parse_index(data, what, descriptor.media_type)
+        return self._parsed.setdefault(descriptor.digest, index)
 
 
 def _may_be_below(within: Platform, entry: ImageManifest) -> bool:

@@ -45,7 +45,7 @@ from soci_cli.targets.protocol import Source, read_blob
 from soci_cli.text import brief
 
 _DOCUMENT_LIMIT = 16 << 20
-_IMAGES = 10_000
+_IMAGES = 1000
 _LINKS = 8
 _CHUNK = 1 << 20
 _PACKED = {b"\x1f\x8b": OCI_LAYER_GZIP, b"\x28\xb5": OCI_LAYER_ZSTD}

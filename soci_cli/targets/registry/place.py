@@ -428,8 +428,8 @@ def _digest_like(digest: str, data: bytes) -> str:
 def _types_in(data: bytes) -> frozenset[str]:
     """The types that a manifest or index names, of itself and of its parts."""
     document: Any = loads(data, "a manifest")
-    parts = [document, document.get("config"), *document.get("layers", ())]
-    parts += document.get("manifests", ())
+    parts = [document, document.get("config"), *(document.get("layers") or ())]
+    parts += document.get("manifests") or ()
     named = (part.get(key) for part in parts if part for key in ("mediaType", "artifactType"))
     return frozenset(filter(None, named))
 

@@ -20,6 +20,7 @@ from soci_cli.oci.descriptor import Descriptor
 from soci_cli.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from soci_cli.targets.copy import read_blob
 from soci_cli.targets.protocol import SENDINGS
+from soci_cli.targets.registry.place import _types_in
 from soci_cli.targets.registry.retry import retry_after
 from soci_cli.targets.registry.upload import BlobUpload
 from tests.support.images import noise
@@ -445,6 +446,13 @@ def test_what_refused_a_manifest_is_known(struck: Struck) -> None:
             assert OCI_MANIFEST in error.media_types
             assert error.codes == ("MANIFEST_INVALID",)
             raise
+
+
+def test_types_of_a_manifest_of_nothing() -> None:
+    """Go's programs write null for a list that is empty."""
+    for text in (b"{}", b'{"config":null,"layers":null,"manifests":null}'):
+        assert _types_in(text) == frozenset()
+    assert _types_in(b'{"artifactType":"a","layers":[{"mediaType":"b"}]}') == {"a", "b"}
 
 
 def test_a_blob_is_read_after_all(struck: Struck) -> None:
