@@ -17,10 +17,13 @@ import pytest
 
 from tests.commands.mounting import PATIENCE, Home, Remote, both_engines, until
 from tests.commands.test_reading import BIG
-from tests.support.holders import holder_of
+from tests.support.commands import process
+from tests.support.holders import children, crash, holder_of
 from tests.support.images import gz, make_image, noise, options, run_convert, tar_of
+from tests.support.servers import DockerRegistry
 from tests.support.servers.actions import Hang, error_reply
 from tests.support.servers.fault_proxy import Fault
+from tests.support.servers.fixtures import PASSWORD, USER
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +224,111 @@ def test_a_list_of_files_goes_on(home: Home, layout: Path) -> None:
     (home.target / "usr/big").read_bytes()
     home("umount", home.target).good()
     assert json.loads(record.read_text()) == ["/usr/small", "/etc/hosts", "/usr/big"]
+
+
+def test_credentials_go_on(
+    home: Home, layout: Path, docker_registry_htpasswd: DockerRegistry
+) -> None:
+    """A successor has them, and nobody else: they are in no file, and in no list of processes."""
+    image = f"docker://{docker_registry_htpasswd.host}/app:1"
+    given = ("--user", USER, "--password-stdin")
+    password = PASSWORD.encode()
+    convert = ("image", "convert", "--soci", "--soci-min-layer-size", "0", *given)
+    process(*convert, f"oci:{layout}", image, home=home.folder, stdin=password).good()
+    mount = ("mount", "--no-background-fetch", *given, image, home.target)
+    process(*mount, home=home.folder, stdin=password).good()
+    kill(home)
+    home("mounts", "--restart").good()
+    kill(home)
+    assert (home.target / "usr/big").read_bytes() == BIG
+    pid = server(home)
+    for one in (pid, holder_of(pid)):
+        for name in ("cmdline", "environ"):
+            assert password not in Path(f"/proc/{one}/{name}").read_bytes()
+    written = [
+        path
+        for path in home.folder.rglob("*")
+        if path.is_file() and not path.is_relative_to(home.target)
+    ]
+    assert len(written) > 3
+    assert not any(password in path.read_bytes() for path in written)
+    home("umount", home.target).good()
+
+
+def test_a_successor_is_told_to_end(home: Home, layout: Path) -> None:
+    home("mount", f"oci:{layout}", home.target).good()
+    kill(home)
+    assert (home.target / "usr/small").read_bytes() == b"small\n"
+    os.kill(server(home), signal.SIGTERM)
+    until(lambda: not home.is_mounted() and not home.left)
+
+
+def test_a_holder_is_told_to_end(home: Home, layout: Path) -> None:
+    """It does when the server does, to which the same is said, as when a session or a service ends."""
+    home("mount", f"oci:{layout}", home.target).good()
+    pid = server(home)
+    holder = holder_of(pid)
+    assert holder
+    os.kill(holder, signal.SIGTERM)
+    os.kill(holder, signal.SIGHUP)
+    kill(home)
+    assert holder_of(server(home)) == holder
+    assert (home.target / "usr/small").read_bytes() == b"small\n"
+    for one in (holder, server(home)):
+        os.kill(one, signal.SIGTERM)
+    until(lambda: not home.is_mounted() and not home.left)
+    until(lambda: not Path(f"/proc/{holder}/cmdline").exists())
+
+
+@pytest.mark.slow
+def test_servers_that_end_at_once(home: Home, layout: Path) -> None:
+    """After ten of them the mount is as one whose server and holder were killed."""
+    home("mount", f"oci:{layout}", home.target).good()
+    (facts,) = home.mounts()
+    host = Path(facts["log"]).parents[2] / "hosts"
+    (log,) = host.glob("*/log")
+    holder = holder_of(server(home))
+    assert holder
+    os.kill(server(home), signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{holder}/exe").exists():
+        for pid in children(holder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert home.mounts()[0]["state"] == "crashed"
+    assert log.read_text().count("these mounts are given up") == 1
+    with pytest.raises(OSError, match=r"not connected|Input/output"):
+        (home.target / "usr/big").read_bytes()
+    home("umount", home.target).good()
+    assert not home.is_mounted()
+    until(lambda: not list(host.glob("[!.]*")))
+
+
+def test_what_cannot_be_replaced(home: Home, layout: Path) -> None:
+    """A mount that a command serves itself, one that crashed, one that is not there."""
+    served = home.start("mount", "--foreground", f"oci:{layout}", home.target)
+    assert served.stdout is not None
+    assert served.stdout.readline()
+    home("mounts", "--restart", home.target).bad(1, str(home.target), "in the foreground")
+    served.terminate()
+    served.communicate(timeout=PATIENCE)
+    home("mount", f"oci:{layout}", home.target).good()
+    crash(server(home))
+    until(lambda: home.mounts()[0]["state"] == "crashed")
+    home("mounts", "--restart").bad(1, str(home.target), "crashed", "soci umount")
+    home("umount", home.target).good()
+    home("mounts", "--restart", home.target).bad(1, str(home.target), "soci mounts")
+    assert home("mounts", "--restart").good().text == ""
+
+
+@both_engines
+def test_a_server_that_hangs_is_replaced(home: Home, layout: Path) -> None:
+    home("mount", f"oci:{layout}", home.target).good()
+    pid = server(home)
+    os.kill(pid, signal.SIGSTOP)
+    home("mounts", "--restart", "-q").good()
+    assert server(home) != pid
+    assert (home.target / "usr/big").read_bytes() == BIG
+    home("umount", home.target).good()

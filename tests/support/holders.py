@@ -10,7 +10,7 @@ from pathlib import Path
 
 def holder_of(server: int) -> int | None:
     """The holder of a server, which one of them started; None when there is none."""
-    found = [_parent(server), *_children(server)]
+    found = [_parent(server), *children(server)]
     return next((pid for pid in found if pid and _name(pid) == "soci-holder"), None)
 
 
@@ -25,7 +25,8 @@ def crash(server: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
     found: list[int] = []
     with suppress(OSError):
         for path in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from soci_cli.errors import MountError, SociError, StorageError
 from soci_cli.lazy.mounts.keeping import this_program
 from soci_cli.lazy.mounts.records import Mount, MountRecord, Mounts
-from soci_cli.lazy.mounts.request import RestartQuestion
+from soci_cli.lazy.mounts.request import RestartQuestion, StatisticsQuestion
 from soci_cli.lazy.mounts.unmounting import ask_server
 from soci_cli.processes.control import NoAnswerError
 from soci_cli.processes.folder import Folder
@@ -64,6 +64,7 @@ def _restart(state: Path, mount: Mount) -> None:
             "foreground, or is of an older version of soci; unmount and mount again"
         )
     try:
+        ask_server(mount, StatisticsQuestion(folder.name))  # whether it is well
         ask_server(mount, RestartQuestion(this_program()), _PATIENCE)
         deadline = time.monotonic() + _FAREWELL
         while record.process.is_alive() and time.monotonic() < deadline:
