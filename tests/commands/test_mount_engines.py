@@ -11,7 +11,7 @@ import pytest
 
 from soci_cli.kernel import calls
 from soci_cli.kernel.points import mount_at
-from tests.commands.mounting import Home, until
+from tests.commands.mounting import Home, both_engines, until
 from tests.commands.test_reading import BIG
 from tests.support.holders import crash
 from tests.support.machine import need_erofs
@@ -119,6 +119,20 @@ def test_the_end_of_the_server_leaves_errors_and_no_hang(home: Home, layout: Pat
     home("umount", home.target).good()
     assert not home.is_mounted()
     home("mount", f"oci:{layout}", home.target).good()
+
+
+@both_engines
+def test_what_is_not_there_and_numbers(home: Home, layout: Path) -> None:
+    """Attributes that a file lacks, and numbers of files that 32-bit programs can use."""
+    home("mount", f"oci:{layout}", home.target).good()
+    for path in (home.target / "usr/big", home.target / "usr"):
+        for name in ("user.absent", "trusted.absent", "security.absent"):
+            with pytest.raises(OSError, match="No data available"):
+                os.getxattr(path, name)
+    numbers = [path.lstat().st_ino for path in home.target.rglob("*")]
+    assert numbers
+    assert max(numbers) < 1 << 32
+    home("umount", home.target).good()
 
 
 def test_a_copy_in_another_mount_namespace(home: Home, layout: Path) -> None:
