@@ -37,6 +37,7 @@ BELOW = {
     "targets": ("oci",),
     "index": ("oci", "targets", "ztoc"),
     "lazy": ("index", "kernel", "oci", "processes", "targets", "ztoc"),
+    "run": ("kernel", "lazy", "oci", "processes"),
     "snapshotter": ("index", "kernel", "lazy", "oci", "processes", "targets", "ztoc"),
     "trial_registry": ("oci", "targets"),
     "settings": ("oci",),

@@ -25,13 +25,15 @@ def run(arguments: Sequence[str]) -> int:
 
 def _find_host(arguments: Sequence[str]) -> HostFinder | None:
     """Whoever will serve a mount starts while this process imports what reads its command line."""
-    if arguments[:1] != ["mount"] or _ALONE.intersection(arguments):
+    # Of a container's program any of these may be a flag, too: its process is found later then.
+    if arguments[:1] not in (["mount"], ["run"]) or _ALONE.intersection(arguments):
         return None
     from soci_cli.errors import ConfigError
     from soci_cli.lazy.mounts.client import HostFinder
-    from soci_cli.lazy.mounts.records import state_root
+    from soci_cli.lazy.mounts.records import CONTAINERS, PERSON, state_root
     from soci_cli.lazy.mounts.sharing import host_key
 
+    owner = PERSON if arguments[0] == "mount" else CONTAINERS
     with suppress(ConfigError):  # said when the command runs
-        return HostFinder(state_root(os.environ).absolute(), host_key(os.environ))
+        return HostFinder(state_root(os.environ).absolute(), host_key(os.environ, owner))
     return None

@@ -38,6 +38,7 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "push": ("push", "Push an image with a SOCI index."),
         "logout": ("logout", "Log out of a registry."),
         "rebuild-db": ("rebuild_db", "Find SOCI artifacts again and list them."),
+        "run": ("run", "Run a container of an image whose layers stay where they are."),
         "rmi": ("image_rm", "Remove images from the local store, or from containerd."),
         "snapshotter": ("snapshotter", "Serve containerd's snapshots, with lazy layers."),
         "stats": ("stats", "Show what was fetched for mounted images, and why."),
@@ -206,13 +207,20 @@ def run(arguments: Sequence[str], ahead: HostFinder | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
 
     def main() -> Any:
-        given = list(with_two_dashes(arguments))
+        given = _flags_as_ours(arguments)
         return cli.main(given, prog_name="soci", standalone_mode=False, obj=app)
 
     try:
         return status_of(app, main)
     finally:
         app.close()
+
+
+def _flags_as_ours(arguments: Sequence[str]) -> list[str]:
+    """The arguments with two dashes before long flags, but not those of a container's program."""
+    first = next((one for one in arguments if one in _COMMANDS[""] or one in _GROUPS), "")
+    count = arguments.index("run") if first == "run" else len(arguments)
+    return [*with_two_dashes(arguments[:count]), *arguments[count:]]
 
 
 def _terminate(_: int, __: FrameType | None) -> None:

@@ -40,6 +40,21 @@ def common_flags(command: _F) -> _F:
             )
             context.exit()
 
+    version = click.option(
+        "-v",
+        "--version",
+        is_flag=True,
+        is_eager=True,
+        callback=print_version,
+        expose_value=False,
+        help="Print the version.",
+    )
+    return version(flags_without_version(command))
+
+
+def flags_without_version(command: _F) -> _F:
+    """`common_flags`, for commands whose -v is something else."""
+
     def set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
             app = context.ensure_object(App)
@@ -56,15 +71,6 @@ def common_flags(command: _F) -> _F:
             context.ensure_object(App).root_flag = value
 
     for option in (
-        click.option(
-            "-v",
-            "--version",
-            is_flag=True,
-            is_eager=True,
-            callback=print_version,
-            expose_value=False,
-            help="Print the version.",
-        ),
         click.option(
             "--root",
             metavar="DIR",

@@ -27,6 +27,7 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _LARGE = 128 << 10  # bytes: what glibc begins with
 _SYNC_FILE_RANGE_WRITE = 2
 _INT64 = ctypes.c_int64
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def mount(kind: str, source: str, target: Path, flags: int, data: str) -> None:
@@ -42,6 +43,11 @@ def umount2(target: Path, flags: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _check(_libc().unshare(flags))
+
+
+def become_subreaper() -> None:
+    """Makes orphans below this process its children (PR_SET_CHILD_SUBREAPER, prctl(2))."""
+    _check(_libc().prctl(_PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (1, 0, 0, 0))))
 
 
 def begin_writing(fd: int, offset: int, length: int) -> None:

@@ -47,7 +47,12 @@ class Process:
 
 def this_process() -> Process:
     """The process that asks."""
-    return Process(os.getpid(), _started(os.getpid()) or 0, boot_id())
+    return process_of(os.getpid())
+
+
+def process_of(pid: int) -> Process:
+    """The process that has this pid now."""
+    return Process(pid, _started(pid) or 0, boot_id())
 
 
 def boot_id() -> str:

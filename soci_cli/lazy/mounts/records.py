@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from soci_cli.errors import InvalidDataError, StorageError
+from soci_cli.errors import InvalidDataError, NotFoundError, StorageError
 from soci_cli.kernel.points import MountIdentity, mount_namespace, mount_points
+from soci_cli.processes.encoding import decode, encode
 from soci_cli.processes.folder import Folder, Folders, OwnFolder
 from soci_cli.processes.identity import Process, boot_id
 from soci_cli.user_folders import own_folder
 
+_KEPT_CONFIG = "config.json"
+
 PERSON = "person"
 """The owner of what is mounted by `soci mount`; others are programs that mount, such as a snapshotter."""
+
+CONTAINERS = "soci run"
+"""The owner of what is mounted for containers."""
 
 
 def state_root(environ: Mapping[str, str]) -> Path:
@@ -75,6 +81,28 @@ class MountRecord:
         if not self.device or self.boot_id != boot_id():
             return None
         return MountIdentity(self.device, self.mount_id, self.unique_id, self.namespace)
+
+
+@dataclass(frozen=True)
+class KeptConfig:
+    """An image's config, as text, and the digest that its reference led to when it was mounted."""
+
+    root: str
+    config: str
+
+    def write(self, folder: Folder) -> None:
+        """Writes it down in a mount's folder. OSError."""
+        (folder.path / _KEPT_CONFIG).write_bytes(encode(self))
+
+    @classmethod
+    def read(cls, folder: Folder) -> KeptConfig:
+        """That of a mount. NotFoundError, InvalidDataError."""
+        try:
+            return decode(cls, (folder.path / _KEPT_CONFIG).read_bytes(), _KEPT_CONFIG)
+        except OSError as error:
+            raise NotFoundError(
+                f"the config of a mounted image is gone: {error.strerror}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class MountRequest:
     read are written down in `record`; with `eager` all of it is fetched first. `engine` is one of
     `settings.ENGINES`. With `debug` the library's log is shown, too. With `topmost` only the last of the
     image's layers is mounted, for overlayfs to join; `is_stack` says whether the others are all that is
-    below it.
+    below it. With `keep_config` the image's config is there as long as the mount; see `records.KeptConfig`.
     """
 
     image: ImageRequest
@@ -103,6 +103,7 @@ class MountRequest:
     debug: bool = False
     topmost: bool = False
     is_stack: bool = True
+    keep_config: bool = False
 
     def check_clear(self) -> None:
         """Raises MountError where the mount would cover what serving it needs, and so wait for itself."""
@@ -218,6 +219,22 @@ class OpenedImage:
 
 
 @contextmanager
+def opened_source(request: ImageRequest) -> Iterator[Source]:
+    """The place of an image, until the end of the `with`. Raises what opening it raises."""
+    from soci_cli.targets.places import connect, open_source, parse_place
+    from soci_cli.targets.registry.registries import Registries
+
+    place = parse_place(request.place, "containerd" if request.names == "containerd" else "store")
+    with ExitStack() as stack:
+        registries = stack.enter_context(Registries(request.registry, request.environ))
+        client = None
+        if place.kind == "containerd":
+            client = connect(*dataclasses.astuple(request.containerd))
+            stack.callback(client.close)
+        yield stack.enter_context(open_source(place, request.store, registries, client))
+
+
+@contextmanager
 def opened(
     request: ImageRequest,
     observer: Observer,
@@ -235,21 +252,13 @@ def opened(
     from soci_cli.lazy.opening import open_layers
     from soci_cli.lazy.span_queue import ImageRequests
     from soci_cli.oci import platforms
-    from soci_cli.targets.places import connect, open_source, parse_place
-    from soci_cli.targets.registry.registries import Registries
 
     options = OpenOptions(
         tuple(platforms.parse(name) for name in request.platforms),
         IndexSources(request.index_digest, request.soci_v2, request.soci_v1),
     )
-    place = parse_place(request.place, "containerd" if request.names == "containerd" else "store")
     with ExitStack() as stack:
-        registries = stack.enter_context(Registries(request.registry, request.environ))
-        client = None
-        if place.kind == "containerd":
-            client = connect(*dataclasses.astuple(request.containerd))
-            stack.callback(client.close)
-        source = wrap(stack.enter_context(open_source(place, request.store, registries, client)))
+        source = wrap(stack.enter_context(opened_source(request)))
         cache = Cache(request.cache, request.cache_limit)
         limits = ImageRequests(request.image_requests, request.requests_in_all, request.chunk_size)
         fetching = Fetching(

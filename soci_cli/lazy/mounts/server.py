@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 
@@ -25,20 +25,21 @@ from soci_cli.lazy.merged import LazyImage
 from soci_cli.lazy.mounts.engines import Engines, LayerEngines
 from soci_cli.lazy.mounts.keeping import Keeper
 from soci_cli.lazy.mounts.readlist import ReadList
-from soci_cli.lazy.mounts.records import MountRecord, Mounts
+from soci_cli.lazy.mounts.records import KeptConfig, MountRecord, Mounts
 from soci_cli.lazy.mounts.request import READAHEAD, MountRequest, OpenedImage, opened
 from soci_cli.lazy.mounts.resuming import Inherited, descriptors_of, ztoc_files
 from soci_cli.lazy.mounts.statistics import statistics
 from soci_cli.lazy.remembering import RememberingSource
-from soci_cli.oci import platforms
+from soci_cli.oci import parse_manifest, platforms
 from soci_cli.processes.folder import OwnFolder
 from soci_cli.processes.identity import this_process
 from soci_cli.processes.log import Log, LogFile
 from soci_cli.progress import Observer, SilentObserver
-from soci_cli.targets import Source
+from soci_cli.targets import Source, read_blob
 
 _PATIENCE = 5.0
 _LONGEST_PAUSE = 30.0
+_CONFIG_LIMIT = 16 << 20
 
 
 class Server:
@@ -182,6 +183,9 @@ class Server:
         request, image = self._request, found.image
         reads = self._recording(image, stack)
         stack.callback(self._close)
+        config = None
+        if request.keep_config:  # beside the mounting: it comes from the image's place
+            config = stack.enter_context(ThreadPoolExecutor(1)).submit(self._read_config, found)
         options = MountOptions(request.writable, request.suid, request.dev, request.allow_other)
         engines = self._engines(found)
         prepared = engines.prepare(request.engine)
@@ -220,6 +224,24 @@ class Server:
         )
         self._keep(found)
         self.folder.write(self._record)
+        if config is not None:
+            self._write_config(config.result())
+
+    def _read_config(self, found: OpenedImage) -> KeptConfig:
+        origin = found.image.origin
+        if origin is None:
+            raise StorageError("the config of an image that is mounted by layers is not known")
+        source, manifest = found.source, origin.manifest
+        name = f"manifest {manifest.digest} in {source.name}"
+        read = parse_manifest(read_blob(source, manifest), name, manifest.media_type)
+        config = read_blob(source, read.config, _CONFIG_LIMIT)
+        return KeptConfig(source.resolve().digest, config.decode("utf-8", "replace"))
+
+    def _write_config(self, config: KeptConfig) -> None:
+        try:
+            config.write(self.folder)
+        except OSError as error:
+            raise StorageError(f"{self.folder.path}: {error.strerror}") from error
 
     def _engines(self, found: OpenedImage) -> Engines:
         request, image, cache = self._request, found.image, found.fetching.cache
