@@ -174,6 +174,7 @@ class Snapshotter(Closing):
             below = self.metadata.chain(parent) if parent else []
             provided = self._layers.provide(snapshot, self.files(snapshot), below, namespace)
             if provided is None:
+                self.metadata.get(key)  # it may have been removed meanwhile
                 return mounts
             self._commit_layer(snapshot, target, provided)
         raise _is_here(target)

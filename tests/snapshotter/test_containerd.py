@@ -238,10 +238,13 @@ def test_many_at_once(
         for one in pulls:
             one.result()
         assert len(daemon.mounted()) == 3
+        # By its exit status: ctr loses the output of a container now and then on a busy machine.
+        script = "[ \"$(cat /data/small)\" = 'a small layer' ]"
         runs = [
-            pool.submit(containerd.ctr, *RUN, name, f"box-{number}", "/bin/cat", "/data/small")
+            pool.submit(containerd.ctr, *RUN, name, f"box-{number}", "/bin/sh", "-c", script)
             for number in range(20)
         ]
-        assert [one.result() for one in runs] == ["a small layer\n"] * 20
+        for run in runs:
+            run.result()
     containerd.ctr("images", "rm", "--sync", name, namespace="other")
     assert len(daemon.mounted()) == 3

@@ -133,6 +133,11 @@ class Mounts(Folders[MountRecord]):
             self.check_free(Path(record.target))
             return self.create(record)
 
+    def add(self, record: MountRecord) -> OwnFolder:
+        """As `claim`, for a target of which the caller knows that it is free. StorageError."""
+        with self.turn():
+            return self.create(record)
+
     def all(self) -> list[Mount]:
         """See `Folders.all`. What is left of mounts that needed no process, and are gone, is removed."""
         found = []

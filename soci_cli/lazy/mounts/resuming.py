@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,7 +17,6 @@ from soci_cli.lazy.entries import HEADER
 from soci_cli.lazy.fuse.journal import new_file
 from soci_cli.lazy.fuse.mounted import JOURNAL, Handover
 from soci_cli.lazy.lazy_layer import LazyLayer
-from soci_cli.lazy.merged import LazyImage
 from soci_cli.lazy.mounts.holder import MAX_DESCRIPTORS, MAX_PACKET
 from soci_cli.lazy.mounts.keeping import HOST_NAME, in_memory, read_all
 from soci_cli.lazy.mounts.records import MountRecord
@@ -145,11 +144,9 @@ def descriptors_of(
     return [in_memory(encode(state)), *named.values()]
 
 
-def ztoc_files(image: LazyImage, cache: Cache) -> dict[str, int]:
-    """Descriptors of the cache's files of an image's zTOCs, by digest: they stay whatever is evicted."""
-    return {
-        layer.ztoc_digest: fd for layer in image.layers if (fd := _ztoc_file(layer, cache)) >= 0
-    }
+def ztoc_files(layers: Sequence[LazyLayer], cache: Cache) -> dict[str, int]:
+    """Descriptors of the cache's files of layers' zTOCs, by digest: they stay whatever is evicted."""
+    return {layer.ztoc_digest: fd for layer in layers if (fd := _ztoc_file(layer, cache)) >= 0}
 
 
 def _ztoc_file(layer: LazyLayer, cache: Cache) -> int:

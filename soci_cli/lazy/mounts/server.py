@@ -101,10 +101,12 @@ class Server:
             self.folder = Mounts(request.state).adopt(inherited.name, inherited.lock)
         else:
             mounts = Mounts(request.state)
-            mounts.check_free(request.target)
+            if not request.topmost:
+                mounts.check_free(request.target)
             check_target(request.target)
             request.check_clear()
-            self.folder = mounts.claim(self._record)
+            # Who mounts single layers mounts many, each at a folder that it made for that.
+            self.folder = (mounts.add if request.topmost else mounts.claim)(self._record)
         self.ready: Future[str] = Future()
         self._write = write
         self.log = Log(write or (lambda line: None))
@@ -204,13 +206,14 @@ class Server:
             mounted = made.image
             self._set_mounted(mounted)
         identity = mounted.identity
+        layers = self._shown(image)
         self._record = dataclasses.replace(
             self._record,
             digest=image.digest,
             platform=platforms.format_platform(image.platform or platforms.host_platform()),
-            layers=len(image.layers),
-            indexed=sum(layer.indexed for layer in image.layers),
-            layer_digests=tuple(layer.descriptor.digest for layer in image.layers),
+            layers=len(layers),
+            indexed=sum(layer.indexed for layer in layers),
+            layer_digests=tuple(layer.descriptor.digest for layer in layers),
             kind=mounted.kind,
             device=identity.device,
             mount_id=identity.number,
@@ -250,6 +253,10 @@ class Server:
             LayerEngines(*about, is_stack=request.is_stack) if request.topmost else Engines(*about)
         )
 
+    def _shown(self, image: LazyImage) -> Sequence[LazyLayer]:
+        """The layers that are mounted; the others only say how these are seen."""
+        return image.layers[-1:] if self._request.topmost else image.layers
+
     def _set_mounted(self, mounted: MountedImage) -> None:
         mounted.on_end = partial(self._keeper.drop, self.folder.name)
         self._mounted = mounted
@@ -265,7 +272,7 @@ class Server:
         try:
             handover, copies = self._mounted.handover(_PATIENCE)
             fds += copies.values()
-            blobs = ztoc_files(found.image, found.fetching.cache)
+            blobs = ztoc_files(self._shown(found.image), found.fetching.cache)
             fds += blobs.values()
             record = dataclasses.replace(self._record, held=True)
             kept = descriptors_of(
@@ -354,7 +361,7 @@ class Server:
             request.fetch_period,
             request.max_queue_size,
         )
-        layers = image.layers[-1:] if request.topmost else image.layers
+        layers = self._shown(image)
         # What FUSE serves for good is as well off with spans.
         then = None if request.engine == "fuse" else partial(self._complete, layers)
         with BackgroundFetcher(layers, found.fetching, options, then) as ahead:
