@@ -72,6 +72,9 @@ def _run(
         app.output.note("--security-opt apparmor: this kernel has no AppArmor, so it does nothing")
         options = dataclasses.replace(request.options, apparmor=None)
         request = dataclasses.replace(request, options=options)
+    stdin = _descriptor(sys.stdin) if flags["interactive"] else None
+    if flags["terminal"] and stdin is not None and not os.isatty(stdin):
+        raise UsageError("-t: stdin is no terminal; leave out -t, or -i")
     runtimes = find_runtimes(request.runtime, cgroups=has_cgroups())
     state = state_root(os.environ).absolute()
     containers = Containers(state)
@@ -87,7 +90,6 @@ def _run(
             return host.mount(asked, observer, app.output.log_line)
 
         prepared = make_container(containers, request, image, current, mount)
-    stdin = _descriptor(sys.stdin) if flags["interactive"] else None
     return run_attached(containers, prepared, request, runtimes, (stdin, 1, 2), app.output.note)
 
 

@@ -49,6 +49,7 @@ class _WrongFlagError(click.UsageError):
 
 _OPTIONS = (
     click.option("-i", "--interactive", is_flag=True, help="Give the container this stdin."),
+    click.option("-t", "--tty", "terminal", is_flag=True, help="Give the container a terminal."),
     click.option(
         "--rm",
         "remove",
@@ -161,6 +162,7 @@ def run_request(
         user=flags["user"],
         hostname=flags["hostname"],
         network=flags["network"],
+        terminal=flags["terminal"],
         read_only=flags["read_only"],
         limits=_limits(flags),
         no_new_privileges=security.get("no_new_privileges", True),

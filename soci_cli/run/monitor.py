@@ -15,11 +15,14 @@ from soci_cli.processes.identity import process_of
 from soci_cli.run.bundle import Prepared, RunRequest
 from soci_cli.run.runtime import Runtime, StartError
 from soci_cli.run.streams import Streams
+from soci_cli.run.terminal import ContainerTerminal
 
 _FORWARDED = (
     "SIGHUP SIGINT SIGQUIT SIGTERM SIGUSR1 SIGUSR2 SIGCONT SIGALRM SIGVTALRM SIGPROF SIGIO SIGPWR"
 )
 _IMPATIENT = 3
+ContainerStreams = Streams | ContainerTerminal
+"""Where a container reads and writes."""
 
 
 class Monitor:
@@ -36,19 +39,25 @@ class Monitor:
         self._waiting: list[int] = []
         self._asked = 0
 
-    def start(self, runtimes: Sequence[Runtime], *, stdin: bool) -> Streams:
+    def start(
+        self, runtimes: Sequence[Runtime], make_streams: Callable[[], ContainerStreams]
+    ) -> ContainerStreams:
         """Starts it with the first runtime that can; its streams, which nobody copies yet.
 
-        Raises NoProgramError and NotExecutableError where it is the program's fault, else StartError.
+        Each runtime is given new ones. Raises NoProgramError and NotExecutableError where it is the
+        program's fault, else StartError.
         """
         calls.become_subreaper()
         failed: StartError | None = None
         for runtime in runtimes:
             self._write(runtime)
-            streams = Streams(stdin=stdin)
+            streams = make_streams()
             try:
                 self._pid = runtime.start(
-                    self._prepared.folder.name, self._prepared.bundle, streams.theirs
+                    self._prepared.folder.name,
+                    self._prepared.bundle,
+                    streams.theirs,
+                    streams.console,
                 )
             except StartError as error:
                 streams.close()  # with what the runtime wrote into them

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from soci_cli.lazy.mounts.request import ImageRequest
 from soci_cli.run.bundle import Prepared, RunRequest, claim, prepare
 from soci_cli.run.containers import Containers
-from soci_cli.run.monitor import Monitor
+from soci_cli.run.monitor import ContainerStreams, Monitor
 from soci_cli.run.runtime import Runtime
+from soci_cli.run.streams import Streams
+from soci_cli.run.terminal import ContainerTerminal, raw
 
 
 def make_container(
@@ -51,13 +54,28 @@ def run_attached(
         stack.callback(_remove, containers, prepared.folder.name)
         monitor = Monitor(prepared, request, note)
         monitor.forward_signals()
-        streams = monitor.start(runtimes, stdin=stdio[0] is not None)
+        terminal = _terminal_of(stdio) if request.options.terminal else None
+
+        def make_streams() -> ContainerStreams:
+            if request.options.terminal:
+                return ContainerTerminal(prepared.bundle, terminal)
+            return Streams(stdin=stdio[0] is not None)
+
+        streams = monitor.start(runtimes, make_streams)
+        streams.follow_size()
+        if stdio[0] is not None and stdio[0] == terminal:
+            stack.enter_context(raw(terminal))
         streams.copy_output(*stdio[1:])
         if stdio[0] is not None:
             streams.copy_input(stdio[0])
         status = monitor.wait()
         streams.finish()
         return status
+
+
+def _terminal_of(stdio: Iterable[int | None]) -> int | None:
+    """The user's terminal, if any of the descriptors is one."""
+    return next((fd for fd in stdio if fd is not None and os.isatty(fd)), None)
 
 
 def _remove(containers: Containers, name: str) -> None:

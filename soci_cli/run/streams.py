@@ -10,6 +10,7 @@ import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from soci_cli.closing import Closing
 
@@ -20,6 +21,9 @@ _FAREWELL = 10.0
 
 class Streams(Closing):
     """The pipes of a container; `close_theirs` when it has its ends."""
+
+    console: Path | None = None
+    """Where its runtime sends a terminal: there is none."""
 
     def __init__(self, *, stdin: bool) -> None:
         """Without `stdin` it reads nothing."""
@@ -40,17 +44,20 @@ class Streams(Closing):
         while self.theirs:
             os.close(self.theirs.pop())
 
+    def follow_size(self) -> None:
+        """Pipes have no size."""
+
     def copy_input(self, source: int) -> None:
         """From now on the container gets what comes from a descriptor, and its end."""
         assert self._input is not None
         fd, self._input = self._input, None
-        _start(lambda: _copy_and_close(source, fd, close=fd))
+        start_thread(lambda: _copy_and_close(source, fd, close=fd))
 
     def copy_output(self, *targets: int) -> None:
         """From now on what the container writes to stdout and stderr goes to these descriptors."""
         for source, target in zip(self._outputs, targets, strict=True):
             work = _copier(source, target)
-            self._threads.append(_start(work))
+            self._threads.append(start_thread(work))
         self._outputs = []
 
     def finish(self) -> None:
@@ -114,7 +121,8 @@ def _copier(source: int, target: int) -> Callable[[], None]:
     return lambda: _copy_and_close(source, target, close=source)
 
 
-def _start(work: Callable[[], None]) -> threading.Thread:
+def start_thread(work: Callable[[], None]) -> threading.Thread:
+    """A thread that does something for the streams of a container."""
     thread = threading.Thread(target=work, name="soci-stream", daemon=True)
     thread.start()
     return thread
