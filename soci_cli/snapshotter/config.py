@@ -233,11 +233,16 @@ class Snapshots:
 
 @dataclass(frozen=True)
 class Soci:
-    """What only this program has settings for: seconds, and a size such as "20GiB", "" for the default."""
+    """What only this program has settings for: seconds, and a size such as "20GiB", "" for the default.
+
+    With `verify` "trusted-indexes" zTOCs are taken from the repositories `trusted` alone.
+    """
 
     engine: str = _key("auto", zero="auto", one_of=("auto", "erofs", "fuse"))
     reader_deadline_sec: int = _key(30, zero=30)
     cache_size: str = ""
+    verify: str = _key("", one_of=("", "trusted-indexes"))
+    trusted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

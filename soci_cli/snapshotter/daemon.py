@@ -108,6 +108,7 @@ def _open(options: DaemonOptions, log: Log, stack: ExitStack) -> Snapshotter:
             containerd=config.content_store.containerd_address,
             registry=registry,
             environ=options.environ,
+            trusted=config.soci.trusted if config.soci.verify else None,
         ),
         cache,
         log,

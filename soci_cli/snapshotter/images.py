@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from soci_cli.errors import NotFoundError, SociError, UsageError
@@ -93,13 +94,22 @@ class _Trace:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How images are looked for: which indexes, how registries and containerd are talked to."""
+    """How images are looked for: which indexes, how registries and containerd are talked to.
+
+    Indexes are taken from the repositories `trusted` alone, which are patterns of HOST/REPOSITORY; None is
+    all of them.
+    """
 
     v1: bool
     v2: bool
     containerd: str
     registry: RegistryOptions
     environ: Mapping[str, str] = field(repr=False)
+    trusted: tuple[str, ...] | None = None
+
+    def trusts(self, repository: str) -> bool:
+        """Whether indexes of a repository are taken."""
+        return self.trusted is None or any(fnmatchcase(repository, one) for one in self.trusted)
 
 
 class Images:
@@ -233,7 +243,11 @@ class Images:
         manifest = parse_manifest(read_blob(source, descriptor), what, descriptor.media_type)
         entry = ImageManifest(descriptor, manifest, None, True, False)
         sources = IndexSources(given or None, self._settings.v2, self._settings.v1)
-        index = find_index(source, entry, sources, _Notes(self._log, source.name))
+        index = None
+        if self._settings.trusts(parse_reference(source.name.partition("://")[2]).name):
+            index = find_index(source, entry, sources, _Notes(self._log, source.name))
+        else:
+            self._log("warning", "its repository is none of [soci] trusted", image=source.name)
         layers = _layers_of(source, manifest, index)
         return Image(source.name, descriptor, layers, index, time.monotonic())
 

@@ -123,3 +123,19 @@ def test_all_layers(image: Published, tmp_path: Path) -> None:
         pull(client, image)
         assert not any(line.get("ztoc") for line in daemon.lines())
         assert len(daemon.mounted()) == 3
+
+
+def test_indexes_of_repositories_that_are_not_trusted(image: Published, tmp_path: Path) -> None:
+    """Such an image is as one without an index."""
+    config = f"""{FALLBACK}[soci]
+verify = "trusted-indexes"
+trusted = ["registry.example/*", "{image.host}/other"]
+"""
+    with Daemon(tmp_path / "daemon", config=config) as daemon, Client(daemon.address) as client:
+        pull(client, image)
+        assert not any(line.get("ztoc") for line in daemon.lines())
+        assert daemon.logged("its repository is none of [soci] trusted") == 1
+    trusting = config.replace("/other", "/r*")
+    with Daemon(tmp_path / "other", config=trusting) as daemon, Client(daemon.address) as client:
+        pull(client, image)
+        assert sum(bool(line.get("ztoc")) for line in daemon.lines()) == 2
