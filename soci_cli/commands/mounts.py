@@ -166,7 +166,7 @@ def _facts(folder: Folder, record: MountRecord) -> dict[str, object]:
         "lazy_layers": record.indexed,
         "restarts": record.restarts,
         "owner": record.owner,
-        "pid": record.pid,
+        "pid": record.pid if record.served else None,
         "started": _time(record).isoformat(),
         "log": str(folder.log),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,6 +15,7 @@ from soci_cli.lazy.span_table import SpanTable
 from soci_cli.ztoc import Ztoc
 
 _AT_ONCE = 32  # spans that are asked for together
+_PAUSE = 0.05
 _AHEAD = 128 << 20  # uncompressed bytes that are asked for before the first of them is here
 
 
@@ -26,7 +28,7 @@ def make_device(
     tail: Callable[[], Iterable[bytes]],
     advance: Callable[[int], None],
 ) -> None:
-    """Makes the device of a layer, unless it is there or somebody else makes it.
+    """Makes the device of a layer, unless it is there; waits for who makes it already.
 
     `fetch` begins to fetch spans, `tail` gives what follows the archive in the layer, `advance` is told of
     compressed bytes, and raises when there is no more need of it. Raises StorageError where the cache takes
@@ -41,9 +43,9 @@ def make_device(
     if not len(table):
         raise UnsupportedLayerError("it has no spans")
     cached.make_room(layout.size)
-    claim = cached.claim_device()
-    if claim is None:
-        return
+    while (claim := cached.claim_device()) is None:
+        advance(0)
+        time.sleep(_PAUSE)
     with claim:
         if cached.device() is not None:
             return
