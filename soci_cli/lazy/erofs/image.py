@@ -7,10 +7,11 @@ for lazy devices needs of the zTOCs, so that mounting an image again reads none 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from zlib_ng import zlib_ng
@@ -45,25 +46,25 @@ def key_of(kind: str, ztocs: Sequence[str]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def encode(tree: Tree) -> list[bytes]:
-    """The file of a tree, in parts. UnsupportedLayerError for what EROFS cannot hold.
+def encode(tree: Tree) -> Iterator[bytes]:
+    """The file of a tree, piece by piece. UnsupportedLayerError for what EROFS cannot hold.
 
-    The tree is used up.
+    The tree is used up meanwhile, so that this takes little memory.
     """
-    parts = Metadata(tree.root, tree.inodes, tree.devices).chunks
-    size = sum(map(len, parts))
-    for layout in tree.layouts:
-        archive, device = layout.runs
-        parts += (
-            _LAYOUT.pack(layout.archive_size, len(archive)),
-            archive.tobytes(),
-            device.tobytes(),
-        )
+    metadata = Metadata(tree.root, tree.inodes, tree.devices)
     checksum = 0
-    for part in parts:
-        checksum = zlib_ng.crc32(part, checksum)
-    parts.append(_TRAILER.pack(_MAGIC, checksum, len(tree.layouts), size))
-    return parts
+    for piece in itertools.chain(metadata.chunks(), _encoded(tree.layouts)):
+        checksum = zlib_ng.crc32(piece, checksum)
+        yield piece
+    yield _TRAILER.pack(_MAGIC, checksum, len(tree.layouts), metadata.size)
+
+
+def _encoded(layouts: Sequence[DeviceLayout]) -> Iterator[bytes]:
+    for layout in layouts:
+        archive, device = layout.runs
+        yield _LAYOUT.pack(layout.archive_size, len(archive))
+        yield archive.tobytes()
+        yield device.tobytes()
 
 
 def decode(fd: int) -> ErofsImage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from soci_cli.errors import UnsupportedLayerError
@@ -76,7 +76,7 @@ class Inodes:
     xattrs: dict[int, bytes] = field(default_factory=dict)
     targets: dict[int, bytes] = field(default_factory=dict)
     shared: set[int] = field(default_factory=set)
-    _used: set[int] = field(default_factory=set)
+    _used: bytearray = field(default_factory=bytearray)
 
     def add(self, mode: int, size: int = 0, place: int = 0) -> int:
         """Adds an inode of root's; its number. `mode` is that of stat(2)."""
@@ -94,9 +94,12 @@ class Inodes:
 
     def use(self, number: int) -> int:
         """An inode gets one more name; its number."""
-        if number in self._used:
+        used = self._used
+        if number >= len(used):
+            used.extend(bytes(len(self) - len(used)))
+        if used[number]:
             self.shared.add(number)
-        self._used.add(number)
+        used[number] = 1
         return number
 
 
@@ -122,7 +125,7 @@ def next_start(devices: Sequence[Device]) -> int:
 
 
 class Metadata:
-    """Lays a tree out, which is used up; `chunks` are the image, `inodes` how many inodes it has."""
+    """Lays a tree out; `size` are the bytes of the image, `inodes` how many inodes it has."""
 
     def __init__(self, root: Directory, inodes: Inodes, devices: Sequence[Device]) -> None:
         """Raises UnsupportedLayerError for what the format cannot hold."""
@@ -145,14 +148,20 @@ class Metadata:
             (device.tag, device.blocks, start)
             for device, start in zip(devices, device_starts(devices), strict=True)
         ]
-        self.chunks = [erofs.head(root.nid, self.inodes, size, self._start, slots)]
-        self._write()
-        self.chunks.append(bytes(size - self._start - end))
+        self.size = size
+        self._head = erofs.head(root.nid, self.inodes, size, self._start, slots)
+        self._tail = bytes(size - self._start - end)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The image, piece by piece, once: the tree is used up."""
+        yield self._head
+        yield from self._write()
+        yield self._tail
 
     @property
     def data(self) -> bytes:
-        """The image in one piece."""
-        return b"".join(self.chunks)
+        """The image in one piece, once."""
+        return b"".join(self.chunks())
 
     def _place(self, root: Directory) -> int:
         """Gives everything its place; where the last one ends."""
@@ -214,7 +223,7 @@ class Metadata:
         self._nids[child] = position >> SLOT_BITS
         return _aligned(end, SLOT)
 
-    def _write(self) -> None:
+    def _write(self) -> Iterator[bytes]:
         heads, size = memoryview(self._inodes.heads), _INODE_SIZE
         parts: list[bytes | memoryview] = []
         special = self._inodes.xattrs.keys() | self._inodes.targets.keys() | self._links.keys()
@@ -223,7 +232,7 @@ class Metadata:
             position = self._write_directory(here, len(self._inodes) + number, position, parts)
             here.children, here.names = {}, []
             if len(parts) > _PARTS:
-                self.chunks.append(b"".join(parts))
+                yield b"".join(parts)
                 parts.clear()
             if special.isdisjoint(here.placed):
                 parts += [heads[child * size : child * size + size] for child in here.placed]
@@ -235,7 +244,7 @@ class Metadata:
                 else:
                     parts.append(heads[child * size : child * size + size])
                     position += _INODE_SIZE
-        self.chunks.append(b"".join(parts))
+        yield b"".join(parts)
 
     def _write_directory(
         self, here: Directory, number: int, position: int, parts: list[bytes | memoryview]
