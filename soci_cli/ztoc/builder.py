@@ -17,6 +17,7 @@ the first place where a boundary could count, and stops at boundaries only from 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _INPUT_SIZE = 1 << 20
 _INPUT_COUNT = 4
 _OUTPUT_SIZE = 1 << 20
 _OUTPUT_COUNT = 3
+_WINDOWS = 32  # that are kept in one piece of memory
 _FIRST = 64 << 10  # bytes of the first of each, so that small layers take little time
 _MAX_CHECKPOINTS = MAX_ZTOC_SIZE // (WINDOW_SIZE + 17 + 71)
 # Every empty block before the first output is a checkpoint, five bytes that cost 32 KiB.
@@ -132,6 +134,14 @@ def build_ztoc(
                 _check(source, worker, expected_digest, expected_size)
             raise
     _check(source, worker, expected_digest, expected_size)
+    last = source.position, worker.scanner.archive_size
+    points = [one[:2] for one in checkpoints] + [last]
+    largest = (
+        span_size
+        if not checkpoints
+        else max(max(after[0] - one[0], after[1] - one[1]) for one, after in pairwise(points))
+    )
+    checkpoints.clear()  # the windows are large
     data = encode_ztoc(
         worker.toc,
         build_tool_identifier=build_tool_identifier,
@@ -140,13 +150,6 @@ def build_ztoc(
         uncompressed_size=worker.scanner.archive_size,
         checkpoints=blob,
         span_digests=worker.span_digests,
-    )
-    last = source.position, worker.scanner.archive_size
-    points = [one[:2] for one in checkpoints] + [last]
-    largest = (
-        span_size
-        if not checkpoints
-        else max(max(after[0] - one[0], after[1] - one[1]) for one, after in pairwise(points))
     )
     return BuiltZtoc(
         data,
@@ -243,13 +246,14 @@ def _scan_plain(source: _Source, worker: _Worker, span_size: int) -> None:
 
 def _scan_gzip(
     source: _Source, worker: _Worker, span_size: int
-) -> list[tuple[int, int, int, bytes]]:
+) -> list[tuple[int, int, int, memoryview]]:
     """Inflates the whole stream; returns its checkpoints."""
-    checkpoints: list[tuple[int, int, int, bytes]] = []
+    checkpoints: list[tuple[int, int, int, memoryview]] = []
     total = 0  # bytes output so far
     last = 0  # `total` at the last checkpoint
     filled = 0  # bytes in the current output buffer
     ended = False  # after a member, before the next
+    windows = _Windows()
     output = worker.output_buffer()
     size = output.view.nbytes - WINDOW_SIZE
     with Inflater(GZIP) as inflater:
@@ -282,8 +286,8 @@ def _scan_gzip(
                 if kind & 192 == 128 and not ended and (not total or total - last > span_size):
                     offset = source.position - stream.avail_in
                     # The window before output byte `filled` lies WINDOW_SIZE further in the buffer.
-                    window = bytes(output.view[filled : filled + WINDOW_SIZE])
-                    checkpoints.append((offset, total, kind & 7, window if total else EMPTY_WINDOW))
+                    window = output.view[filled : filled + WINDOW_SIZE] if total else EMPTY_WINDOW
+                    checkpoints.append((offset, total, kind & 7, windows.keep(window)))
                     limit = _MAX_CHECKPOINTS if total else _MAX_EMPTY_CHECKPOINTS
                     if len(checkpoints) > limit:
                         where = "at this span size" if total else "before its first byte"
@@ -304,6 +308,21 @@ def _scan_gzip(
     if not ended:
         raise InvalidDataError(f"its gzip stream is cut off after {source.position} bytes")
     return checkpoints
+
+
+class _Windows:
+    """Windows in memory that goes back to the system with them, as that of many small pieces does not."""
+
+    def __init__(self) -> None:
+        self._room = memoryview(b"")
+
+    def keep(self, window: bytes | memoryview) -> memoryview:
+        """A copy of it."""
+        if not self._room.nbytes:
+            self._room = memoryview(mmap.mmap(-1, _WINDOWS * WINDOW_SIZE))
+        kept, self._room = self._room[:WINDOW_SIZE], self._room[WINDOW_SIZE:]
+        kept[:] = window
+        return kept
 
 
 class _Pool:

@@ -42,10 +42,10 @@ def encode_ztoc(
     compression: int,
     compressed_size: int,
     uncompressed_size: int,
-    checkpoints: Sequence[bytes],
+    checkpoints: list[bytes | memoryview],
     span_digests: Sequence[bytes],
 ) -> bytes:
-    """The bytes of a zTOC. `checkpoints` is the zinfo blob in parts, digests are "sha256:...".
+    """The bytes of a zTOC. Digests are "sha256:..."; `checkpoints` is the blob in parts, which is emptied.
 
     `compression` is a number of `Compression`, with HOLES where the layer has sparse files.
     """

@@ -17,6 +17,8 @@ from __future__ import annotations
 import io
 import mmap
 import struct
+import sys
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import itemgetter
@@ -34,6 +36,7 @@ INT64 = "q"
 FlatBuffer: TypeAlias = bytes | mmap.mmap
 """A buffer to read: in memory, or a mapped file."""
 
+_BATCH = 4096  # pieces that are put together: an object for each would take more than they do
 _SIZES = {REFERENCE: 4, INT8: 1, INT32: 4, UINT32: 4, INT64: 8}
 _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0", b"\0\0\0\0", b"\0" * 5, b"\0" * 6, b"\0" * 7)
 
@@ -111,7 +114,8 @@ class Builder:
     """Builds one FlatBuffer; every method returns the offset, from the end, of what it wrote."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
+        self._batches: list[bytes | memoryview] = []  # what was written before these
         self._offset = 0
         self._alignment = 4
         self._vtables: dict[bytes, int] = {}
@@ -127,11 +131,13 @@ class Builder:
         self._push(value + b"\0")
         return self._push(len(value).to_bytes(4, "little"))
 
-    def bytes_vector(self, parts: Sequence[bytes]) -> int:
-        """Writes a vector of bytes, given as parts in order."""
+    def bytes_vector(self, parts: list[bytes | memoryview]) -> int:
+        """Writes a vector of bytes, given as parts in order, and takes the parts out of the list."""
         length = sum(map(len, parts))
         self._align(4, length)
-        self._pieces.extend(reversed(parts))
+        self._end_batch()
+        self._batches.extend(reversed(parts))
+        parts.clear()
         self._offset += length
         return self._push(struct.pack("<I", length))
 
@@ -140,10 +146,11 @@ class Builder:
         count = len(offsets)
         self._align(4, 4 * count)
         # The last element ends where the buffer starts now; element i starts 4 * (count - i) before.
-        end = self._offset
-        first = end + 4 * count
-        values = [first - 4 * i - offset for i, offset in enumerate(offsets)]
-        return self._push(struct.pack(f"<{count + 1}I", count, *values))
+        first = self._offset + 4 * count
+        values = array("I", (first - 4 * i - offset for i, offset in enumerate(offsets)))
+        if sys.byteorder == "big":
+            values.byteswap()
+        return self._push(count.to_bytes(4, "little") + values.tobytes())
 
     def raw(self, piece: bytes) -> int:
         """Prepends bytes that are laid out already; their length must be a multiple of four."""
@@ -176,6 +183,8 @@ class Builder:
         self._offset = table
         if not known:
             self._push(layout.vtable)
+        if len(self._pieces) > _BATCH:
+            self._end_batch()
         return table
 
     def vtable(self, kinds: str, ids: tuple[int, ...]) -> int | None:
@@ -188,10 +197,15 @@ class Builder:
         self._align(self._alignment, 4)
         self._push(struct.pack("<I", self._offset + 4 - root))
         # Each piece is let go as soon as it is copied, so the buffer is never in memory twice.
+        self._end_batch()
         whole = io.BytesIO()
-        while self._pieces:
-            whole.write(self._pieces.pop())
+        while self._batches:
+            whole.write(self._batches.pop())
         return whole.getvalue()
+
+    def _end_batch(self) -> None:
+        self._batches.append(b"".join(reversed(self._pieces)))
+        self._pieces.clear()
 
     def _align(self, size: int, additional: int) -> None:
         pad = -(self._offset + additional) % size

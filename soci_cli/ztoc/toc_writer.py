@@ -8,8 +8,10 @@ to the first, as the format wants it (docs/formats.md, "Order of the bytes").
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.ztoc.flatbuffer import (
@@ -41,9 +43,10 @@ _XATTR_KINDS = REFERENCE * 2
 _XATTR_IDS = (0, 1)
 
 # A file as `TocWriter` keeps it: its seven numbers, which of them are not zero, the offsets of its six
-# strings, each counted from the end of its piece, and the piece's length. The piece begins with the
-# xattrs vector.
-_RECORD = struct.Struct("<qqqIIqqB7I")
+# strings and of its only xattr table, each counted from the end of its piece, and the piece's length. The
+# piece begins with the xattrs vector.
+_RECORD = struct.Struct("<qqqIIqqB8I")
+_BATCH = 2048  # files whose bytes are put together: an object for each would take more than they do
 _XATTR_TABLE = struct.Struct("<iII")
 XATTR_COST = 4 + _XATTR_TABLE.size
 """Bytes that each xattr has for itself in a buffer, beside its strings: a reference and a table."""
@@ -59,8 +62,9 @@ class TocWriter:
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._records: list[bytes] = []
-        # Where, in the pieces of which files, xattr tables await the reference to their vtable.
-        self._xattr_tables: dict[int, int | list[int]] = {}
+        self._batches: list[tuple[bytes, bytes]] = []  # pieces and records of earlier files
+        # Where, in the pieces of which files, several xattr tables await the reference to their vtable.
+        self._xattr_tables: dict[int, list[int]] = {}
         self._xattr_vtable: int | None = None
         self._last_xattrs: tuple[bytes, Sequence[tuple[bytes, bytes]]] = b"", ()
         self._middles: dict[tuple[bytes, bytes, bytes], tuple[bytes, int, int, int, int]] = {}
@@ -101,11 +105,15 @@ class TocWriter:
             length.to_bytes(4, "little"), name, b"\0\0\0\0"[length & 3 :],
         ))  # fmt: skip
         time_at = len(piece)
+        xattr_at = 0
         if not xattrs:
             piece = b"\0\0\0\0" + piece
         else:
             self._last_xattrs = piece, xattrs
-            piece, self._xattr_tables[self._count] = _with_xattrs(piece, xattrs)
+            piece, tables = _with_xattrs(piece, xattrs)
+            xattr_at = tables[0]
+            if len(tables) > 1:
+                self._xattr_tables[self._count] = tables
         offset, size, mode, uid, gid, major, minor = numbers
         present = (
             (offset != 0) | (size != 0) << 1 | (mode != 0) << 2 | (uid != 0) << 3
@@ -115,11 +123,13 @@ class TocWriter:
         self._records.append(
             _RECORD.pack(
                 *numbers, present, name_at, name_at + to_type, name_at + to_link,
-                name_at + to_uname, name_at + to_gname, time_at, total,
+                name_at + to_uname, name_at + to_gname, time_at, xattr_at, total,
             )
         )  # fmt: skip
         self._pieces.append(piece)
         self._count += 1
+        if not self._count % _BATCH:
+            self._end_batch()
         self._size += total + 80
         if self._size > MAX_TOC_SIZE:
             raise InvalidDataError(
@@ -132,17 +142,17 @@ class TocWriter:
 
         What is written is let go at once, so this can be done once only.
         """
-        count = self._count
-        offsets = [0] * count
+        index = self._count
+        offsets = array("I", bytes(4 * index))
         layouts: dict[tuple[int, int], TableLayout] = {}
-        for index in range(count - 1, -1, -1):
+        for record, piece in self._backwards():
+            index -= 1
             (
                 data_at, size, mode, uid, gid, major, minor, present,
-                name_at, type_at, link_at, uname_at, gname_at, time_at, total,
-            ) = _RECORD.unpack(self._records.pop())  # fmt: skip
-            piece = self._pieces.pop()
-            tables = self._xattr_tables.get(index)
-            if tables:
+                name_at, type_at, link_at, uname_at, gname_at, time_at, xattr_at, total,
+            ) = record  # fmt: skip
+            if xattr_at:
+                tables = self._xattr_tables.get(index) or (xattr_at,)
                 total = self._write_xattrs(builder, piece, tables)
             else:
                 builder.raw(piece)
@@ -162,7 +172,24 @@ class TocWriter:
             )  # fmt: skip
         return builder.table(REFERENCE, (0,), (builder.offset_vector(offsets),))
 
-    def _write_xattrs(self, builder: Builder, piece: bytes, tables: int | list[int]) -> int:
+    def _end_batch(self) -> None:
+        self._batches.append((b"".join(self._pieces), b"".join(self._records)))
+        self._pieces.clear()
+        self._records.clear()
+
+    def _backwards(self) -> Iterator[tuple[tuple[Any, ...], bytes]]:
+        """The records and the pieces of all files, last to first; each batch is let go."""
+        self._end_batch()
+        while self._batches:
+            pieces, records = self._batches.pop()
+            end = len(pieces)
+            for at in range(len(records) - _RECORD.size, -1, -_RECORD.size):
+                record = _RECORD.unpack_from(records, at)
+                begin = end - record[-1]
+                yield record, pieces[begin:end]
+                end = begin
+
+    def _write_xattrs(self, builder: Builder, piece: bytes, tables: Sequence[int]) -> int:
         """Writes a piece with xattrs; returns its length, to the start of the vector."""
         base = builder.size
         vtable = self._xattr_vtable
@@ -181,7 +208,7 @@ class TocWriter:
             self._xattr_vtable = builder.vtable(_XATTR_KINDS, _XATTR_IDS)
             return vector - base
         total = len(piece)
-        for table in (tables,) if isinstance(tables, int) else tables:
+        for table in tables:
             at = total - table
             reference = (vtable - base - table).to_bytes(4, "little", signed=True)
             piece = piece[:at] + reference + piece[at + 4 :]
@@ -198,9 +225,7 @@ def _middle(
     return b"".join(reversed(pieces)), to_type, to_link, to_uname, to_gname
 
 
-def _with_xattrs(
-    piece: bytes, xattrs: Sequence[tuple[bytes, bytes]]
-) -> tuple[bytes, int | list[int]]:
+def _with_xattrs(piece: bytes, xattrs: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, list[int]]:
     """A file's piece with its xattrs before it, and the offsets of their tables from its end."""
     parts = [piece]
     tables = []
@@ -219,7 +244,7 @@ def _with_xattrs(
         at += 12 + value_span + key_size + 8 - (key_size & 3)
         tables.append(at)
     if len(tables) == 1:
-        return b"\1\0\0\0\4\0\0\0" + parts[1] + piece, at
+        return b"\1\0\0\0\4\0\0\0" + parts[1] + piece, tables
     count = len(tables)
     first = at + 4 * count
     references = [first - 4 * i - table for i, table in enumerate(tables)]

@@ -110,9 +110,11 @@ class Spans:
         return max(0, bisect_right(self.starts, offset) - 1)
 
 
-def encode_gzip(span_size: int, checkpoints: Sequence[tuple[int, int, int, bytes]]) -> list[bytes]:
+def encode_gzip(
+    span_size: int, checkpoints: Sequence[tuple[int, int, int, bytes | memoryview]]
+) -> list[bytes | memoryview]:
     """The blob for gzip as parts to be joined; a checkpoint is (compressed, uncompressed, bits, window)."""
-    parts = [_HEADER.pack(len(checkpoints), span_size)]
+    parts: list[bytes | memoryview] = [_HEADER.pack(len(checkpoints), span_size)]
     for compressed, uncompressed, bits, window in checkpoints:
         parts.append(_CHECKPOINT.pack(compressed, uncompressed, bits))
         parts.append(window)

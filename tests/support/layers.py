@@ -362,7 +362,7 @@ def gzip_ztoc(
     size: int = 1 << 20,
     uncompressed_size: int = 1 << 20,
     digests: Sequence[bytes] | None = None,
-    blob: Sequence[bytes] | None = None,
+    blob: Sequence[bytes | memoryview] | None = None,
 ) -> bytes:
     """A zTOC for a gzip layer, with all parts as given."""
     return encode_ztoc(
@@ -371,7 +371,7 @@ def gzip_ztoc(
         compression=Compression.GZIP,
         compressed_size=size,
         uncompressed_size=uncompressed_size,
-        checkpoints=encode_gzip(65536, checkpoints) if blob is None else blob,
+        checkpoints=encode_gzip(65536, checkpoints) if blob is None else list(blob),
         span_digests=[DIGEST] * len(checkpoints) if digests is None else digests,
     )
 

@@ -139,3 +139,34 @@ def test_damage_in_many_places(name: str) -> None:
 
         for change in (flip, drop, repeat):
             try_it(change)
+
+
+def test_memory_of_files_and_windows_together() -> None:
+    """What is kept of files and windows takes little more than the zTOC itself, which is made out of it."""
+    script = """
+        from soci_cli.ztoc.builder import _Windows
+        from soci_cli.ztoc.codec import encode_ztoc
+        from soci_cli.ztoc.toc_writer import TocWriter
+        from soci_cli.ztoc.zinfo import encode_gzip
+        from tests.support.layers import peak_memory
+
+        COUNT = 200_000
+        before, toc, windows, points = peak_memory(), TocWriter(), _Windows(), []
+        for i in range(COUNT):
+            name = b"home/build/node_modules/package-%d/dist/lib/module_%d.js" % (i // 40, i)
+            time = b"2023-11-14T22:13:20.%09dZ" % i
+            records = ((b"mtime", b"1700000000.%09d" % i),) if i % 2 else ()
+            toc.add(name, b"reg", b"", b"", b"", time, (512 * i, 300, 420, 0, 0, 0, 0), records)
+            if not i % 170:
+                window = windows.keep(i.to_bytes(8, "little") * 4096)
+                points.append((i * 1000 + 1, i * 5000, 3, window))
+        count, blob = len(points), encode_gzip(4 << 20, points)
+        points.clear()
+        data = encode_ztoc(
+            toc, build_tool_identifier="x", compression=1, compressed_size=1, uncompressed_size=1,
+            checkpoints=blob, span_digests=[b"sha256:" + b"0" * 64] * count,
+        )
+        assert len(data) > 64 << 20, len(data)
+        print((peak_memory() - before) * 100 // len(data) << 20)
+    """
+    assert run_python(script) < 150  # percent

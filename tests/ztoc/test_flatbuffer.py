@@ -127,7 +127,7 @@ def same_bytes(
         compression=compression,
         compressed_size=compressed_size,
         uncompressed_size=uncompressed_size,
-        checkpoints=checkpoints,
+        checkpoints=list(checkpoints),
         span_digests=span_digests,
     )
     expected = oracle_ztoc(
