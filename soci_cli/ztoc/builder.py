@@ -17,7 +17,6 @@ the first place where a boundary could count, and stops at boundaries only from 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from soci_cli.ztoc.inflate import (
     Buffer,
     Inflater,
 )
+from soci_cli.ztoc.memory import Pool, Windows
 from soci_cli.ztoc.model import HOLES, WINDOW_SIZE, Compression
 from soci_cli.ztoc.tar import REGULAR, TarScanner
 from soci_cli.ztoc.toc_writer import TocWriter
@@ -48,8 +48,6 @@ _INPUT_SIZE = 1 << 20
 _INPUT_COUNT = 4
 _OUTPUT_SIZE = 1 << 20
 _OUTPUT_COUNT = 3
-_WINDOWS = 32  # that are kept in one piece of memory
-_FIRST = 64 << 10  # bytes of the first of each, so that small layers take little time
 _MAX_CHECKPOINTS = MAX_ZTOC_SIZE // (WINDOW_SIZE + 17 + 71)
 # Every empty block before the first output is a checkpoint, five bytes that cost 32 KiB.
 _MAX_EMPTY_CHECKPOINTS = 1024
@@ -253,7 +251,7 @@ def _scan_gzip(
     last = 0  # `total` at the last checkpoint
     filled = 0  # bytes in the current output buffer
     ended = False  # after a member, before the next
-    windows = _Windows()
+    windows = Windows()
     output = worker.output_buffer()
     size = output.view.nbytes - WINDOW_SIZE
     with Inflater(GZIP) as inflater:
@@ -310,46 +308,6 @@ def _scan_gzip(
     return checkpoints
 
 
-class _Windows:
-    """Windows in memory that goes back to the system with them, as that of many small pieces does not."""
-
-    def __init__(self) -> None:
-        self._room = memoryview(b"")
-
-    def keep(self, window: bytes | memoryview) -> memoryview:
-        """A copy of it."""
-        if not self._room.nbytes:
-            self._room = memoryview(mmap.mmap(-1, _WINDOWS * WINDOW_SIZE))
-        kept, self._room = self._room[:WINDOW_SIZE], self._room[WINDOW_SIZE:]
-        kept[:] = window
-        return kept
-
-
-class _Pool:
-    """Buffers that are made when they are needed; the first one is small, and is not used again."""
-
-    def __init__(self, count: int, size: int) -> None:
-        self.is_used = False
-        self._unmade = count
-        self._size = size
-        self._free: SimpleQueue[Buffer] = SimpleQueue()
-
-    def take(self) -> Buffer:
-        """A free buffer, waited for."""
-        if not self.is_used:
-            self.is_used = True
-            return Buffer(min(_FIRST, self._size))
-        if self._unmade:
-            self._unmade -= 1
-            return Buffer(self._size)
-        return self._free.get()
-
-    def give(self, buffer: Buffer) -> None:
-        """It is free again."""
-        if buffer.view.nbytes == self._size:
-            self._free.put(buffer)
-
-
 class _Worker:
     """A thread that hashes, passes on and scans what the reading thread hands over, in order.
 
@@ -373,8 +331,8 @@ class _Worker:
         self._sink = sink
         self._error: BaseException | None = None
         self._scan_error: InvalidDataError | None = None
-        self._inputs = _Pool(_INPUT_COUNT, _INPUT_SIZE)
-        self._outputs = _Pool(_OUTPUT_COUNT, WINDOW_SIZE + _OUTPUT_SIZE)
+        self._inputs = Pool(_INPUT_COUNT, _INPUT_SIZE)
+        self._outputs = Pool(_OUTPUT_COUNT, WINDOW_SIZE + _OUTPUT_SIZE)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -388,7 +346,7 @@ class _Worker:
         """A free buffer: WINDOW_SIZE bytes of history, then room for output."""
         return self._free(self._outputs)
 
-    def _free(self, pool: _Pool) -> Buffer:
+    def _free(self, pool: Pool) -> Buffer:
         if pool.is_used and self._thread is None:
             self._thread = threading.Thread(target=self._work, name="ztoc-worker", daemon=True)
             self._thread.start()

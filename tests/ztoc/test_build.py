@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 
 from soci_cli.errors import IntegrityError, InvalidDataError, SociError
-from soci_cli.ztoc import Compression, LayerReader, builder, decode_ztoc
+from soci_cli.ztoc import Compression, LayerReader, builder, decode_ztoc, memory
 from soci_cli.ztoc.inflate import Buffer, backend
 from tests.support.layers import (
     build,
@@ -295,7 +295,7 @@ def test_a_small_layer_is_made_in_this_thread(monkeypatch: pytest.MonkeyPatch) -
 
     archive = make_tar([("f", b"x" * 1000)])
     expected = [build(layer).data for layer in (gz(archive), gz(archive[:512]) + gz(archive[512:]))]
-    monkeypatch.setattr(builder, "Buffer", Counted)
+    monkeypatch.setattr(memory, "Buffer", Counted)
     monkeypatch.setattr(threading, "Thread", None)
     found = [build(layer).data for layer in (gz(archive), gz(archive[:512]) + gz(archive[512:]))]
     assert found == expected

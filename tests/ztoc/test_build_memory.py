@@ -144,14 +144,14 @@ def test_damage_in_many_places(name: str) -> None:
 def test_memory_of_files_and_windows_together() -> None:
     """What is kept of files and windows takes little more than the zTOC itself, which is made out of it."""
     script = """
-        from soci_cli.ztoc.builder import _Windows
         from soci_cli.ztoc.codec import encode_ztoc
+        from soci_cli.ztoc.memory import Windows
         from soci_cli.ztoc.toc_writer import TocWriter
         from soci_cli.ztoc.zinfo import encode_gzip
         from tests.support.layers import peak_memory
 
         COUNT = 200_000
-        before, toc, windows, points = peak_memory(), TocWriter(), _Windows(), []
+        before, toc, windows, points = peak_memory(), TocWriter(), Windows(), []
         for i in range(COUNT):
             name = b"home/build/node_modules/package-%d/dist/lib/module_%d.js" % (i // 40, i)
             time = b"2023-11-14T22:13:20.%09dZ" % i
