@@ -144,9 +144,9 @@ class Layout(Source):
 class WritableLayout(Layout, Target):
     """A layout that is written, and read back.
 
-    Blobs are written aside, checked, synced and renamed. index.json is changed under a lock by
-    `tag` alone. When its `with` ends in an error before `tag`, the blobs that it wrote are removed,
-    unless somebody else is at work there too and may count on them.
+    Blobs are written aside, checked, synced and renamed. index.json is changed under a lock, by
+    `tag` and `refer` alone. When its `with` ends in an error before `tag`, the blobs that it wrote are
+    removed, unless somebody else is at work there too and may count on them.
     """
 
     def __init__(
