@@ -13,7 +13,9 @@ from soci_cli.kernel import calls
 from soci_cli.kernel.points import mount_at
 from tests.commands.mounting import Home, both_engines, until
 from tests.commands.test_reading import BIG
+from tests.index.test_layers import sparse_tar
 from tests.support.holders import crash
+from tests.support.images import gz, make_image, sha256
 from tests.support.machine import need_erofs
 
 
@@ -95,6 +97,20 @@ def test_kernels_that_lack_something(
     assert (home.target / "usr/big").read_bytes() == BIG
     home("umount", home.target).good()
     until(lambda: home.left == [])
+
+
+def test_a_layer_that_erofs_cannot_show(home: Home) -> None:
+    """The mount is served by FUSE, and says which layer is why."""
+    layer = gz(sparse_tar(1000))
+    image = make_image(home.folder / "sparse", [layer]).root
+    home("mount", f"oci:{image}", home.target).good()
+    assert (home.target / "sparse").read_bytes() == bytes(1000)
+    (mount,) = home.mounts()
+    assert mount["engine"] == "fuse"
+    assert mount["reason"] == f"layer {sha256(layer)}: it has sparse files"
+    assert mount["reason"] in home("stats").good().text
+    home("umount", home.target).good()
+    home("mount", "--engine", "erofs", f"oci:{image}", home.target).bad(1, "it has sparse files")
 
 
 def test_engines_as_text(home: Home) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from soci_cli.errors import InvalidDataError, NotFoundError, UnsupportedLayerError
+from soci_cli.errors import InvalidDataError, NotFoundError, UnsupportedLayerError, errors_at
 from soci_cli.lazy.devices.layout import DeviceLayout
 from soci_cli.lazy.erofs import format as erofs
 from soci_cli.lazy.erofs.metadata import NO_HEAD, Attributes, Device, Directory, Inodes, next_start
@@ -197,8 +197,9 @@ def merged_tree(ztocs: Sequence[Ztoc], tags: Sequence[bytes]) -> Tree:
     inodes, limit = Inodes(), _Limit()
     layers: list[_Layer] = []
     for ztoc, tag in zip(ztocs, tags, strict=True):
-        start = next_start([layer.device for layer in layers])
-        layers.append(_Layer(ztoc, tag, inodes, limit, start, is_lowest=not layers))
+        with errors_at(layer=tag.decode("ascii", "replace")):
+            start = next_start([layer.device for layer in layers])
+            layers.append(_Layer(ztoc, tag, inodes, limit, start, is_lowest=not layers))
     return Tree(
         _Merging(layers, inodes, limit).run(),
         inodes,
