@@ -232,6 +232,11 @@ class LazyLayers(Closing):
         """See `Layers.usage`."""
         return Usage(*self._cache.occupied(_record_of(snapshot).layer.descriptor.digest))
 
+    def owner(self, snapshot: Snapshot) -> tuple[int, int]:
+        """See `Layers.owner`."""
+        record = _record_of(snapshot)
+        return record.user, record.group
+
     def samples(self) -> list[Sample]:
         """What can be measured of the layers that are mounted."""
         return mount_samples(self._mounts.of(OWNER), self._cache)

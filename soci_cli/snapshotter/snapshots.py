@@ -88,6 +88,9 @@ class Layers(Protocol):
     def usage(self, snapshot: Snapshot) -> Usage:
         """What a lazy layer occupies on this disk."""
 
+    def owner(self, snapshot: Snapshot) -> tuple[int, int]:
+        """The user and group of the root of a lazy layer, which is not asked for it."""
+
     def forget(self, snapshot: Snapshot, left: Sequence[Snapshot]) -> None:
         """Removes what is kept of a lazy layer whose snapshot is gone, but for what those `left` need.
 
@@ -113,6 +116,10 @@ class NoLayers:
     def usage(self, snapshot: Snapshot) -> Usage:
         """See `Layers.usage`."""
         return snapshot.usage
+
+    def owner(self, snapshot: Snapshot) -> tuple[int, int]:
+        """See `Layers.owner`."""
+        return 0, 0
 
     def forget(self, snapshot: Snapshot, left: Sequence[Snapshot]) -> None:
         """See `Layers.forget`."""
@@ -259,15 +266,16 @@ class Snapshotter(Closing):
     ) -> tuple[Snapshot, list[Mount]]:
         snapshot = self.metadata.create(kind, key, parent, labels)
         try:
-            self._make_folder(snapshot)
             chain = self.metadata.chain(key)
+            self._make_folder(snapshot, chain[1:2])
             return snapshot, self._mounts(chain)
         except BaseException:
             with suppress(SociError):
                 self.remove(key)
             raise
 
-    def _make_folder(self, snapshot: Snapshot) -> None:
+    def _make_folder(self, snapshot: Snapshot, parent: Sequence[Snapshot]) -> None:
+        """Makes a snapshot's folder; its root belongs to whom its `parent`'s, if it has one, does."""
         folder = self._folder / str(snapshot.id)
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -275,12 +283,20 @@ class Snapshotter(Closing):
             if not files.exists():
                 files.mkdir(mode=0o755)
                 files.chmod(0o755)  # whatever the umask says
+                for one in parent:
+                    os.chown(files, *self._owner(one))
             if snapshot.kind is Kind.ACTIVE:
                 work = folder / WORK
                 work.mkdir(mode=0o711, exist_ok=True)
                 work.chmod(0o711)
         except OSError as error:
             raise StorageError(f"{error.filename}: {error.strerror}") from error
+
+    def _owner(self, snapshot: Snapshot) -> tuple[int, int]:
+        if snapshot.layer:
+            return self._layers.owner(snapshot)
+        status = self.files(snapshot).stat()
+        return status.st_uid, status.st_gid
 
     def _mounts(self, chain: Sequence[Snapshot]) -> list[Mount]:
         """What to mount for an active snapshot or a view, the first of `chain`."""
@@ -318,7 +334,7 @@ class Snapshotter(Closing):
         """Makes the folders whose making was interrupted."""
         for snapshot in self.metadata.all():
             if snapshot.kind is not Kind.COMMITTED:
-                self._make_folder(snapshot)
+                self._make_folder(snapshot, self.metadata.chain(snapshot.name)[1:2])
 
     def _remove_all(self) -> None:
         while (one := self._removed.get()) is not None:

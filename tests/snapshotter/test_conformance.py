@@ -380,3 +380,11 @@ def test_a_thousand_are_listed_quickly(api: Api) -> None:
     begin = time.monotonic()
     assert len(list(api.walk([]))) == 1000
     assert time.monotonic() - begin < 5  # 0.02 s where nothing else runs
+
+
+def test_the_root_belongs_to_whom_the_lower_one_does(api: Api, at: Path) -> None:
+    with mounted(api.prepare("changing", "", {}), at) as root:
+        os.chown(root, 5, 6)
+    api.commit("changing", "base", {})
+    with mounted(api.prepare("above", "base", {}), at) as root:
+        assert (root.stat().st_uid, root.stat().st_gid) == (5, 6)
