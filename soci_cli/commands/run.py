@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from soci_cli.commands.app import App
+from soci_cli.commands.containers import own_containers
 from soci_cli.commands.flags import flags_without_version, pass_app
 from soci_cli.commands.image_reading import drawing, image_request
 from soci_cli.commands.registry_flags import RegistryFlags, registry_flags
 from soci_cli.commands.run_flags import FAILED, RunCommand, run_flags, run_request
 from soci_cli.errors import SociError, StateError, UsageError
 from soci_cli.lazy.mounts.client import HostFinder
-from soci_cli.lazy.mounts.records import CONTAINERS, state_root
+from soci_cli.lazy.mounts.records import CONTAINERS
 from soci_cli.lazy.mounts.request import ImageRequest, MountRequest
 from soci_cli.lazy.mounts.sharing import host_key
-from soci_cli.run.containers import Containers
-from soci_cli.run.running import make_container, run_attached
+from soci_cli.run.running import make_container, run_attached, run_detached
 from soci_cli.run.runtime import find_runtimes, has_apparmor, has_cgroups
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def _run(
         app.output.note("--security-opt apparmor: this kernel has no AppArmor, so it does nothing")
         options = dataclasses.replace(request.options, apparmor=None)
         request = dataclasses.replace(request, options=options)
-    stdin = _descriptor(sys.stdin) if flags["interactive"] else None
+    is_attached = not flags["detach"]
+    stdin = _descriptor(sys.stdin) if flags["interactive"] and is_attached else None
     if flags["terminal"] and stdin is not None and not os.isatty(stdin):
         raise UsageError("-t: stdin is no terminal; leave out -t, or -i")
     runtimes = find_runtimes(request.runtime, cgroups=has_cgroups())
-    state = state_root(os.environ).absolute()
-    containers = Containers(state)
-    containers.sweep()
+    containers = own_containers()
+    state = containers.root.parent
     place = app.place(name)
     image = image_request(app, place, flags["platform_name"], flags["soci_index_digest"], registry)
     current = _pulled(app, place, image, flags, registry)
@@ -89,8 +89,12 @@ def _run(
             asked = _mount_request(app, image, target, state)
             return host.mount(asked, observer, app.output.log_line)
 
-        prepared = make_container(containers, request, image, current, mount)
-    return run_attached(containers, prepared, request, runtimes, (stdin, 1, 2), app.output.note)
+        prepared = make_container(containers, request, runtimes, image, current, mount)
+    if not is_attached:
+        run_detached(prepared, state, app.output.note)
+        app.output.result(prepared.folder.name)
+        return 0
+    return run_attached(containers, prepared, (stdin, 1, 2), app.output.note)
 
 
 def _mount_request(app: App, image: ImageRequest, target: Path, state: Path) -> MountRequest:

@@ -13,6 +13,8 @@ import click
 from soci_cli.errors import UsageError
 from soci_cli.run import seccomp
 from soci_cli.run.bundle import RunRequest
+from soci_cli.run.containers import check_name
+from soci_cli.run.control import parse_signal
 from soci_cli.run.runtime import NAMES
 from soci_cli.run.spec import ContainerOptions, Limits, Mount
 from soci_cli.text import quote
@@ -51,10 +53,18 @@ _OPTIONS = (
     click.option("-i", "--interactive", is_flag=True, help="Give the container this stdin."),
     click.option("-t", "--tty", "terminal", is_flag=True, help="Give the container a terminal."),
     click.option(
-        "--rm",
-        "remove",
+        "-d",
+        "--detach",
         is_flag=True,
-        help="Remove the container at its end; without it too, so far.",
+        help="Run it in the background, and print its id: see soci ps, logs, stop and rm.",
+    ),
+    click.option("--rm", "remove", is_flag=True, help="Remove the container at its end."),
+    click.option("--name", metavar="NAME", help="The container's name."),
+    click.option("-l", "--label", "labels", metavar="NAME[=VALUE]", multiple=True, help="A label."),
+    click.option(
+        "--stop-signal",
+        metavar="SIGNAL",
+        help="What soci stop sends. Default: the image's, or TERM.",
     ),
     click.option(
         "-e",
@@ -170,10 +180,15 @@ def run_request(
     )
     return RunRequest(
         options,
+        name=None if flags["name"] is None else check_name(flags["name"]),
+        labels=tuple(_label(text) for text in flags["labels"]),
+        stop_signal=flags["stop_signal"] and parse_signal(flags["stop_signal"]).name,
         cap_add=flags["cap_add"],
         cap_drop=flags["cap_drop"],
         seccomp=security.get("seccomp"),
         runtime=flags["runtime"],
+        keep=not flags["remove"],
+        stdin=flags["interactive"],
     )
 
 
@@ -271,3 +286,10 @@ def _profile(path: Path) -> dict[str, Any]:
         return seccomp.parse_profile(path.read_bytes(), str(path))
     except OSError as error:
         raise UsageError(f"--security-opt: {path}: {error.strerror}") from error
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name:
+        raise UsageError(f"--label: {quote(text)} is no NAME=VALUE")
+    return name, value

@@ -183,6 +183,17 @@ class Folders(Generic[_R]):
         """One that another process made and locked; `lock` is a descriptor of its lock."""
         return OwnFolder(self.root / name, self._name, lock)
 
+    def take(self, folder: Folder) -> OwnFolder | None:
+        """One whose process has ended, now in this one's hands; None where another one has it."""
+        try:
+            lock = os.open(folder.path / _LOCK, os.O_RDWR | _OPEN)
+        except OSError:
+            return None
+        if not _try_lock(lock):
+            os.close(lock)
+            return None
+        return OwnFolder(folder.path, self._name, lock)
+
     def all(self) -> list[tuple[Folder, _R]]:
         """All whose records can be read. StorageError for a root that cannot be trusted."""
         found = ((folder, self.read(folder)) for folder in self._folders())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,9 @@ from soci_cli.errors import StateError, StorageError
 from soci_cli.processes.folder import OwnFolder
 from soci_cli.run import capabilities, seccomp
 from soci_cli.run.containers import ContainerRecord, Containers, bundle_of
-from soci_cli.run.image_config import ImageConfig
 from soci_cli.run.images import ImageMount
 from soci_cli.run.rootfs import check_program, mount_rootfs, user_of
-from soci_cli.run.runtime import has_cgroups, has_unified_cgroups
+from soci_cli.run.runtime import Runtime, has_cgroups, has_unified_cgroups
 from soci_cli.run.spec import (
     ContainerOptions,
     Surroundings,
@@ -24,7 +24,6 @@ from soci_cli.run.spec import (
     environment_of,
     runtime_spec,
 )
-from soci_cli.run.users import User
 
 _LOCAL = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -32,6 +31,8 @@ _LOCAL = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 @dataclass(frozen=True)
 class RunRequest:
     """A container that is to be started; `stop_signal` to `runtime` are None, or empty, where nobody said.
+
+    It is to `keep` when it has ended; with `stdin` it has one.
 
     Of `seccomp`, a profile in Docker's format, None is the usual one where this machine has it, and {} is
     none.
@@ -45,6 +46,24 @@ class RunRequest:
     cap_drop: tuple[str, ...] = ()
     seccomp: dict[str, object] | None = None
     runtime: str | None = None
+    keep: bool = False
+    stdin: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the monitor of a container is told of it, as plain data.
+
+    `covered` are folders that something is mounted at; `runtimes` are tried in this order.
+    """
+
+    record: ContainerRecord
+    environment: Mapping[str, str]
+    cwd: str
+    covered: tuple[str, ...]
+    terminal: bool
+    stdin: bool
+    runtimes: tuple[Runtime, ...]
 
 
 @dataclass(frozen=True)
@@ -52,30 +71,30 @@ class Prepared:
     """A container that can be started."""
 
     folder: OwnFolder
-    record: ContainerRecord
-    config: ImageConfig
-    user: User
-    environment: dict[str, str]
-    cwd: str
+    start: Start
 
     @property
     def bundle(self) -> Path:
         """The folder with config.json and rootfs."""
         return bundle_of(self.folder)
 
-    def check_program(self, request: RunRequest) -> None:
+    def check_program(self) -> None:
         """Raises why its program cannot be there or be started, where that is so."""
-        covered = ["/dev", "/proc", "/sys", *(one.target for one in request.options.mounts)]
-        program = arguments_of(self.config, request.options)[0]
-        check_program(self.bundle / "rootfs", program, self.environment, self.cwd, covered)
+        start, rootfs = self.start, self.bundle / "rootfs"
+        check_program(rootfs, start.record.command[0], start.environment, start.cwd, start.covered)
 
 
-def claim(containers: Containers, request: RunRequest, image: ImageMount) -> OwnFolder:
+def claim(
+    containers: Containers, request: RunRequest, image: ImageMount
+) -> tuple[OwnFolder, ContainerRecord]:
     """The folder of a new container, so that its image stays mounted. UsageError, StorageError."""
-    return containers.claim(_record(request, image))
+    record = _record(request, image)
+    return containers.claim(record), record
 
 
-def prepare(folder: OwnFolder, request: RunRequest, image: ImageMount) -> Prepared:
+def prepare(
+    folder: OwnFolder, request: RunRequest, image: ImageMount, runtimes: Sequence[Runtime]
+) -> Prepared:
     """Mounts the root file system of a container and writes its config.json.
 
     Raises UsageError and StateError for what image or machine cannot give, MountError and StorageError.
@@ -112,14 +131,16 @@ def prepare(folder: OwnFolder, request: RunRequest, image: ImageMount) -> Prepar
         (bundle / "config.json").write_text(json.dumps(spec), "ascii")
     except OSError as error:
         raise StorageError(f"{folder.path}: {error.strerror or error}") from error
-    return Prepared(
-        folder,
+    start = Start(
         _record(request, image),
-        config,
-        user,
         environment_of(config, options, user, hostname),
         spec["process"]["cwd"],
+        ("/dev", "/proc", "/sys", *(one.target for one in options.mounts)),
+        options.terminal,
+        request.stdin,
+        tuple(runtimes),
     )
+    return Prepared(folder, start)
 
 
 def _record(request: RunRequest, image: ImageMount) -> ContainerRecord:
@@ -131,6 +152,7 @@ def _record(request: RunRequest, image: ImageMount) -> ContainerRecord:
         command=arguments_of(image.config, request.options),
         created=time.time(),
         stop_signal=request.stop_signal or image.config.stop_signal,
+        keep=request.keep,
         labels={**image.config.labels, **dict(request.labels)},
     )
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 
 from soci_cli.kernel import calls
 from soci_cli.processes.identity import process_of
-from soci_cli.run.bundle import Prepared, RunRequest
+from soci_cli.run.bundle import Prepared
 from soci_cli.run.runtime import Runtime, StartError
 from soci_cli.run.streams import Streams
 from soci_cli.run.terminal import ContainerTerminal
@@ -28,20 +28,17 @@ ContainerStreams = Streams | ContainerTerminal
 class Monitor:
     """Starts a prepared container and waits for it; in the main thread, to pass signals on."""
 
-    def __init__(
-        self, prepared: Prepared, request: RunRequest, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, prepared: Prepared, note: Callable[[str], None]) -> None:
         """`note` is told of a runtime that did not work, where another one did."""
         self._prepared = prepared
-        self._request = request
         self._note = note
+        self.record = prepared.start.record
+        """What is written down of it."""
         self._pid = 0
         self._waiting: list[int] = []
         self._asked = 0
 
-    def start(
-        self, runtimes: Sequence[Runtime], make_streams: Callable[[], ContainerStreams]
-    ) -> ContainerStreams:
+    def start(self, make_streams: Callable[[], ContainerStreams]) -> ContainerStreams:
         """Starts it with the first runtime that can; its streams, which nobody copies yet.
 
         Each runtime is given new ones. Raises NoProgramError and NotExecutableError where it is the
@@ -49,7 +46,7 @@ class Monitor:
         """
         calls.become_subreaper()
         failed: StartError | None = None
-        for runtime in runtimes:
+        for runtime in self._prepared.start.runtimes:
             self._write(runtime)
             streams = make_streams()
             try:
@@ -61,7 +58,7 @@ class Monitor:
                 )
             except StartError as error:
                 streams.close()  # with what the runtime wrote into them
-                self._prepared.check_program(self._request)
+                self._prepared.check_program()
                 failed = failed or error
                 continue
             streams.close_theirs()
@@ -111,8 +108,8 @@ class Monitor:
     def _write(self, runtime: Runtime) -> None:
         """Writes down which runtime it is, and which process, for who finds it without this monitor."""
         process = process_of(self._pid) if self._pid else None
-        record = replace(
-            self._prepared.record,
+        self.record = replace(
+            self.record,
             runtime=runtime.name,
             runtime_program=runtime.program,
             runtime_options=runtime.options,
@@ -120,4 +117,4 @@ class Monitor:
             process_started=process.started if process else 0,
             boot_id=process.boot_id if process else "",
         )
-        self._prepared.folder.write(record)
+        self._prepared.folder.write(self.record)

@@ -223,7 +223,7 @@ def test_signals(home: Home, shell_image: str) -> None:
     script = (
         "trap 'echo term; exit 5' TERM; trap 'echo usr' USR1; echo up; while :; do sleep 0.05; done"
     )
-    started = home.start("run", "-q", shell_image, "sh", "-c", script)
+    started = home.start("run", "--rm", "-q", shell_image, "sh", "-c", script)
     assert started.stdout is not None
     assert started.stdout.readline() == b"up\n"
     started.send_signal(signal.SIGUSR1)
@@ -236,7 +236,7 @@ def test_signals(home: Home, shell_image: str) -> None:
 
 def test_the_third_request_to_end_is_none(home: Home, shell_image: str) -> None:
     started = home.start(
-        "run", "-q", shell_image, "sh", "-c", "trap '' INT; echo up; exec sleep 100"
+        "run", "--rm", "-q", shell_image, "sh", "-c", "trap '' INT; echo up; exec sleep 100"
     )
     assert started.stdout is not None
     assert started.stdout.readline() == b"up\n"
@@ -253,7 +253,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_killed_command_leaves_nothing_for_long(home: Home, shell_image: str) -> None:
-    started = home.start("run", "-q", shell_image, "sh", "-c", "echo up; sleep 100")
+    started = home.start("run", "--rm", "-q", shell_image, "sh", "-c", "echo up; sleep 100")
     assert started.stdout is not None
     assert started.stdout.readline() == b"up\n"
     (record,) = state(home).glob("containers/[!.]*/container.json")
