@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,22 @@ def _ztoc(image: Published) -> bytes:
         one for one in index["layers"] if one["annotations"].get(annotation) == image.layers[0]
     )
     return image.blob(blob["digest"])
+
+
+def test_a_disk_that_is_full(
+    image: Published, small_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Lazy layers are pulled and read all the same, from memory."""
+    disk = small_disk("2m")
+    with Daemon(disk / "daemon", config=CONFIG) as daemon, Client(daemon.address) as client:
+        filler = disk / "filler"
+        with suppress(OSError):
+            filler.write_bytes(bytes(1_300_000))
+        top = pull(client, image)[-1]
+        lines = [one for one in daemon.lines() if one.get("remote-snapshot-prepared") == "true"]
+        assert [bool(one.get("ztoc")) for one in lines] == [True, True, False]
+        free = os.statvfs(disk)
+        assert free.f_bavail * free.f_frsize < len(DATA)
+        with mounted(client.view("view", top, {}), tmp_path / "view") as root:
+            assert digest_of(root / "data/noise") == hashlib.sha256(DATA).hexdigest()
+            digest_of(root / "bin/sha256sum")
