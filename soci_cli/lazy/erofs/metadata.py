@@ -76,7 +76,6 @@ class Inodes:
     xattrs: dict[int, bytes] = field(default_factory=dict)
     targets: dict[int, bytes] = field(default_factory=dict)
     shared: set[int] = field(default_factory=set)
-    _used: bytearray = field(default_factory=bytearray)
 
     def add(self, mode: int, size: int = 0, place: int = 0) -> int:
         """Adds an inode of root's; its number. `mode` is that of stat(2)."""
@@ -91,16 +90,6 @@ class Inodes:
     def head(self, number: int) -> tuple[int, ...]:
         """The fields of an inode, as `format.INODE` has them."""
         return erofs.INODE.unpack_from(self.heads, number * _INODE_SIZE)
-
-    def use(self, number: int) -> int:
-        """An inode gets one more name; its number."""
-        used = self._used
-        if number >= len(used):
-            used.extend(bytes(len(self) - len(used)))
-        if used[number]:
-            self.shared.add(number)
-        used[number] = 1
-        return number
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ class _Layer:
     ) -> None:
         """Adds the inodes of a layer whose device begins at block `start`."""
         self._is_lowest = is_lowest
-        if ztoc.files.contains(SPARSE_PREFIX):
+        if ztoc.files.contains(SPARSE_PREFIX) and any(
+            key.startswith(SPARSE_PREFIX) for file in ztoc.files for key, _ in file.xattrs
+        ):
             raise UnsupportedLayerError("it has sparse files")
         self.first = len(inodes)
         limit.take(len(ztoc.files))
@@ -118,6 +120,7 @@ class _Layer:
                     )
                 entry = target
                 type_ = types[first + entry]
+                inodes.shared.add(first + entry)
             if len(name) <= erofs.MAX_NAME:
                 yield name, entry, type_
 
@@ -262,7 +265,7 @@ class _Merging:
                     own += self._below(path, name, parts, at)
                 directory.children[name] = self._directory(directory, below, own)
             elif type_ != _HIDDEN:
-                directory.children[name] = self._inodes.use(layer.first + entry)
+                directory.children[name] = layer.first + entry
 
     def _below(self, path: bytes, name: bytes, parts: list[_Part], at: int) -> Iterator[_Part]:
         """What the layers below the one of a part have of a directory in it."""
@@ -299,6 +302,7 @@ class _Single:
         self._limit = limit
         self._below = below
         self._whiteout = inodes.add(stat.S_IFCHR)
+        inodes.shared.add(self._whiteout)
         # With them whether overlayfs merges them with what is below.
         self._stack: list[tuple[bytes, Directory, bool]] = []
 
@@ -321,11 +325,11 @@ class _Single:
                     child = directory.children[name] = Directory(directory, about)
                     self._stack.append((below, child, is_merged and not is_opaque))
                 elif type_ != _HIDDEN:
-                    directory.children[name] = self._inodes.use(self._layer.first + entry)
+                    directory.children[name] = self._layer.first + entry
             # Where it has nothing to merge, overlayfs lists whiteouts as files that nobody can look up.
             for name in hidden.difference(directory.children) if is_merged else ():
                 if self._find(path + b"/" + name if path else name) is not None:
-                    directory.children[name] = self._inodes.use(self._whiteout)
+                    directory.children[name] = self._whiteout
         return root
 
     def _attributes(self, path: bytes, entry: int, is_merged: bool) -> Attributes:
