@@ -29,6 +29,7 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "convert": ("convert", "Make an image of containerd lazily loadable."),
         "cp": ("cp", "Copy files out of an image."),
         "create": ("create", "Make SOCI indexes for an image of containerd."),
+        "exec": ("exec", "Run a program in a container."),
         "images": ("image_ls", "List the images of the local store, or of containerd."),
         "kill": ("kill", "Send a signal to containers."),
         "logs": ("logs", "Print what a container has written."),
@@ -224,7 +225,7 @@ def run(arguments: Sequence[str], ahead: HostFinder | None = None) -> int:
 def _flags_as_ours(arguments: Sequence[str]) -> list[str]:
     """The arguments with two dashes before long flags, but not those of a container's program."""
     first = next((one for one in arguments if one in _COMMANDS[""] or one in _GROUPS), "")
-    count = arguments.index("run") if first == "run" else len(arguments)
+    count = arguments.index(first) if first in ("run", "exec") else len(arguments)
     return [*with_two_dashes(arguments[:count]), *arguments[count:]]
 
 

@@ -49,23 +49,9 @@ class _WrongFlagError(click.UsageError):
     exit_code = FAILED
 
 
-_OPTIONS = (
-    click.option("-i", "--interactive", is_flag=True, help="Give the container this stdin."),
-    click.option("-t", "--tty", "terminal", is_flag=True, help="Give the container a terminal."),
-    click.option(
-        "-d",
-        "--detach",
-        is_flag=True,
-        help="Run it in the background, and print its id: see soci ps, logs, stop and rm.",
-    ),
-    click.option("--rm", "remove", is_flag=True, help="Remove the container at its end."),
-    click.option("--name", metavar="NAME", help="The container's name."),
-    click.option("-l", "--label", "labels", metavar="NAME[=VALUE]", multiple=True, help="A label."),
-    click.option(
-        "--stop-signal",
-        metavar="SIGNAL",
-        help="What soci stop sends. Default: the image's, or TERM.",
-    ),
+ENVIRONMENT_OPTIONS = (
+    click.option("-i", "--interactive", is_flag=True, help="Give it this stdin."),
+    click.option("-t", "--tty", "terminal", is_flag=True, help="Give it a terminal."),
     click.option(
         "-e",
         "--env",
@@ -82,6 +68,26 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         help="Variables, one a line.",
     ),
+    click.option("-w", "--workdir", metavar="DIR", help="The folder to start in."),
+    click.option("-u", "--user", metavar="USER[:GROUP]", help="Who to be: names or numbers."),
+)
+"""What a program in a container is given."""
+
+_OPTIONS = (
+    click.option(
+        "-d",
+        "--detach",
+        is_flag=True,
+        help="Run it in the background, and print its id: see soci ps, logs, stop and rm.",
+    ),
+    click.option("--rm", "remove", is_flag=True, help="Remove the container at its end."),
+    click.option("--name", metavar="NAME", help="The container's name."),
+    click.option("-l", "--label", "labels", metavar="NAME[=VALUE]", multiple=True, help="A label."),
+    click.option(
+        "--stop-signal",
+        metavar="SIGNAL",
+        help="What soci stop sends. Default: the image's, or TERM.",
+    ),
     click.option(
         "-v",
         "--volume",
@@ -97,8 +103,6 @@ _OPTIONS = (
         multiple=True,
         help="An empty folder in memory.",
     ),
-    click.option("-w", "--workdir", metavar="DIR", help="The folder to start in."),
-    click.option("-u", "--user", metavar="USER[:GROUP]", help="Who to be: names or numbers."),
     click.option("-h", "--hostname", metavar="NAME", help="The container's host name."),
     click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's entrypoint."),
     click.option(
@@ -146,11 +150,20 @@ _OPTIONS = (
 )
 
 
+def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[_F], _F]:
+    """A decorator that gives a command options, in this order."""
+
+    def add(command: _F) -> _F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def run_flags(command: _F) -> _F:
     """All of them; `run_request` reads them."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options((*ENVIRONMENT_OPTIONS, *_OPTIONS))(command)
 
 
 def run_request(
@@ -166,7 +179,7 @@ def run_request(
     options = ContainerOptions(
         command=tuple(words),
         entrypoint=flags["entrypoint"],
-        env=tuple(_environment(flags, environ)),
+        env=tuple(environment_of_flags(flags, environ)),
         mounts=(*map(_volume, flags["volumes"]), *map(_tmpfs, flags["tmpfs"])),
         working_dir=flags["workdir"],
         user=flags["user"],
@@ -192,7 +205,8 @@ def run_request(
     )
 
 
-def _environment(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[str]:
+def environment_of_flags(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[str]:
+    """The variables of --env-file and then -e, "NAME=VALUE". UsageError."""
     for path in flags["env_files"]:
         try:
             lines = path.read_text("utf-8").splitlines()

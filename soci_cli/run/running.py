@@ -17,7 +17,7 @@ from soci_cli.processes.spawn import spawn
 from soci_cli.run.bundle import Prepared, RunRequest, claim, prepare
 from soci_cli.run.containers import Containers, output_of
 from soci_cli.run.logs import LogWriter
-from soci_cli.run.monitor import ContainerStreams, Monitor
+from soci_cli.run.monitor import ContainerStreams, Monitor, Waiter
 from soci_cli.run.rootfs import NoProgramError, NotExecutableError
 from soci_cli.run.runtime import Runtime, StartError
 from soci_cli.run.streams import Streams
@@ -63,7 +63,7 @@ def run_attached(
     """
     monitor = Monitor(prepared, note)
     monitor.forward_signals()
-    terminal = _terminal_of(stdio) if prepared.start.terminal else None
+    terminal = terminal_of(stdio) if prepared.start.terminal else None
     try:
         streams = monitor.start(lambda: _streams(prepared, terminal))
     except BaseException:
@@ -71,18 +71,32 @@ def run_attached(
         raise
     status = _KILLED
     try:
-        with ExitStack() as stack:
-            streams.follow_size()
-            if stdio[0] is not None and stdio[0] == terminal:
-                stack.enter_context(raw(terminal))
-            streams.copy_output(*stdio[1:])
-            if stdio[0] is not None:
-                streams.copy_input(stdio[0])
-            status = monitor.wait()
-            streams.finish()
+        status = attend(monitor, streams, stdio, terminal)
     finally:
         containers.finish(prepared.folder, monitor.record, status)
     return status
+
+
+def attend(
+    waiter: Waiter,
+    streams: ContainerStreams,
+    stdio: tuple[int | None, int, int],
+    terminal: int | None,
+) -> int:
+    """Copies the streams of a process from and to `stdio` until its end; its exit status.
+
+    `terminal` is the user's, where the process has one, too.
+    """
+    with ExitStack() as stack:
+        streams.follow_size()
+        if stdio[0] is not None and stdio[0] == terminal:
+            stack.enter_context(raw(terminal))
+        streams.copy_output(*stdio[1:])
+        if stdio[0] is not None:
+            streams.copy_input(stdio[0])
+        status = waiter.wait()
+        streams.finish()
+        return status
 
 
 def run_detached(prepared: Prepared, state: Path, note: Callable[[str], None]) -> None:
@@ -135,6 +149,6 @@ def _streams(prepared: Prepared, terminal: int | None) -> ContainerStreams:
     return Streams(stdin=prepared.start.stdin)
 
 
-def _terminal_of(stdio: Iterable[int | None]) -> int | None:
+def terminal_of(stdio: Iterable[int | None]) -> int | None:
     """The user's terminal, if any of the descriptors is one."""
     return next((fd for fd in stdio if fd is not None and os.isatty(fd)), None)

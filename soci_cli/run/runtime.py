@@ -22,7 +22,7 @@ _PATIENCE = 30.0
 
 
 class StartError(StateError):
-    """A runtime did not start a container."""
+    """A runtime did not start a container, or a process in one."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,39 @@ class Runtime:
         That becomes a child of the nearest subreaper. `stdio` are the descriptors of its stdin, stdout and
         stderr; with a `console` its terminal is sent there. StartError.
         """
-        pid_file, log = bundle / "pid", bundle / "log"
+        where = ["--bundle", str(bundle)]
+        try:
+            return self._launch("run", container, bundle, bundle, where, stdio, console)
+        except StartError:
+            self.delete(container, bundle)
+            raise
+
+    def execute(
+        self,
+        container: str,
+        bundle: Path,
+        folder: Path,
+        stdio: Sequence[int],
+        console: Path | None = None,
+    ) -> int:
+        """As `start`, one more process in a container: what `process.json` in a folder says. StartError."""
+        what = ["--process", str(folder / "process.json")]
+        return self._launch("exec", container, bundle, folder, what, stdio, console)
+
+    def _launch(
+        self,
+        verb: str,
+        container: str,
+        bundle: Path,
+        folder: Path,
+        more: Sequence[str],
+        stdio: Sequence[int],
+        console: Path | None,
+    ) -> int:
+        pid_file, log = folder / "pid", folder / "log"
         log.unlink(missing_ok=True)
-        command = [
-            *self._base(bundle),
-            "--log",
-            str(log),
-            "--log-format",
-            "json",
-            "run",
-            "--detach",
-        ]
-        command += ["--bundle", str(bundle), "--pid-file", str(pid_file)]
+        command = [*self._base(bundle), "--log", str(log), "--log-format", "json", verb, "--detach"]
+        command += ["--pid-file", str(pid_file), *more]
         command += ["--console-socket", str(console)] if console is not None else []
         # In a session of its own: what a terminal sends is not for the runtime.
         with subprocess.Popen(
@@ -70,8 +91,7 @@ class Runtime:
         if status == 0:
             with suppress(OSError, ValueError):
                 return int(pid_file.read_text())
-        self.delete(container, bundle)
-        raise StartError(f"{self.name} did not start the container: {_last_error(log) or status}")
+        raise StartError(f"{self.name} did not start it: {_last_error(log) or status}")
 
     def delete(self, container: str, bundle: Path) -> None:
         """Ends a container, if it runs, and removes what the runtime knows of it, and its cgroup."""
