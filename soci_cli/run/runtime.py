@@ -91,7 +91,8 @@ class Runtime:
         if status == 0:
             with suppress(OSError, ValueError):
                 return int(pid_file.read_text())
-        raise StartError(f"{self.name} did not start it: {_last_error(log) or status}")
+        what = "the container" if verb == "run" else "a program in the container"
+        raise StartError(f"{self.name} did not start {what}: {_last_error(log) or status}")
 
     def delete(self, container: str, bundle: Path) -> None:
         """Ends a container, if it runs, and removes what the runtime knows of it, and its cgroup."""
