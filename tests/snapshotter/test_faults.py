@@ -7,12 +7,13 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from soci_cli.kernel import calls
 from tests.integration.published import Published
 from tests.snapshotter.client import Client
 from tests.snapshotter.pulling import labels_of, prepare, pull
@@ -114,11 +115,18 @@ def _ztoc(image: Published) -> bytes:
     return image.blob(blob["digest"])
 
 
-def test_a_disk_that_is_full(
-    image: Published, small_disk: Callable[[str], Path], tmp_path: Path
-) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB. Who was killed lets go of it a little later, so it is detached at the end."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    calls.mount("tmpfs", "tmpfs", path, 0, "size=2m")
+    yield path
+    calls.umount2(path, calls.MNT_DETACH)
+
+
+def test_a_disk_that_is_full(image: Published, disk: Path, tmp_path: Path) -> None:
     """Lazy layers are pulled and read all the same, from memory."""
-    disk = small_disk("2m")
     with Daemon(disk / "daemon", config=CONFIG) as daemon, Client(daemon.address) as client:
         filler = disk / "filler"
         with suppress(OSError):

@@ -135,6 +135,7 @@ class Daemon(Closing):
         self.stop(signal.SIGKILL)
         for pid in self.hosts():
             crash(pid)
+        self.wait_for(lambda: not self.hosts())
         for path in self.mounted():
             calls.umount2(Path(path), calls.MNT_DETACH)
         rmtree(self._short, ignore_errors=True)
