@@ -89,7 +89,7 @@ class Monitor(Waiter):
         program's fault, else StartError.
         """
         calls.become_subreaper()
-        failed: StartError | None = None
+        failed: list[str] = []
         for runtime in self._prepared.start.runtimes:
             self._write(runtime)
             streams = make_streams()
@@ -103,14 +103,14 @@ class Monitor(Waiter):
             except StartError as error:
                 streams.close()  # with what the runtime wrote into them
                 self._prepared.check_program()
-                failed = failed or error
+                failed.append(str(error))
                 continue
             streams.close_theirs()
             self._write(runtime)
-            if failed is not None:
-                self._note(f"{failed}; {runtime.name} did")
+            if failed:
+                self._note(f"{'; '.join(failed)}; {runtime.name} did")
             return streams
-        raise failed or StartError("there is no runtime")
+        raise StartError("; ".join(failed))
 
     def _write(self, runtime: Runtime) -> None:
         """Writes down which runtime it is, and which process, for who finds it without this monitor."""

@@ -329,3 +329,12 @@ def test_other_runtimes_are_tried(home: Home, shell_image: str) -> None:
     assert done.err.count("\n") == 1
     run(home, "--runtime", "crun", shell_image).bad(125, "crun did not start the container")
     assert left(home) == []
+
+
+def test_no_runtime_can(home: Home, shell_image: str) -> None:
+    need("runc")
+    need("crun")
+    (home.folder / "wrong.json").write_text('{"defaultAction": "NO_SUCH_ACTION"}')
+    flags = ["--security-opt", "seccomp=wrong.json"]
+    run(home, *flags, shell_image).bad(125, "crun did not start", "; runc did not start")
+    assert left(home) == []
