@@ -358,6 +358,7 @@ class LayerFiles(Entries):
         links: dict[int, int] = {}
         if not self._files.contains(HARDLINK):
             return links
+        self._sorted()  # which tells where entries below symbolic links lie
         for entry in range(len(self._files)):
             if self._files.type_of(entry) != HARDLINK:
                 continue
