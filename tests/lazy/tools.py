@@ -135,6 +135,7 @@ class Place(Source):
         whole = self.blobs[descriptor.digest]
         length = len(whole) - offset if length is None else length
         data = bytearray(whole[offset : offset + length])
+        gate = self.gate  # before the test sees that there was a request
         with self._mutex:
             skipped = 0 if self._ranges else offset
             self.requests.append((offset - skipped, length + skipped))
@@ -146,8 +147,8 @@ class Place(Source):
                     data[at - offset] ^= 0xFF
                     self.damage[at] = left - 1
         time.sleep(self.delay)
-        if self.gate is not None:
-            self.gate.acquire()
+        if gate is not None:
+            gate.acquire()
         with self._mutex:
             self._busy -= 1
         if failure is not None:
