@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -85,6 +86,8 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 # The reference's other names of commands.
+_TERMINATED = 143
+_FAREWELL = 8.0  # seconds from SIGTERM to the end
 _ALIASES = {"list": "ls", "rebuild_db": "rebuild-db", "remove": "rm"}
 _GROUPS = {
     "cache": "List and remove what was fetched and is kept.",
@@ -220,6 +223,7 @@ def run(arguments: Sequence[str], ahead: HostFinder | None = None) -> int:
         return status_of(app, main)
     finally:
         app.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _flags_as_ours(arguments: Sequence[str]) -> list[str]:
@@ -230,4 +234,11 @@ def _flags_as_ours(arguments: Sequence[str]) -> list[str]:
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
-    raise SystemExit(143)
+    # What is raised here may come just after a lock was taken, which nobody gives back then.
+    signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_REAL, _FAREWELL)
+    raise SystemExit(_TERMINATED)
+
+
+def _end(_: int, __: FrameType | None) -> None:
+    os._exit(_TERMINATED)
