@@ -6,8 +6,8 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from soci_cli.errors import InvalidDataError, StorageError
@@ -87,18 +87,9 @@ class Eviction:
         if self._directory.fd < 0:
             return 0
         newest = None if older_than is None else time.time() - older_than
-        try:
-            fd = self._directory.create(_USAGE)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                before, after = self._remove(limit, limit, newest, 0.0, spared)
-                os.pwrite(fd, after.to_bytes(8, "little"), 0)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise StorageError(
-                f"the cache {self._directory.root}: {error.strerror or error}"
-            ) from error
+        with self._locked_usage() as fd:
+            before, after = self._remove(limit, limit, newest, 0.0, spared)
+            os.pwrite(fd, after.to_bytes(8, "little"), 0)
         return before - after
 
     def occupied(self, layer: str) -> tuple[int, int]:
@@ -115,32 +106,36 @@ class Eviction:
         if self._directory.fd < 0:
             return 0
         names, freed = {encoded_of(digest) for digest in digests}, 0
+        with self._locked_usage() as fd:
+            for key, status in list(self._directory.files()):
+                if names.isdisjoint(part.removesuffix(ZTOC_SUFFIX) for part in key.split("/")[1:2]):
+                    continue
+                if key.endswith(PART):
+                    self._remove_leftover(key)
+                    continue
+                with suppress(OSError):
+                    self._directory.remove(key)
+                    freed += status.st_size
+            known = os.pread(fd, 8, 0)
+            if len(known) == 8:
+                total = max(0, int.from_bytes(known, "little") - freed)
+                os.pwrite(fd, total.to_bytes(8, "little"), 0)
+        return freed
+
+    @contextmanager
+    def _locked_usage(self) -> Iterator[int]:
+        """The file with the sum of all sizes, locked. An OSError of the block is a StorageError."""
         try:
             fd = self._directory.create(_USAGE)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                for key, status in list(self._directory.files()):
-                    if names.isdisjoint(
-                        part.removesuffix(ZTOC_SUFFIX) for part in key.split("/")[1:2]
-                    ):
-                        continue
-                    if key.endswith(PART):
-                        self._remove_leftover(key)
-                        continue
-                    with suppress(OSError):
-                        self._directory.remove(key)
-                        freed += status.st_size
-                known = os.pread(fd, 8, 0)
-                if len(known) == 8:
-                    total = max(0, int.from_bytes(known, "little") - freed)
-                    os.pwrite(fd, total.to_bytes(8, "little"), 0)
+                yield fd
             finally:
                 os.close(fd)
         except OSError as error:
             raise StorageError(
                 f"the cache {self._directory.root}: {error.strerror or error}"
             ) from error
-        return freed
 
     def _lock(self, fd: int) -> bool:
         """Waits a moment for the process that evicts now, where much was written since."""
