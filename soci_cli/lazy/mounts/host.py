@@ -13,9 +13,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -290,13 +290,9 @@ class Host(Closing):
 
     def _answer_mount(self, question: MountQuestion, caller: Caller) -> str:
         """The id of the new mount's folder; "" where this process is about to end."""
-        with self._mutex:
-            if self._is_closed or self._is_ending or self._successor is not None:
-                return ""
-            self._pending += 1
         with ExitStack() as stack:
-            stack.callback(self._done)
-            caller.tell(host=self.folder.name)
+            if not stack.enter_context(self._work_for(caller)):
+                return ""
             if question.request.debug:
                 stack.callback(show_log(lambda line: caller.tell(log=line)))
             server = self.begin(question.request, RemoteObserver(caller))
@@ -312,17 +308,27 @@ class Host(Closing):
 
     def _answer_fetch(self, question: FetchQuestion, caller: Caller) -> object:
         """True; "" where this process is about to end."""
-        with self._mutex:
-            if self._is_closed or self._is_ending or self._successor is not None:
+        with self._work_for(caller) as is_wanted:
+            if not is_wanted:
                 return ""
-            self._pending += 1
-        with ExitStack() as stack:
-            stack.callback(self._done)
-            caller.tell(host=self.folder.name)
             observer, fetcher = RemoteObserver(caller), self._shared_fetcher()
-            found = stack.enter_context(opened(question.image, observer, 0, fetcher))
-            found.image.open_all()
+            with opened(question.image, observer, 0, fetcher) as found:
+                found.image.open_all()
         return True
+
+    @contextmanager
+    def _work_for(self, caller: Caller) -> Iterator[bool]:
+        """Keeps this process from ending; the value is False where it is about to."""
+        with self._mutex:
+            is_wanted = not (self._is_closed or self._is_ending or self._successor is not None)
+            self._pending += is_wanted
+        try:
+            if is_wanted:
+                caller.tell(host=self.folder.name)
+            yield is_wanted
+        finally:
+            if is_wanted:
+                self._done()
 
     def _server(self, mount: str) -> Server:
         server = self._servers.get(mount)
