@@ -62,13 +62,8 @@ def run_attached(
     `stdio` are the descriptors that its stdin, if it has any, stdout and stderr are copied from and to.
     """
     monitor = Monitor(prepared, note)
-    monitor.forward_signals()
     terminal = terminal_of(stdio) if prepared.start.terminal else None
-    try:
-        streams = monitor.start(lambda: _streams(prepared, terminal))
-    except BaseException:
-        containers.discard(prepared.folder, monitor.record)
-        raise
+    streams = _start(containers, monitor, prepared, terminal)
     status = _KILLED
     try:
         status = attend(monitor, streams, stdio, terminal)
@@ -125,12 +120,7 @@ def run_detached(prepared: Prepared, state: Path, note: Callable[[str], None]) -
 def watch(containers: Containers, prepared: Prepared, tell: Callable[..., None]) -> None:
     """Starts a container and watches it until its end, in the process that `run_detached` started."""
     monitor = Monitor(prepared, lambda text: tell(note=text))
-    monitor.forward_signals()
-    try:
-        streams = monitor.start(lambda: _streams(prepared, None))
-    except BaseException:
-        containers.discard(prepared.folder, monitor.record)
-        raise
+    streams = _start(containers, monitor, prepared, None)
     status = _KILLED
     try:
         with LogWriter(output_of(prepared.folder)) as log:
@@ -141,6 +131,18 @@ def watch(containers: Containers, prepared: Prepared, tell: Callable[..., None])
             log.finish()
     finally:
         containers.finish(prepared.folder, monitor.record, status)
+
+
+def _start(
+    containers: Containers, monitor: Monitor, prepared: Prepared, terminal: int | None
+) -> ContainerStreams:
+    """Starts a container, of which nothing is left where that fails."""
+    monitor.forward_signals()
+    try:
+        return monitor.start(lambda: _streams(prepared, terminal))
+    except BaseException:
+        containers.discard(prepared.folder, monitor.record)
+        raise
 
 
 def _streams(prepared: Prepared, terminal: int | None) -> ContainerStreams:
