@@ -27,12 +27,11 @@ from soci_cli.oci import (
     parse_manifest,
     platforms,
 )
-from soci_cli.oci.manifest import MAX_ENTRIES
+from soci_cli.oci.manifest import CONFIG_LIMIT, MAX_ENTRIES
 from soci_cli.oci.media_types import OCI_INDEX, is_index, is_manifest, layer_compression
 from soci_cli.targets import Source, Target, read_blob
 from soci_cli.targets.copy import DEPTH_LIMIT
 
-_CONFIG_LIMIT = 16 << 20
 _CLEANED = (
     "; it was not copied with the image, or a clean-up of untagged manifests removed it: copy, convert or "
     "push the image again"
@@ -297,7 +296,7 @@ def _may_be_image(descriptor: Descriptor) -> bool:
 
 def _config_platform(source: Source, manifest: Manifest) -> Platform:
     config = manifest.config
-    data = read_blob(source, config, _CONFIG_LIMIT)
+    data = read_blob(source, config, CONFIG_LIMIT)
     return parse_config_platform(data, f"config {config.digest} in {source.name}")
 
 
@@ -365,7 +364,7 @@ def diff_ids_of(source: Source, manifest: Manifest) -> Sequence[str | None]:
     """
     config = manifest.config
     what = f"config {config.digest} in {source.name}"
-    found = parse_config_diff_ids(read_blob(source, config, _CONFIG_LIMIT), what)
+    found = parse_config_diff_ids(read_blob(source, config, CONFIG_LIMIT), what)
     count = len(manifest.layers)
     return found if len(found) == count else [None] * count
 

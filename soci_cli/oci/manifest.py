@@ -27,8 +27,8 @@ from soci_cli.text import quote
 MAX_ENTRIES = 10_000
 """The most layers of a manifest, manifests of an index, or diff IDs of a config."""
 
-# A config grows with its history and labels; a manifest does not.
-_CONFIG_LIMIT = 16 * 1024 * 1024
+CONFIG_LIMIT = 16 * 1024 * 1024
+"""The most bytes of a config, which grows with its history and labels as a manifest does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def parse_config_platform(data: bytes, what: str) -> Platform:
 
     Raises InvalidDataError, starting with `what`.
     """
-    return Platform.from_json(loads(data, what, _CONFIG_LIMIT), what)
+    return Platform.from_json(loads(data, what, CONFIG_LIMIT), what)
 
 
 def parse_config_diff_ids(data: bytes, what: str) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def parse_config_diff_ids(data: bytes, what: str) -> tuple[str, ...]:
 
     Raises InvalidDataError, starting with `what`.
     """
-    rootfs = as_object(loads(data, what, _CONFIG_LIMIT), what).get("rootfs")
+    rootfs = as_object(loads(data, what, CONFIG_LIMIT), what).get("rootfs")
     if rootfs is None:
         return ()
     where = f"{what}: rootfs"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from soci_cli.errors import InvalidDataError
 from soci_cli.oci.canonical import loads
+from soci_cli.oci.manifest import CONFIG_LIMIT
 from soci_cli.oci.values import as_object, text_field, text_map_field, texts_field
 
-CONFIG_LIMIT = 16 << 20
 _MAX_TEXTS = 10_000
 
 

@@ -31,6 +31,7 @@ from soci_cli.lazy.mounts.resuming import Inherited, descriptors_of, ztoc_files
 from soci_cli.lazy.mounts.statistics import statistics
 from soci_cli.lazy.remembering import RememberingSource
 from soci_cli.oci import parse_manifest, platforms
+from soci_cli.oci.manifest import CONFIG_LIMIT
 from soci_cli.processes.folder import OwnFolder
 from soci_cli.processes.identity import this_process
 from soci_cli.processes.log import Log, LogFile
@@ -39,7 +40,6 @@ from soci_cli.targets import Source, read_blob
 
 _PATIENCE = 5.0
 _LONGEST_PAUSE = 30.0
-_CONFIG_LIMIT = 16 << 20
 
 
 class Server:
@@ -237,7 +237,7 @@ class Server:
         source, manifest = found.source, origin.manifest
         name = f"manifest {manifest.digest} in {source.name}"
         read = parse_manifest(read_blob(source, manifest), name, manifest.media_type)
-        config = read_blob(source, read.config, _CONFIG_LIMIT)
+        config = read_blob(source, read.config, CONFIG_LIMIT)
         return KeptConfig(source.resolve().digest, config.decode("utf-8", "replace"))
 
     def _write_config(self, config: KeptConfig) -> None:
