@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from soci_cli.errors import BusyError, CoveredError, MountError, NotMountedError
@@ -45,6 +46,13 @@ def unmount(target: Path, identity: MountIdentity, *, force: bool = False) -> No
         if "busy" in text.lower():
             raise _busy(target)
         raise MountError(f"{target} cannot be unmounted: {text}")
+
+
+def detach_all(folder: Path) -> None:
+    """Ends all that is mounted at a folder; who still uses it keeps it. Nobody's answer is waited for."""
+    with suppress(OSError):
+        while True:
+            calls.umount2(folder, calls.MNT_DETACH | calls.UMOUNT_NOFOLLOW)
 
 
 def unmount_below(folder: Path, is_own: Callable[[MountPoint], bool]) -> None:

@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from soci_cli.closing import Closing
 from soci_cli.errors import InvalidDataError, SociError, UnavailableError
-from soci_cli.kernel import calls
+from soci_cli.kernel.unmount import detach_all
 from soci_cli.lazy.cache import Cache
 from soci_cli.lazy.known import KnownLayer
 from soci_cli.lazy.mounts.client import HostFinder
@@ -219,7 +218,7 @@ class LazyLayers(Closing):
 
     def release(self, files: Path) -> None:
         """See `Layers.release`."""
-        _unmount(files)
+        detach_all(files)
         with self._mutex:
             name = self._served.pop(files, None)
         if name is not None:
@@ -404,10 +403,3 @@ def _record_of(snapshot: Snapshot) -> LayerRecord:
         return encoding.decode(LayerRecord, snapshot.layer, f"the layer of {snapshot.name}")
     except InvalidDataError as error:
         raise UnavailableError(str(error)) from error
-
-
-def _unmount(files: Path) -> None:
-    """Ends all that is mounted at a folder; who still uses it keeps it. Nobody's answer is waited for."""
-    with suppress(OSError):
-        while True:
-            calls.umount2(files, calls.MNT_DETACH | calls.UMOUNT_NOFOLLOW)

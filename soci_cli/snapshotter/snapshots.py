@@ -28,8 +28,8 @@ from soci_cli.errors import (
     StorageError,
     UsageError,
 )
-from soci_cli.kernel import calls
 from soci_cli.kernel.namespaces import is_initial_user_namespace
+from soci_cli.kernel.unmount import detach_all
 from soci_cli.processes.tree import remove_tree
 from soci_cli.snapshotter.filters import parse_filters
 from soci_cli.snapshotter.metadata import Kind, Metadata, Snapshot, Usage
@@ -112,6 +112,7 @@ class NoLayers:
 
     def release(self, files: Path) -> None:
         """See `Layers.release`."""
+        detach_all(files)
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """See `Layers.usage`."""
@@ -349,9 +350,6 @@ class Snapshotter(Closing):
         folder = self._folder / str(number)
         with self._removing:
             self._layers.release(folder / FILES)
-            with suppress(OSError):
-                while True:  # whatever is mounted there; who still uses it keeps it
-                    calls.umount2(folder / FILES, calls.MNT_DETACH | calls.UMOUNT_NOFOLLOW)
             remove_tree(folder)
         if folder.is_dir():
             self._log(f"{folder} cannot be removed whole")
