@@ -223,7 +223,8 @@ def run(arguments: Sequence[str], ahead: HostFinder | None = None) -> int:
         return status_of(app, main)
     finally:
         app.close()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.getsignal(signal.SIGALRM) is _end:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _flags_as_ours(arguments: Sequence[str]) -> list[str]:
